@@ -1,0 +1,6 @@
+"""Adapters: what is trained instead of the base weights."""
+
+from jaxalign.adapters import lora, selection
+
+
+__all__ = ["lora", "selection"]

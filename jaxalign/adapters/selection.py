@@ -1,0 +1,118 @@
+"""Which layers and modules are adapted, and how that cuts the layers into groups."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from jaxalign.errors import UserError, did_you_mean
+
+
+__all__ = [
+    "Group",
+    "check_targets",
+    "cut_groups",
+    "group_name",
+    "group_of_name",
+    "parse_layers",
+]
+
+Group = tuple[int, int]
+"""Half-open range of layers that share one stack of weights and one scan."""
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_SHARE = re.compile(r"(bottom|top):(\d+(?:\.\d+)?)")
+
+
+def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
+    """Read a choice of layers.
+
+    Args:
+      spec: ``all``; indices and closed ranges ``0-11,28-31``; ``bottom:8`` or ``top:8``
+        for a number of layers, ``bottom:0.75`` for a share of them (rounded).
+      num_layers: layers of the model.
+    Raises:
+      UserError: the text is no choice, names a layer twice or one that is not there, or
+        chooses none.
+    Example:
+      >>> parse_layers("0-1,5", 6)
+      (0, 1, 5)
+      >>> parse_layers("top:0.5", 4)
+      (2, 3)
+    """
+    spec = str(spec).strip()
+    last = num_layers - 1
+    if spec == "all":
+        return tuple(range(num_layers))
+    if share := _SHARE.fullmatch(spec):
+        end, text = share.groups()
+        count = round(float(text) * num_layers) if "." in text else int(text)
+        if not 1 <= count <= num_layers:
+            raise UserError(
+                f"layers {spec!r} chooses {count} of {num_layers} layers: expected 1 "
+                f"to {num_layers}"
+            )
+        return tuple(range(count) if end == "bottom" else range(num_layers)[-count:])
+    layers: list[int] = []
+    for part in spec.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise UserError(
+                f"layers {spec!r} is no choice of layers: expected 'all', indices and "
+                "ranges such as '0-11,28-31', or 'bottom:0.75', 'top:8'"
+            )
+        low = int(match.group(1))
+        high = int(match.group(2) or low)
+        if high < low or high > last:
+            raise UserError(
+                f"layers {spec!r}: {part.strip()!r} is not within 0-{last}, the layers "
+                "of this model (both ends count)"
+            )
+        layers.extend(range(low, high + 1))
+    twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if twice:
+        raise UserError(f"layers {spec!r} names layer {twice[0]} twice")
+    return tuple(sorted(layers))
+
+
+def cut_groups(num_layers: int, choices: Iterable[Sequence[int]]) -> tuple[Group, ...]:
+    """Cut the layers where any of the choices begins or ends.
+
+    >>> cut_groups(6, [(0, 1, 2)])
+    ((0, 3), (3, 6))
+    """
+    chosen = [set(choice) for choice in choices]
+    cuts = [0]
+    for layer in range(1, num_layers):
+        if any((layer in choice) != (layer - 1 in choice) for choice in chosen):
+            cuts.append(layer)
+    return tuple(zip(cuts, [*cuts[1:], num_layers], strict=True))
+
+
+def group_name(group: Group) -> str:
+    """Return the name of a group's subtree, ``layers_0_30`` for layers 0 to 29."""
+    return f"layers_{group[0]}_{group[1]}"
+
+
+def group_of_name(name: str) -> Group | None:
+    """Return the group of a subtree's name, None for any other name."""
+    match = re.fullmatch(r"layers_(\d+)_(\d+)", name)
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def check_targets(targets: Sequence[str], modules: Iterable[str]) -> None:
+    """Refuse a target that names no linear layer.
+
+    Raises:
+      UserError: with the near names.
+    """
+    names = {path.split("/")[-1] for path in modules}
+    for target in targets:
+        if target not in names:
+            raise UserError(
+                f"the adapter target {target!r} is no linear layer of this model. "
+                f"{did_you_mean(target, names)}"
+            )
+    if not targets:
+        raise UserError("adapter.targets is empty: name at least one linear layer")
+    twice = {target for target in targets if list(targets).count(target) > 1}
+    if twice:
+        raise UserError(f"adapter.targets names {sorted(twice)[0]!r} twice")

@@ -1,0 +1,260 @@
+"""Hugging Face checkpoints in: tensor by tensor, straight to each device's shard."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from jaxalign import trees
+from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign.checkpoints import tensors as tensor_files
+from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
+from jaxalign.errors import UserError
+from jaxalign.models import decoder
+from jaxalign.models.families import family_of
+from jaxalign.models.families.rules import Rule
+from jaxalign.models.layers import DecoderConfig
+from jaxalign.parallel import sharding
+from jaxalign.types import Model, Variables
+
+
+__all__ = ["Checkpoint", "Place", "locate", "load", "open_config"]
+
+
+class Checkpoint(NamedTuple):
+    """A model with its weights, and where they came from."""
+
+    model: Model
+    variables: Variables
+    config: DecoderConfig
+    groups: tuple[Group, ...]
+    family: ModuleType
+    path: Path
+
+
+class Place(NamedTuple):
+    """Where a Hugging Face tensor lies among the parameters."""
+
+    rule: Rule
+    path: str
+    layer: int | None
+    """Its place in the stack, for a leaf of a layer group."""
+
+
+def open_config(path: str | Path) -> tuple[DecoderConfig, ModuleType]:
+    """Read config.json alone.
+
+    Raises:
+      UserError: it is not there or not understood.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise UserError(
+            f"{path} is no directory: expected a Hugging Face checkpoint, such as the "
+            "one that `jaxalign fetch smollm2-135m --out DIR` writes"
+        )
+    config = tensor_files.read_json(directory / "config.json")
+    family = family_of(config)
+    return family.read_config(config), family
+
+
+def load(
+    path: str | Path,
+    *,
+    groups: Sequence[Group] | None = None,
+    dtype: Any = jnp.float32,
+    float32: Callable[[str], bool] = lambda path: False,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **model_options: Any,
+) -> Checkpoint:
+    """Load a Hugging Face checkpoint directory.
+
+    Files are mapped one after the other; of each tensor every device gets just its
+    shard. Above the model itself the host holds one tensor and one file's mapping.
+
+    Args:
+      path: directory with config.json and safetensors files.
+      groups: how the layers are stacked, see ``selection.cut_groups``; default one.
+      dtype: of the weights and of the computation.
+      float32: tells by path which weights stay float32 all the same (trained ones).
+      mesh: devices; default the first one.
+      progress: called with (tensors done, tensors in all).
+      **model_options: see ``models.decoder.make_model``.
+    Raises:
+      UserError: the directory, its config or its tensors are not what they should be;
+        every tensor without a rule, unexpected or missing is named.
+    """
+    directory = Path(path)
+    config, family = open_config(directory)
+    groups = tuple(groups or ((0, config.num_layers),))
+    shapes = decoder.param_shapes(config, groups)
+    files = tensor_files.list_files(directory)
+    places = match_tensors(files, family, config, groups, shapes, directory)
+    targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    if mesh is None:
+        layout = dict.fromkeys(targets, SingleDeviceSharding(jax.devices()[0]))
+    else:
+        specs = sharding.param_shardings(shapes, mesh, family.SHARDING)
+        layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
+    leaves: dict[str, jax.Array] = {}
+    done = 0
+    for file in files:
+        with file.open() as handle:
+            for name in file.tensors:
+                place = places.get(name)
+                done += 1
+                if progress is not None:
+                    progress(done, len(places))
+                if place is None:
+                    continue
+                kind = jnp.float32 if float32(f"params/{place.path}") else dtype
+                target = targets[place.path]
+                piece = _read(handle.get_slice(name), place, target, layout, kind)
+                if place.layer is None:
+                    leaves[place.path] = piece
+                    continue
+                stack = leaves.pop(place.path, None)
+                if stack is None:
+                    stack = _zeros(target.shape, kind, layout[place.path])
+                leaves[place.path] = _put(stack, piece, place.layer)
+    params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
+    model = decoder.make_model(config, groups=groups, dtype=dtype, **model_options)
+    return Checkpoint(model, {"params": params}, config, groups, family, directory)
+
+
+def match_tensors(
+    files: Sequence[TensorFile],
+    family: ModuleType,
+    config: DecoderConfig,
+    groups: Sequence[Group],
+    shapes: Any,
+    directory: Path,
+) -> dict[str, Place]:
+    """Find the place of every tensor and check that all places are filled.
+
+    Raises:
+      UserError: naming all tensors that no rule knows, that this config does not
+        expect or that are missing, and all of the wrong shape.
+    """
+    targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    places: dict[str, Place] = {}
+    no_rule, unexpected, shape = [], [], []
+    for file in files:
+        for name, info in file.tensors.items():
+            if any(rule.match(name)[0] for rule in family.IGNORED) or (
+                config.tie_embeddings and name == family.HEAD
+            ):
+                continue
+            place = locate(name, family.RULES, groups)
+            if place is None:
+                no_rule.append(name)
+            elif place.path not in targets:
+                unexpected.append(name)
+            elif _expected(place, targets[place.path].shape) != info.shape:
+                expected = _expected(place, targets[place.path].shape)
+                shape.append(f"{name} {list(info.shape)} instead of {list(expected)}")
+            else:
+                places[name] = place
+    filled = {(place.path, place.layer) for place in places.values()}
+    missing = []
+    for path in targets:
+        group = group_of_name(path.split("/")[0])
+        for layer in range(group[1] - group[0]) if group else (None,):
+            if (path, layer) not in filled and not shape:
+                missing.append(tensor_name(path, layer, family.RULES))
+    problems = [
+        f"{title}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for title, names in (
+            (f"{len(no_rule)} tensor(s) that no rule of the family knows", no_rule),
+            (
+                f"{len(unexpected)} unexpected tensor(s), which config.json leaves no "
+                "place for",
+                unexpected,
+            ),
+            (f"{len(missing)} missing tensor(s)", missing),
+            (f"{len(shape)} tensor(s) of the wrong shape", shape),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{directory}: the weights do not fit config.json. {'. '.join(problems)}. "
+            "Check that config.json and the weight files are of the same checkpoint"
+        )
+    return places
+
+
+def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place | None:
+    """Return where a tensor belongs, None if no rule knows its name."""
+    for rule in rules:
+        matched, layer = rule.match(name)
+        if not matched:
+            continue
+        if layer is None:
+            return Place(rule, rule.path, None)
+        for low, high in groups:
+            if low <= layer < high:
+                rest = rule.path.removeprefix("layers/")
+                return Place(rule, f"{group_name((low, high))}/{rest}", layer - low)
+        return Place(rule, f"(layer {layer})", layer)
+    return None
+
+
+def tensor_name(path: str, layer: int | None, rules: Sequence[Rule]) -> str:
+    """Return the Hugging Face name of a parameter (of one layer of a stack)."""
+    head, _, rest = path.partition("/")
+    group = group_of_name(head)
+    for rule in rules:
+        if group is None and rule.path == path:
+            return rule.name()
+        if group is not None and rule.path == f"layers/{rest}":
+            return rule.name(group[0] + (layer or 0))
+    raise ValueError(f"no rule gives the parameter {path}")
+
+
+def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
+    single = shape if place.layer is None else shape[1:]
+    return single[::-1] if place.rule.transpose else single
+
+
+def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax.Array:
+    """Read a tensor, for each device just the part that it holds."""
+    shape = target.shape if place.layer is None else target.shape[1:]
+    placement = layout[place.path]
+    if place.layer is not None and isinstance(placement, NamedSharding):
+        placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[1:]))
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(
+            slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
+        )
+        values = piece[bounds[::-1] if place.rule.transpose else bounds]
+        values = values.T if place.rule.transpose else values
+        return np.ascontiguousarray(values, dtype=dtype)
+
+    return jax.make_array_from_callback(shape, placement, part)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=placement)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, piece, layer, 0)
+
+
+def source_info(directory: Path) -> dict[str, TensorInfo]:
+    """Return name, shape and dtype of every tensor of a checkpoint."""
+    return {
+        name: info
+        for file in tensor_files.list_files(directory)
+        for name, info in file.tensors.items()
+    }

@@ -1,0 +1,158 @@
+"""Safetensors files of a checkpoint directory, read a tensor (or a part) at a time."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxalign.errors import UserError
+
+
+__all__ = ["TensorFile", "TensorInfo", "fingerprint", "list_files", "read_json"]
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}
+"""Kinds of numbers that a weight may have, as safetensors and numpy name them."""
+
+
+class TensorInfo(NamedTuple):
+    """What the header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFile(NamedTuple):
+    """One safetensors file and what it holds."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Any]:
+        """Map the file; ``handle.get_slice(name)[...]`` copies a part out of it."""
+        with _clean(self.path), safe_open(self.path, framework="np") as handle:
+            yield handle
+
+
+@contextlib.contextmanager
+def _clean(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file: {error}. Copy or download the "
+            "checkpoint again"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+      UserError: it is not there, or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing: expected a Hugging Face checkpoint directory with "
+            "config.json, *.safetensors and tokenizer files"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object: got {type(value).__name__}")
+    return value
+
+
+def list_files(directory: Path, stem: str = "model") -> list[TensorFile]:
+    """List the safetensors files of a checkpoint and read their headers.
+
+    Args:
+      directory: with ``<stem>.safetensors``, or the files that
+        ``<stem>.safetensors.index.json`` names.
+      stem: ``model`` or ``adapter_model``.
+    Raises:
+      UserError: no such file, a broken header, an index that disagrees with its files.
+    """
+    index = directory / f"{stem}.safetensors.index.json"
+    single = directory / f"{stem}.safetensors"
+    if single.is_file():
+        return [_header(single)]
+    if not index.is_file():
+        other = [*directory.glob("*.bin"), *directory.glob("*.pt")]
+        hint = (
+            " It has pickled weights only; save it as safetensors first "
+            "(save_pretrained does)"
+            if other
+            else ""
+        )
+        raise UserError(
+            f"{directory} holds no weights: expected {single.name} or "
+            f"{index.name}.{hint}"
+        )
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, Mapping) or not all(
+        isinstance(name, str) and isinstance(file, str) and Path(file).name == file
+        for name, file in mapping.items()
+    ):
+        raise UserError(f"{index}: weight_map must map tensor names to file names")
+    files = []
+    for name in sorted(set(mapping.values())):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory / name} is missing, but {index.name} names it")
+        files.append(_header(directory / name))
+    found = {name for file in files for name in file.tensors}
+    lost = sorted(set(mapping) - found)
+    if lost:
+        raise UserError(
+            f"{index} names {lost[0]!r} in {mapping[lost[0]]}, which does not hold it"
+        )
+    return files
+
+
+def _header(path: Path) -> TensorFile:
+    tensors = {}
+    with _clean(path), safe_open(path, framework="np") as handle:
+        for name in handle.keys():
+            piece = handle.get_slice(name)
+            dtype = str(piece.get_dtype())
+            if dtype not in DTYPES:
+                raise UserError(
+                    f"{path}: tensor {name!r} has the type {dtype}, which is not "
+                    f"supported: expected {', '.join(DTYPES)}"
+                )
+            tensors[name] = TensorInfo(tuple(piece.get_shape()), DTYPES[dtype])
+    return TensorFile(path, tensors)
+
+
+def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str:
+    """Return a hash that changes with the weights, without reading all of them.
+
+    Takes in config.json, and of every weight file its size, its header and 4 KiB at
+    ``samples`` evenly spaced places.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "adapter_config.json"):
+        if (directory / name).is_file():
+            digest.update((directory / name).read_bytes())
+    for file in list_files(directory, stem):
+        size = file.path.stat().st_size
+        digest.update(f"{file.path.name}:{size}".encode())
+        with file.path.open("rb") as handle:
+            header = int.from_bytes(handle.read(8), "little")
+            digest.update(handle.read(header))
+            for place in np.linspace(8 + header, size, samples, endpoint=False):
+                handle.seek(int(place))
+                digest.update(handle.read(4096))
+    return digest.hexdigest()

@@ -1,0 +1,327 @@
+"""From records to tokens: rendering through the chat template, with offsets."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign.data import spans
+from jaxalign.data.records import Message, Record, Segment, aspects_of
+from jaxalign.errors import UserError
+
+
+__all__ = ["Branch", "TokenizedPair", "load_tokenizer", "tokenize"]
+
+# Stands for the completion while we find out what the template prints around it.
+_MARK = "\u2063jaxalign\u2063completion\u2063"
+
+
+class Branch(NamedTuple):
+    """One response: its tokens after the shared prompt, and their feedback."""
+
+    tokens: np.ndarray
+    """[n] token ids, up to and including the end of turn."""
+    lead: int
+    """How many of them still belong to the prompt (a merge differs at the border)."""
+    segments: np.ndarray
+    """[n - lead] segment of each completion token, -1 for none."""
+    scores: np.ndarray
+    """[s, a] raw scores, NaN where an aspect was not judged."""
+    scored: np.ndarray
+    """[s] False for a segment that owns no token or was cut."""
+    offsets: tuple[tuple[int, int], ...]
+    """The segments' character offsets, as in the record."""
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Return how many tokens are scored by the model."""
+        return len(self.tokens) - self.lead
+
+
+class TokenizedPair(NamedTuple):
+    """A pair with its prompt stored once."""
+
+    prompt: np.ndarray
+    """[m] tokens that both renderings share and that hold no completion character."""
+    chosen: Branch
+    rejected: Branch
+
+    @property
+    def length(self) -> int:
+        """Return the places that the pair takes in a row."""
+        return len(self.prompt) + len(self.chosen.tokens) + len(self.rejected.tokens)
+
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the prompt with the longer response."""
+        return len(self.prompt) + max(
+            len(self.chosen.tokens), len(self.rejected.tokens)
+        )
+
+
+class _Rendering(NamedTuple):
+    text: str
+    start: int
+    """Where the completion begins: the end of the generation prompt."""
+    shift: int
+    """Place in ``text`` of the completion's character 0 (may have been trimmed)."""
+    end: int
+    """Where the completion's own text ends."""
+
+
+def load_tokenizer(directory: str) -> Any:
+    """Load the tokenizer of a checkpoint, without network and without remote code."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds here
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{directory}: its tokenizer cannot be loaded: "
+            f"{reason[0] if reason else type(error).__name__}. "
+            "Expected tokenizer.json and tokenizer_config.json beside config.json"
+        ) from None
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{directory}: its tokenizer reports no character offsets. Expected a "
+            "tokenizer.json (a 'fast' tokenizer)"
+        )
+    return tokenizer
+
+
+def tokenize(
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    aspects: tuple[str, ...] | None = None,
+    chunk: int = 256,
+) -> Iterator[TokenizedPair]:
+    """Render and tokenise records, one pair after the other.
+
+    Conversations go through the checkpoint's chat template once and get no further
+    special tokens; a completion is everything after the generation prompt up to and
+    including the end-of-turn token. Plain texts are concatenated, tokenised as the
+    tokenizer's own call does (its BOS, if it has one, once), and end with EOS.
+
+    Args:
+      records: validated records.
+      tokenizer: a fast Hugging Face tokenizer.
+      aspects: names of the score axis; default :func:`aspects_of` the records.
+      chunk: records that are tokenised in one call.
+    Raises:
+      UserError: the tokenizer has no chat template but the record is a conversation;
+        the template changes a completion; a prompt has no token of its own.
+    """
+    if aspects is None:
+        aspects = aspects_of(records)
+    special = _special_ids(tokenizer)
+    for begin in range(0, len(records), chunk):
+        part = records[begin : begin + chunk]
+        rendered = [_render(record, tokenizer) for record in part]
+        flat = [rendering for pair in rendered for rendering in pair]
+        encoded: list[tuple[list[int], list[spans.Span]]] = [([], [])] * len(flat)
+        for plain in (False, True):
+            places = [
+                2 * i + side
+                for i, record in enumerate(part)
+                if isinstance(record.prompt, str) == plain
+                for side in (0, 1)
+            ]
+            if not places:
+                continue
+            out = tokenizer(
+                [flat[place].text for place in places],
+                add_special_tokens=plain,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            for place, ids, offsets in zip(
+                places, out["input_ids"], out["offset_mapping"], strict=True
+            ):
+                encoded[place] = (ids, [tuple(span) for span in offsets])
+        for i, record in enumerate(part):
+            yield _pair(
+                record,
+                rendered[i],
+                (encoded[2 * i], encoded[2 * i + 1]),
+                tokenizer,
+                special,
+                aspects,
+            )
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    added = tokenizer.added_tokens_decoder
+    return set(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
+
+
+def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, _Rendering]:
+    if isinstance(record.prompt, str):
+        start = len(record.prompt)
+        chosen, rejected = (
+            _Rendering(record.prompt + text, start, start, start + len(text))
+            for text in (record.chosen, record.rejected)
+        )
+        return chosen, rejected
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{record.where}: the prompt is a conversation, but the checkpoint's "
+            "tokenizer has no chat template. Use a chat checkpoint, add a "
+            "chat_template.jinja to it, or give prompt and completions as plain texts"
+        )
+    turns = [message.model_dump() for message in record.prompt]
+    prompt = _apply(tokenizer, turns, record.where, add_generation_prompt=True)
+    marked = _apply(tokenizer, [*turns, _assistant(_MARK)], record.where)
+    head, mark, tail = marked.partition(_MARK)
+    if not mark or not head.startswith(prompt):
+        raise UserError(
+            f"{record.where}: the chat template does not print a conversation as its "
+            "generation prompt followed by the answer, so the completion's tokens "
+            "cannot be told from the prompt's. Use a template that does"
+        )
+    chosen, rejected = (
+        _place(record, tokenizer, turns, text, (prompt, head, tail))
+        for text in (record.chosen, record.rejected)
+    )
+    return chosen, rejected
+
+
+def _place(
+    record: Record,
+    tokenizer: Any,
+    turns: list[dict[str, str]],
+    completion: str,
+    around: tuple[str, str, str],
+) -> _Rendering:
+    prompt, head, tail = around
+    text = _apply(tokenizer, [*turns, _assistant(completion)], record.where)
+    body = text[len(head) : len(text) - len(tail)]
+    lead = completion.find(body)
+    trimmed = completion[:lead] + completion[lead + len(body) :]
+    if not (text == head + body + tail and lead >= 0 and not trimmed.strip()):
+        raise UserError(
+            f"{record.where}: the chat template changes the completion's text (it is "
+            "not printed as given), so segment offsets would be wrong. Use another "
+            "template, or take out of the text what the template rewrites"
+        )
+    shift = len(head) - lead
+    return _Rendering(text, len(prompt), shift, len(head) + len(body))
+
+
+def _assistant(content: str) -> dict[str, str]:
+    return Message(role="assistant", content=content).model_dump()
+
+
+def _apply(
+    tokenizer: Any,
+    turns: list[dict[str, str]],
+    where: str,
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    import jinja2
+
+    try:
+        return tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except (jinja2.TemplateError, ValueError, TypeError) as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(
+            f"{where}: the chat template refuses the roles {roles}: {error}"
+        ) from None
+
+
+def _pair(
+    record: Record,
+    rendered: tuple[_Rendering, _Rendering],
+    encoded: tuple[tuple[list[int], list[spans.Span]], ...],
+    tokenizer: Any,
+    special: set[int],
+    aspects: tuple[str, ...],
+) -> TokenizedPair:
+    sides = []
+    for rendering, (ids, offsets) in zip(rendered, encoded, strict=True):
+        tiled = spans.tile_spans(rendering.text, offsets)
+        ids, tiled, ended = _until_end(
+            ids, tiled, rendering, record, tokenizer, special
+        )
+        first = spans.first_completion_token(tiled, rendering.start)
+        sides.append((ids, tiled, min(first, len(ids) - 1), ended))
+    limit = min(sides[0][2], sides[1][2])
+    shared = 0
+    while shared < limit and sides[0][0][shared] == sides[1][0][shared]:
+        shared += 1
+    if shared == 0:
+        raise UserError(
+            f"{record.where}: field prompt: no token comes before the completion, so "
+            "nothing predicts its first token. Give a prompt that is not empty"
+        )
+    branches = []
+    feedback = (record.chosen_segments, record.rejected_segments)
+    texts = (record.chosen, record.rejected)
+    for (ids, tiled, first, ended), rendering, segments, text in zip(
+        sides, rendered, feedback, texts, strict=True
+    ):
+        relative = [
+            (a - rendering.shift, b - rendering.shift) for a, b in tiled[first:]
+        ]
+        owners = spans.segment_of_tokens(
+            text, relative, segments or (), last_is_end=ended
+        )
+        branches.append(
+            _branch(ids[shared:], first - shared, owners, segments or (), aspects)
+        )
+    return TokenizedPair(np.asarray(sides[0][0][:shared], np.int32), *branches)
+
+
+def _until_end(
+    ids: list[int],
+    tiled: list[spans.Span],
+    rendering: _Rendering,
+    record: Record,
+    tokenizer: Any,
+    special: set[int],
+) -> tuple[list[int], list[spans.Span], bool]:
+    """Cut what the template prints after the end of turn; give plain texts an EOS."""
+    if isinstance(record.prompt, str):
+        eos = tokenizer.eos_token_id
+        if eos is None or (ids and ids[-1] == eos):
+            return ids, tiled, eos is not None
+        end = len(rendering.text)
+        return [*ids, eos], [*tiled, (end, end)], True
+    for index, (token, (start, end)) in enumerate(zip(ids, tiled, strict=True)):
+        # The end of turn may have swallowed whitespace before it.
+        if token in special and end > rendering.end and start >= rendering.start:
+            if (
+                start >= rendering.end
+                or not rendering.text[start : rendering.end].strip()
+            ):
+                return ids[: index + 1], tiled[: index + 1], True
+    return ids, tiled, False
+
+
+def _branch(
+    ids: list[int],
+    lead: int,
+    owners: np.ndarray,
+    segments: Sequence[Segment],
+    aspects: tuple[str, ...],
+) -> Branch:
+    scores = np.full((len(segments), len(aspects)), np.nan, np.float32)
+    for index, segment in enumerate(segments):
+        for column, aspect in enumerate(aspects):
+            scores[index, column] = segment.scores.get(aspect, np.nan)
+    owned = np.bincount(owners[owners >= 0], minlength=len(segments)) > 0
+    return Branch(
+        tokens=np.asarray(ids, np.int32),
+        lead=lead,
+        segments=owners,
+        scores=scores,
+        scored=owned[: len(segments)].astype(bool),
+        offsets=tuple((segment.start, segment.end) for segment in segments),
+    )

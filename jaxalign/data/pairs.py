@@ -1,0 +1,144 @@
+"""A data set of tokenised pairs: what fits, what was cut, what was left out."""
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxalign.data import chat
+from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.data.records import Record, aspects_of
+from jaxalign.errors import UserError
+
+
+__all__ = ["Overflow", "PairDataset", "prepare", "truncate"]
+
+Overflow = Literal["drop", "truncate", "error"]
+
+
+class PairDataset(NamedTuple):
+    """Tokenised pairs in the order of their records."""
+
+    pairs: list[TokenizedPair]
+    indices: list[int]
+    """Which record each pair is of (some may have been dropped)."""
+    aspects: tuple[str, ...]
+    report: dict[str, int]
+    """Counts of what a person should know: dropped, truncated, unscored ..."""
+
+    @property
+    def num_segments(self) -> int:
+        """Return the most segments that any response has, at least 1."""
+        return (
+            max(
+                (
+                    len(side.scores)
+                    for p in self.pairs
+                    for side in (p.chosen, p.rejected)
+                ),
+                default=1,
+            )
+            or 1
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Return the places that each pair takes in a row."""
+        return np.array([pair.length for pair in self.pairs], np.int64)
+
+
+def prepare(
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    max_length: int | None,
+    overflow: Overflow = "drop",
+    aspects: tuple[str, ...] | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+) -> PairDataset:
+    """Tokenise records and deal with those that are too long.
+
+    Args:
+      records: validated records.
+      tokenizer: a fast Hugging Face tokenizer.
+      max_length: most tokens of a prompt with either response; None for no limit.
+      overflow: ``drop`` leaves such a pair out and counts it; ``truncate`` cuts the
+        prompt's head, then the completions' tails, and the scores of cut segments;
+        ``error`` refuses.
+      aspects: names of the score axis; default those of the records.
+      progress: wraps the iteration to show it, ``(iterable, total) -> iterable``.
+    Raises:
+      UserError: nothing is left, or ``overflow='error'`` and a pair is too long.
+    """
+    if max_length is not None and max_length < 2:
+        raise UserError(f"max_length must be at least 2: got {max_length}")
+    aspects = aspects_of(records) if aspects is None else aspects
+    tokenized: Iterable[TokenizedPair] = chat.tokenize(
+        records, tokenizer, aspects=aspects
+    )
+    if progress is not None:
+        tokenized = progress(tokenized, len(records))
+    pairs: list[TokenizedPair] = []
+    indices: list[int] = []
+    report: collections.Counter[str] = collections.Counter()
+    for index, pair in enumerate(tokenized):
+        if max_length is not None and pair.longest > max_length:
+            if overflow == "error":
+                raise UserError(
+                    f"{records[index].where}: {pair.longest} tokens, but max_length is "
+                    f"{max_length}. Raise --max_length, or use --overflow drop or "
+                    "truncate"
+                )
+            cut = truncate(pair, max_length) if overflow == "truncate" else None
+            if cut is None:
+                report["dropped_too_long"] += 1
+                continue
+            report["truncated"] += 1
+            pair = cut
+        pairs.append(pair)
+        indices.append(index)
+        for side in (pair.chosen, pair.rejected):
+            report["segments"] += len(side.scored)
+            report["segments_without_tokens_or_cut"] += int((~side.scored).sum())
+    if not pairs:
+        longest = "" if max_length is None else f" within max_length {max_length}"
+        raise UserError(
+            f"none of the {len(records)} record(s) fits{longest}: raise --max_length "
+            "or use --overflow truncate"
+        )
+    report["pairs"] = len(pairs)
+    return PairDataset(pairs, indices, aspects, dict(report))
+
+
+def truncate(pair: TokenizedPair, max_length: int) -> TokenizedPair | None:
+    """Cut a pair to max_length tokens a response, the prompt's head first.
+
+    One prompt token always stays, to predict the first completion token. A segment
+    that loses a token loses its scores.
+
+    Returns:
+      The cut pair, or None where no completion token would be left.
+    """
+    excess = pair.longest - max_length
+    prompt = pair.prompt[min(max(excess, 0), len(pair.prompt) - 1) :]
+    room = max_length - len(prompt)
+    chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
+    if chosen is None or rejected is None:
+        return None
+    return TokenizedPair(prompt, chosen, rejected)
+
+
+def _cut(branch: Branch, room: int) -> Branch | None:
+    if len(branch.tokens) <= room:
+        return branch
+    if room <= branch.lead:
+        return None
+    kept = room - branch.lead
+    lost = {int(owner) for owner in branch.segments[kept:]}
+    whole = np.array([s not in lost for s in range(len(branch.scored))], bool)
+    return branch._replace(
+        tokens=branch.tokens[:room],
+        segments=branch.segments[:kept],
+        scored=branch.scored & whole,
+    )

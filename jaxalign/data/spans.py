@@ -1,0 +1,84 @@
+"""Which token belongs to which piece of text.
+
+Character offsets of the whole rendering decide, never a second tokenisation of the
+pieces, which drifts wherever a token crosses a border.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxalign.data.records import Segment
+
+
+__all__ = ["first_completion_token", "segment_of_tokens", "tile_spans"]
+
+Span = tuple[int, int]
+
+
+def tile_spans(text: str, offsets: Sequence[Span]) -> list[Span]:
+    """Give back to tokens the whitespace that some tokenizers trim off their offsets.
+
+    A gap between one token's end and the next one's start that is all whitespace
+    belongs to the later token, where byte-level tokenizers put it.
+
+    >>> tile_spans("a b", [(0, 1), (2, 3)])
+    [(0, 1), (1, 3)]
+    """
+    tiled: list[Span] = []
+    previous = 0
+    for start, end in offsets:
+        if previous < start and not text[previous:start].strip():
+            start = previous
+        tiled.append((start, end))
+        previous = max(previous, end)
+    return tiled
+
+
+def first_completion_token(spans: Sequence[Span], start: int) -> int:
+    """Return the index of the first token that holds a character at or after start.
+
+    A token that holds any character of the completion belongs to it, also where the
+    tokenizer merged the prompt's end into it. Tokens without characters (those that a
+    tokenizer adds, such as BOS) hold none.
+    """
+    for index, (token_start, token_end) in enumerate(spans):
+        if token_end > start and token_end > token_start:
+            return index
+    return len(spans)
+
+
+def segment_of_tokens(
+    text: str,
+    spans: Sequence[Span],
+    segments: Sequence[Segment],
+    *,
+    last_is_end: bool,
+) -> np.ndarray:
+    """Return the segment of each completion token, -1 for none.
+
+    A token belongs to the segment that holds its first non-whitespace character (its
+    first character, if it is all whitespace). The end-of-turn token belongs to the
+    last listed segment.
+
+    Args:
+      text: the completion.
+      spans: characters of each token, counted from the completion's start; negative
+        where a token begins in what the template prints before it.
+      segments: ordered, not overlapping.
+      last_is_end: whether the last token is the end of turn (or EOS).
+    """
+    owner = np.full(len(text) + 1, -1, np.int32)
+    for index, segment in enumerate(segments):
+        owner[segment.start : segment.end] = index
+    owners = np.full(len(spans), -1, np.int32)
+    for token, (start, end) in enumerate(spans):
+        start, end = max(start, 0), min(end, len(text))
+        if start >= end:
+            continue
+        piece = text[start:end]
+        lead = len(piece) - len(piece.lstrip())
+        owners[token] = owner[start + (lead if lead < len(piece) else 0)]
+    if last_is_end and segments and len(spans):
+        owners[-1] = len(segments) - 1
+    return owners

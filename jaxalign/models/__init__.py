@@ -1,0 +1,6 @@
+"""Models: Linen decoders behind two pure functions."""
+
+from jaxalign.models import attention, decoder, families, layers, rotary
+
+
+__all__ = ["attention", "decoder", "families", "layers", "rotary"]

@@ -1,0 +1,270 @@
+"""Attention over packed rows with shared prompts.
+
+One entry point, :func:`attention`. A query at index q sees a key at index j if and only
+if ``j <= q``, both are of the same non-zero sequence, and the key's branch is the
+prompt (0) or the query's own.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from jaxalign.types import ModelInputs
+
+
+__all__ = ["SAVED_NAMES", "Implementation", "RowLayout", "attention", "row_layout"]
+
+Implementation = Literal["xla", "dense"]
+
+SAVED_NAMES = ("attention_out", "attention_lse")
+"""Names under which a remat policy may keep attention's results."""
+
+
+class RowLayout(NamedTuple):
+    """Who may see whom, in the form that attention needs. Made once a forward pass."""
+
+    sequence_ids: Int[Array, "b t"]
+    branch_ids: Int[Array, "b t"]
+    starts: Int[Array, " t"]
+    """For each index the first one that any row's token there can see."""
+
+
+def row_layout(inputs: ModelInputs) -> RowLayout:
+    """Return the layout of packed rows."""
+    ids = inputs.sequence_ids
+    index = jnp.arange(ids.shape[1])
+    new = jnp.concatenate(
+        [jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1
+    )
+    start = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
+    # Padding sees nothing, so it asks for no key.
+    start = jnp.where(ids > 0, start, index)
+    return RowLayout(ids, inputs.branch_ids, start.min(axis=0))
+
+
+def attention(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t g h"],
+    v: Float[Array, "b t g h"],
+    layout: RowLayout,
+    *,
+    scale: float,
+    implementation: Implementation = "xla",
+    block: int = 256,
+) -> Float[Array, "b t n h"]:
+    """Return softmax(scale q k^T) v under the mask of packed rows; 0 for padding.
+
+    Args:
+      q: queries; ``n`` heads, a multiple of the ``g`` heads of keys and values.
+      k: keys, rotated.
+      v: values.
+      layout: who sees whom.
+      scale: of the scores, usually 1/sqrt(h).
+      implementation: ``xla`` works in blocks of queries and keys, forward and backward,
+        holds no [t, t] array and skips blocks that no query can see; ``dense`` is the
+        plain formula, for comparison.
+      block: queries and keys of a block.
+    """
+    if implementation == "dense":
+        return _dense(q, k, v, layout, scale)
+    rows, length, heads, width = q.shape
+    groups = k.shape[2]
+    block = min(block, length)
+    extra = -length % block
+    if extra:
+        pad = [(0, 0), (0, extra), (0, 0), (0, 0)]
+        q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
+        index = jnp.arange(length, length + extra, dtype=layout.starts.dtype)
+        layout = RowLayout(
+            *(jnp.pad(x, [(0, 0), (0, extra)]) for x in layout[:2]),
+            jnp.concatenate([layout.starts, index]),
+        )
+    # [rows, groups, heads a group, t, h]: a group's heads share their keys.
+    queries = q.reshape(rows, -1, groups, heads // groups, width).transpose(
+        0, 2, 3, 1, 4
+    )
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    out = _blocked(queries * scale, keys, values, layout, block)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(rows, -1, heads, width)
+    return out[:, :length]
+
+
+def _visible(
+    layout: RowLayout, queries: tuple[Any, int], keys: tuple[Any, int]
+) -> Array:
+    """Return the mask [b, 1, 1, queries, keys] of a block, from (begin, size) pairs."""
+
+    def cut(ids: Array, piece: tuple[Any, int]) -> Array:
+        return jax.lax.dynamic_slice_in_dim(ids, piece[0], piece[1], axis=1)
+
+    q_seq, k_seq = cut(layout.sequence_ids, queries), cut(layout.sequence_ids, keys)
+    q_branch, k_branch = cut(layout.branch_ids, queries), cut(layout.branch_ids, keys)
+    q_index = queries[0] + jnp.arange(queries[1])
+    k_index = keys[0] + jnp.arange(keys[1])
+    same = (q_seq[:, :, None] == k_seq[:, None, :]) & (k_seq[:, None, :] > 0)
+    branch = k_branch[:, None, :]
+    mine = (branch == 0) | (branch == q_branch[:, :, None])
+    causal = k_index[None, :] <= q_index[:, None]
+    return (same & mine & causal)[:, None, None]
+
+
+def _dense(q: Array, k: Array, v: Array, layout: RowLayout, scale: float) -> Array:
+    rows, length, heads, width = q.shape
+    groups = k.shape[2]
+    q = q.reshape(rows, length, groups, heads // groups, width)
+    scores = jnp.einsum(
+        "bqgmh,bkgh->bgmqk", q * scale, k, preferred_element_type=jnp.float32
+    )
+    mask = _visible(layout, (0, length), (0, length))
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1, where=mask)
+    weights = jnp.where(mask, weights, 0.0)
+    out = jnp.einsum("bgmqk,bkgh->bqgmh", weights.astype(v.dtype), v)
+    return out.reshape(rows, length, heads, width)
+
+
+# --- In blocks -----------------------------------------------------------------------
+#
+# The forward pass keeps a running maximum and sum for each query, as FlashAttention
+# does (https://arxiv.org/abs/2205.14135); the backward pass computes the weights again
+# from the saved log-sum-exp. Both loops over keys begin at the first block that the
+# queries can see, which the data decide: with short pairs in long rows that skips most.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocked(q: Array, k: Array, v: Array, layout: RowLayout, block: int) -> Array:
+    return _forward(q, k, v, layout, block)[0]
+
+
+def _slice(x: Array, begin: Any, block: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, begin, block, axis=x.ndim - 2)
+
+
+def _add_slice(x: Array, update: Array, begin: Any, block: int) -> Array:
+    old = _slice(x, begin, block)
+    return jax.lax.dynamic_update_slice_in_dim(x, old + update, begin, axis=x.ndim - 2)
+
+
+def _scores(q_block: Array, k_block: Array) -> Array:
+    return jnp.einsum(
+        "bgmqh,bgkh->bgmqk", q_block, k_block, preferred_element_type=jnp.float32
+    )
+
+
+def _forward(
+    q: Array, k: Array, v: Array, layout: RowLayout, block: int
+) -> tuple[Array, Array]:
+    blocks = q.shape[3] // block
+
+    def one(_: None, i: Array) -> tuple[None, tuple[Array, Array]]:
+        q_block = _slice(q, i * block, block)
+
+        def step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+            top, total, out = carry
+            mask = _visible(layout, (i * block, block), (j * block, block))
+            scores = jnp.where(
+                mask, _scores(q_block, _slice(k, j * block, block)), _LOW
+            )
+            new_top = jnp.maximum(top, scores.max(-1))
+            weights = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
+            shrink = jnp.exp(top - new_top)
+            values = _slice(v, j * block, block)
+            added = jnp.einsum(
+                "bgmqk,bgkh->bgmqh",
+                weights.astype(v.dtype),
+                values,
+                preferred_element_type=jnp.float32,
+            )
+            return (
+                new_top,
+                total * shrink + weights.sum(-1),
+                out * shrink[..., None] + added,
+            )
+
+        shape = q_block.shape[:-1]
+        start = (
+            jnp.full(shape, _LOW, jnp.float32),
+            jnp.zeros(shape, jnp.float32),
+            jnp.zeros(q_block.shape, jnp.float32),
+        )
+        first = _first_block(layout, i, block)
+        top, total, out = jax.lax.fori_loop(first, i + 1, step, start)
+        empty = total == 0
+        safe = jnp.where(empty, 1.0, total)
+        lse = jnp.where(empty, 0.0, top + jnp.log(safe))
+        return None, ((out / safe[..., None]).astype(q.dtype), lse)
+
+    _, (out, lse) = jax.lax.scan(one, None, jnp.arange(blocks))
+    return _unblock(out), _unblock(lse[..., None])[..., 0]
+
+
+_LOW = -1e30
+"""Stands for minus infinity where a difference of two must not be NaN."""
+
+
+def _first_block(layout: RowLayout, i: Array, block: int) -> Array:
+    starts = jax.lax.dynamic_slice_in_dim(layout.starts, i * block, block)
+    return starts.min() // block
+
+
+def _unblock(x: Array) -> Array:
+    """[blocks, b, g, m, block, h] -> [b, g, m, t, h]."""
+    return jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1, x.shape[-1])
+
+
+def _blocked_fwd(
+    q: Array, k: Array, v: Array, layout: RowLayout, block: int
+) -> tuple[Array, Any]:
+    out, lse = _forward(q, k, v, layout, block)
+    out = checkpoint_name(out, SAVED_NAMES[0])
+    lse = checkpoint_name(lse, SAVED_NAMES[1])
+    return out, (q, k, v, layout, out, lse)
+
+
+def _blocked_bwd(block: int, residuals: Any, grad: Array) -> tuple[Any, ...]:
+    q, k, v, layout, out, lse = residuals
+    # sum_j p_ij dp_ij, which the softmax's derivative subtracts.
+    inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+
+    def one(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
+        q_block, g_block = _slice(q, i * block, block), _slice(grad, i * block, block)
+        lse_block = _slice(lse[..., None], i * block, block)
+        inner_block = _slice(inner[..., None], i * block, block)
+
+        def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+            d_k, d_v, d_q = state
+            mask = _visible(layout, (i * block, block), (j * block, block))
+            k_block, v_block = _slice(k, j * block, block), _slice(v, j * block, block)
+            scores = _scores(q_block, k_block)
+            weights = jnp.where(mask, jnp.exp(scores - lse_block), 0.0)
+            d_weights = _scores(g_block, v_block)
+            d_scores = (weights * (d_weights - inner_block)).astype(q.dtype)
+            d_q += jnp.einsum(
+                "bgmqk,bgkh->bgmqh",
+                d_scores,
+                k_block,
+                preferred_element_type=jnp.float32,
+            )
+            to_keys = functools.partial(
+                jnp.einsum, "bgmqk,bgmqh->bgkh", preferred_element_type=jnp.float32
+            )
+            d_k = _add_slice(d_k, to_keys(d_scores, q_block), j * block, block)
+            d_v = _add_slice(
+                d_v, to_keys(weights.astype(q.dtype), g_block), j * block, block
+            )
+            return d_k, d_v, d_q
+
+        zero = jnp.zeros(q_block.shape, jnp.float32)
+        first = _first_block(layout, i, block)
+        d_k, d_v, d_q = jax.lax.fori_loop(first, i + 1, step, (*carry, zero))
+        return (d_k, d_v), d_q.astype(q.dtype)
+
+    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    (d_k, d_v), d_q = jax.lax.scan(one, zeros, jnp.arange(q.shape[3] // block))
+    return _unblock(d_q), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_blocked.defvjp(_blocked_fwd, _blocked_bwd)

@@ -1,0 +1,157 @@
+"""The decoder: embeddings, groups of scanned layers, final norm, head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign.adapters.selection import Group, group_name
+from jaxalign.models import attention, layers, rotary
+from jaxalign.models.layers import DecoderConfig, Runtime
+from jaxalign.types import Model, ModelInputs, Variables
+
+
+__all__ = ["Decoder", "Remat", "make_model", "param_shapes"]
+
+Remat = Literal["none", "dots", "full"]
+
+_ADAPTERS = ("lora",)
+
+
+def remat_policy(remat: Remat) -> Callable[..., bool] | None:
+    """Return what the backward pass keeps of a layer; the rest is computed again.
+
+    ``none`` keeps everything; ``dots`` keeps the results of matrix products with
+    weights and of attention, so that only cheap elementwise work is repeated; ``full``
+    keeps the input of each layer alone.
+    """
+    if remat == "full":
+        return jax.checkpoint_policies.nothing_saveable
+    return jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(*attention.SAVED_NAMES),
+    )
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer whose layers are stacked and scanned by group.
+
+    Parameters: ``embed_tokens/embedding`` [v, d]; for every group [lo, hi) a subtree
+    ``layers_<lo>_<hi>`` whose leaves have hi - lo as their first axis; ``norm/scale``;
+    and, unless the embeddings are tied, ``lm_head/kernel`` [d, v].
+    """
+
+    config: DecoderConfig
+    groups: tuple[Group, ...]
+    runtime: Runtime
+    remat: Remat = "none"
+
+    def setup(self) -> None:
+        config = self.config
+        self.embed_tokens = nn.Embed(config.vocab_size, config.width)
+        block = layers.Block
+        if self.remat != "none":
+            block = nn.remat(block, policy=remat_policy(self.remat), prevent_cse=False)
+        for group in self.groups:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0, **dict.fromkeys(_ADAPTERS, 0)},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast),
+                length=group[1] - group[0],
+            )
+            module = scanned(config, self.runtime, name=group_name(group))
+            setattr(self, group_name(group), module)
+        self.norm = layers.RMSNorm(config.norm_eps)
+        if not config.tie_embeddings:
+            self.lm_head = layers.Dense(config.vocab_size, self.runtime)
+
+    def hidden(self, inputs: ModelInputs) -> Float[Array, "b t d"]:
+        """Return the last hidden state of every token, after the final norm."""
+        config = self.config
+        x = self.embed_tokens.embedding[inputs.tokens].astype(self.runtime.dtype)
+        speeds = rotary.inverse_frequencies(
+            config.head_dim, config.rope_theta, dict(config.rope_scaling)
+        )
+        tables = rotary.rotary_tables(inputs.positions, speeds)
+        layout = attention.row_layout(inputs)
+        for group in self.groups:
+            x, _ = getattr(self, group_name(group))(x, tables, layout)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Return the logits of hidden states, in float32."""
+        if self.config.tie_embeddings:
+            weights = self.embed_tokens.embedding.astype(hidden.dtype)
+            return jnp.einsum(
+                "...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32
+            )
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def __call__(self, inputs: ModelInputs) -> Float[Array, "b t v"]:
+        """Return the logits of every token; only for making parameters and tests."""
+        return self.logits(self.hidden(inputs))
+
+
+def make_model(
+    config: DecoderConfig,
+    *,
+    groups: Sequence[Group] | None = None,
+    dtype: Any = jnp.float32,
+    remat: Remat = "none",
+    lora_dropout: float = 0.0,
+    attention_implementation: attention.Implementation = "xla",
+    attention_block: int = 256,
+) -> Model:
+    """Return the decoder as two pure functions.
+
+    Args:
+      config: sizes and options.
+      groups: how the layers are cut into stacks; default one stack of all.
+      dtype: of the computation; weights are cast when used.
+      remat: what the backward pass keeps of each layer.
+      lora_dropout: of adapters' inputs, in calls with a key.
+      attention_implementation: see ``models.attention``.
+      attention_block: queries and keys of a block of ``xla`` attention.
+    """
+    groups = tuple(groups or ((0, config.num_layers),))
+
+    def module(deterministic: bool) -> Decoder:
+        runtime = Runtime(
+            dtype=dtype,
+            attention=attention_implementation,
+            attention_block=attention_block,
+            lora_dropout=lora_dropout,
+            deterministic=deterministic,
+        )
+        return Decoder(config, groups, runtime, remat)
+
+    def hidden_fn(
+        variables: Variables, inputs: ModelInputs, *, key: Any = None
+    ) -> Float[Array, "b t d"]:
+        rngs = None if key is None else {"dropout": key}
+        return module(key is None).apply(
+            variables, inputs, method=Decoder.hidden, rngs=rngs
+        )
+
+    def logits_fn(
+        variables: Variables, hidden: Float[Array, "*n d"]
+    ) -> Float[Array, "*n v"]:
+        return module(True).apply(variables, hidden, method=Decoder.logits)
+
+    return Model(hidden_fn, logits_fn)
+
+
+def param_shapes(config: DecoderConfig, groups: Sequence[Group] | None = None) -> Any:
+    """Return the shapes of the parameters without making any."""
+    decoder = Decoder(config, tuple(groups or ((0, config.num_layers),)), Runtime())
+    return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+
+
+def init_params(decoder: Decoder, key: Any) -> Any:
+    """Make random parameters, for tests and for training from nothing."""
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    return decoder.init(key, ModelInputs(zeros, zeros, zeros + 1, zeros))["params"]

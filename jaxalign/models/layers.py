@@ -1,0 +1,178 @@
+"""The layers of a decoder: thin Linen modules that read adapters they find."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign.models import attention as attention_lib
+from jaxalign.models import rotary
+
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "DecoderConfig",
+    "Dense",
+    "RMSNorm",
+    "Runtime",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes and options of a decoder; what a family reads from config.json."""
+
+    vocab_size: int
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: tuple[tuple[str, Any], ...] = ()
+    """Fields of the scaling rule; a tuple, so that a config can be hashed."""
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How the layers are computed; changes no weight."""
+
+    dtype: Any = jnp.float32
+    attention: attention_lib.Implementation = "xla"
+    attention_block: int = 256
+    lora_dropout: float = 0.0
+    deterministic: bool = True
+
+
+class Dense(nn.Module):
+    """A linear layer, with a LoRA update if the ``lora`` collection has one for it."""
+
+    features: int
+    runtime: Runtime
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n fan_in"]) -> Float[Array, "*n features"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        y = x @ kernel.astype(x.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            y = y + bias.astype(y.dtype)
+        if self.has_variable("lora", "a"):
+            y = y + self._lora(x)
+        return y
+
+    def _lora(self, x: Array) -> Array:
+        a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+        scale = self.get_variable("lora", "scale")
+        if self.runtime.lora_dropout and not self.runtime.deterministic:
+            keep = 1.0 - self.runtime.lora_dropout
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(kept, x / keep, 0.0)
+        low = (x @ a.astype(x.dtype)) * scale.astype(x.dtype)
+        return low @ b.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, taken in float32, and scale."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        # Rounded before the scale is applied, as the reference implementation does.
+        return (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype) * scale.astype(
+            x.dtype
+        )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    config: DecoderConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        tables: tuple[Array, Array],
+        layout: attention_lib.RowLayout,
+    ) -> Float[Array, "b t d"]:
+        config, runtime = self.config, self.runtime
+
+        def project(name: str, heads: int) -> Array:
+            out = Dense(
+                heads * config.head_dim, runtime, config.attention_bias, name=name
+            )(x)
+            return out.reshape(*x.shape[:2], heads, config.head_dim)
+
+        q = rotary.apply_rotary(project("q_proj", config.num_heads), *tables)
+        k = rotary.apply_rotary(project("k_proj", config.num_kv_heads), *tables)
+        v = project("v_proj", config.num_kv_heads)
+        out = attention_lib.attention(
+            q,
+            k,
+            v,
+            layout,
+            scale=config.head_dim**-0.5,
+            implementation=runtime.attention,
+            block=runtime.attention_block,
+        )
+        return Dense(config.width, runtime, config.attention_bias, name="o_proj")(
+            out.reshape(*x.shape[:2], -1)
+        )
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    config: DecoderConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        config, runtime = self.config, self.runtime
+
+        def dense(name: str, features: int) -> Dense:
+            return Dense(features, runtime, config.mlp_bias, name=name)
+
+        gate = dense("gate_proj", config.mlp_width)(x)
+        up = dense("up_proj", config.mlp_width)(x)
+        return dense("down_proj", config.width)(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each on the norm of the stream and added to it."""
+
+    config: DecoderConfig
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        tables: tuple[Array, Array],
+        layout: attention_lib.RowLayout,
+    ) -> tuple[Float[Array, "b t d"], None]:
+        eps = self.config.norm_eps
+        normed = RMSNorm(eps, name="input_layernorm")(x)
+        x = x + Attention(self.config, self.runtime, name="self_attn")(
+            normed, tables, layout
+        )
+        normed = RMSNorm(eps, name="post_attention_layernorm")(x)
+        return x + MLP(self.config, self.runtime, name="mlp")(normed), None

@@ -1,0 +1,513 @@
+"""2D-DPO: preference optimisation with segment × aspect feedback.
+
+2D-DPO: Scaling Direct Preference Optimization with 2-Dimensional Supervision,
+https://arxiv.org/abs/2410.19720. ``H_k`` is the sum of log pi - log pi_ref over the
+tokens of segment k, ``r_k`` the segment's score (its aspects' weighted mean).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxalign.errors import UserError, did_you_mean
+from jaxalign.objectives import diagnostics, logps
+from jaxalign.objectives.pairwise import check_common, dpo_loss, logistic_loss
+from jaxalign.objectives.policy import PairLogps, pair_logps
+from jaxalign.types import Mean, Metrics, Model, PreferenceBatch
+
+
+__all__ = [
+    "DPO2DConfig",
+    "Selection",
+    "aggregate_aspects",
+    "dpo2d_loss",
+    "loss_fn",
+    "pair_details",
+    "resolve_aspect_weights",
+    "segment_weights",
+    "select_segments",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPO2DConfig:
+    """Options of 2D-DPO.
+
+    Attributes:
+      name: the objective.
+      beta: temperature; a segment's effective temperature is beta × its weight.
+      aspect_weights: weight of each aspect by name; they are divided by their sum, an
+        aspect left out weighs 0. Default: every aspect of the data weighs the same.
+      form: ``group`` has one sigmoid for each pair of segments (eq. 6), ``vanilla``
+        one for the weighted sums of all segments.
+      top_k: at most this many segment pairs (group) or segments a side (vanilla).
+      pairing: group only: ``rank`` pairs the k-th best chosen with the k-th worst
+        rejected segment, ``order`` pairs the selected ones in text order.
+      max_score: top of the scale of the scores, which starts at 0.
+      normalize: ``max`` divides scores by max_score, ``none`` keeps them, ``mean1``
+        makes the token-weighted mean weight of each response 1, so that beta keeps
+        the meaning it has in DPO.
+      rejected_weight: weight of a rejected segment of score r: ``score`` r (the
+        paper's), ``inverted`` top - r, ``uniform`` 1, ``centred`` mean(r) - r.
+      reduction: ``sum`` or ``mean`` over the segment pairs of a pair.
+      label_smoothing: in [0, 0.5], applied to every segment pair.
+      skip_contradictory: group only: drop segment pairs whose chosen score is not
+        above the rejected one.
+      dpo_weight: weight of DPO of the whole pair at the same beta, added on.
+      sft_weight: weight of -log pi(chosen) / tokens, added on.
+    """
+
+    name: Literal["dpo2d"] = "dpo2d"
+    beta: float = 0.1
+    aspect_weights: dict[str, float] | None = None
+    form: Literal["group", "vanilla"] = "group"
+    top_k: int | None = None
+    pairing: Literal["rank", "order"] = "rank"
+    max_score: float = 4.0
+    normalize: Literal["max", "none", "mean1"] = "max"
+    rejected_weight: Literal["score", "inverted", "uniform", "centred"] = "score"
+    reduction: Literal["sum", "mean"] = "sum"
+    label_smoothing: float = 0.0
+    skip_contradictory: bool = False
+    dpo_weight: float = 0.0
+    sft_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_common(self.beta, self.label_smoothing)
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(
+                f"objective.top_k must be at least 1: got {self.top_k}. "
+                "Leave it out to use as many segments as the shorter side has"
+            )
+        if not 0 < self.max_score < float("inf"):
+            raise UserError(
+                f"objective.max_score must be a positive number: got {self.max_score}"
+            )
+        for field in ("dpo_weight", "sft_weight"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise UserError(
+                    f"objective.{field} must be 0 or a positive number: "
+                    f"got {getattr(self, field)}"
+                )
+        if self.form == "vanilla":
+            for field, default in (("skip_contradictory", False), ("pairing", "rank")):
+                if getattr(self, field) != default:
+                    raise UserError(
+                        f"objective.{field}={getattr(self, field)!r} has no effect "
+                        "with form=vanilla, which pairs no segments: leave it out or "
+                        "use form=group"
+                    )
+        if self.aspect_weights is not None:
+            check_aspect_weights(self.aspect_weights)
+
+
+def check_aspect_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights that are negative, not finite, or all 0."""
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise UserError(
+                f"objective.aspect_weights.{name} must be 0 or a positive number: "
+                f"got {weight}"
+            )
+    if sum(weights.values()) <= 0:
+        raise UserError(
+            f"objective.aspect_weights must not all be 0: got {dict(weights)}"
+        )
+
+
+def resolve_aspect_weights(
+    weights: Mapping[str, float] | None, aspects: tuple[str, ...]
+) -> np.ndarray:
+    """Return the weight of each aspect of the data, divided by their sum.
+
+    Raises:
+      UserError: a weight names an aspect that the data does not have.
+    Example:
+      >>> resolve_aspect_weights({"safety": 3.0, "clarity": 1.0}, ("clarity", "safety"))
+      array([0.25, 0.75], dtype=float32)
+    """
+    if not aspects:
+        raise UserError(
+            "the data has no scored segments, which dpo2d needs: add "
+            "chosen_segments and rejected_segments to the records, or use "
+            "objective.name=dpo"
+        )
+    if weights is None:
+        return np.full(len(aspects), 1 / len(aspects), np.float32)
+    check_aspect_weights(weights)
+    for name in weights:
+        if name not in aspects:
+            raise UserError(
+                f"objective.aspect_weights names the aspect {name!r}, which no record "
+                f"has. {did_you_mean(name, aspects)}"
+            )
+    raw = np.array([weights.get(name, 0.0) for name in aspects], np.float64)
+    return (raw / raw.sum()).astype(np.float32)
+
+
+def aggregate_aspects(
+    scores: Float[Array, "*batch a"], weights: Float[Array, " a"]
+) -> Float[Array, "*batch"]:
+    """Return ``r = sum_a w_a score_a / sum_a w_a`` over the aspects that were judged.
+
+    A score of NaN is an aspect that was not judged. Where none of the weighted ones
+    was, the result is NaN.
+    """
+    judged = ~jnp.isnan(scores)
+    weight = jnp.where(judged, weights, 0.0)
+    total = jnp.where(judged, scores, 0.0) * weight
+    return total.sum(-1) / jnp.where(weight.sum(-1) > 0, weight.sum(-1), jnp.nan)
+
+
+def segment_weights(
+    scores: Float[Array, "*batch s"],
+    mask: Bool[Array, "*batch s"],
+    *,
+    rejected: bool,
+    config: DPO2DConfig,
+    tokens: Float[Array, "*batch s"] | None = None,
+) -> Float[Array, "*batch s"]:
+    """Return the coefficient of each segment's log-ratio, without beta.
+
+    In this order: normalise the scores, map the rejected side (``inverted``: top - r;
+    ``uniform``: 1; ``centred``: mean over the response - r), then for ``mean1`` divide
+    by the token-weighted mean over the response (a mean of 0 gives weights 1).
+
+    Args:
+      scores: raw aggregated score r of each segment.
+      mask: which segments are scored.
+      rejected: which side this is; chosen segments always weigh r.
+      config: ``normalize``, ``max_score`` and ``rejected_weight`` are read.
+      tokens: tokens of each segment; needed for ``mean1``.
+    Returns:
+      Weights, 0 where the mask is false.
+    """
+    top = 1.0 if config.normalize == "max" else config.max_score
+    r = jnp.where(mask, scores, 0.0)
+    if config.normalize == "max":
+        r = r / config.max_score
+    weights = r
+    if rejected and config.rejected_weight == "inverted":
+        weights = top - r
+    elif rejected and config.rejected_weight == "uniform":
+        weights = jnp.ones_like(r)
+    elif rejected and config.rejected_weight == "centred":
+        count = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+        weights = r.sum(-1, keepdims=True) / count - r
+    weights = jnp.where(mask, weights, 0.0)
+    if config.normalize == "mean1":
+        if tokens is None:
+            raise ValueError("normalize='mean1' needs the tokens of each segment")
+        share = jnp.where(mask, tokens, 0.0)
+        total = share.sum(-1, keepdims=True)
+        mean = (weights * share).sum(-1, keepdims=True) / jnp.maximum(total, 1.0)
+        # Centred weights of equal scores cancel only up to rounding.
+        none = jnp.abs(mean) <= 1e-6 * config.max_score
+        weights = jnp.where(none, 1.0, weights / jnp.where(none, 1.0, mean))
+        weights = jnp.where(mask, weights, 0.0)
+    return weights
+
+
+class Selection(NamedTuple):
+    """Which segments a pair trains on.
+
+    ``chosen`` and ``rejected`` list segment indices, position k of the one paired with
+    position k of the other in the group form; the masks say which positions count.
+    """
+
+    chosen: Array
+    rejected: Array
+    chosen_mask: Array
+    rejected_mask: Array
+
+
+def select_segments(
+    chosen_scores: Float[Array, "*batch s"],
+    rejected_scores: Float[Array, "*batch s"],
+    *,
+    chosen_mask: Bool[Array, "*batch s"],
+    rejected_mask: Bool[Array, "*batch s"],
+    config: DPO2DConfig,
+) -> Selection:
+    """Choose the best chosen and the worst rejected segments by raw score.
+
+    Group: ``N = min(scored chosen, scored rejected, top_k)`` of each side. Vanilla:
+    all, or ``top_k`` a side. Ties keep text order (the sort is stable).
+    """
+    size = chosen_scores.shape[-1]
+    # Unscored segments go last.
+    best = jnp.argsort(jnp.where(chosen_mask, -chosen_scores, jnp.inf), axis=-1)
+    worst = jnp.argsort(jnp.where(rejected_mask, rejected_scores, jnp.inf), axis=-1)
+    num_chosen = chosen_mask.sum(-1)
+    num_rejected = rejected_mask.sum(-1)
+    if config.form == "group":
+        num_chosen = num_rejected = jnp.minimum(num_chosen, num_rejected)
+    if config.top_k is not None:
+        num_chosen = jnp.minimum(num_chosen, config.top_k)
+        num_rejected = jnp.minimum(num_rejected, config.top_k)
+    position = jnp.arange(size)
+    keep_chosen = position < num_chosen[..., None]
+    keep_rejected = position < num_rejected[..., None]
+    if config.pairing == "order":
+        best = jnp.sort(jnp.where(keep_chosen, best, best + size), axis=-1) % size
+        worst = jnp.sort(jnp.where(keep_rejected, worst, worst + size), axis=-1) % size
+    return Selection(best, worst, keep_chosen, keep_rejected)
+
+
+class PairDetails(NamedTuple):
+    """The parts of a pair's loss that are worth looking at."""
+
+    losses: Array
+    """[*batch] the segment part of the loss."""
+    weights: tuple[Array, Array]
+    """[*batch s] for each side: the coefficient without beta."""
+    selected: tuple[Array, Array]
+    """[*batch s] for each side: whether the segment is in the loss."""
+    num_segment_pairs: Array
+    """[*batch] segment pairs in the loss (1 for vanilla)."""
+    contradictory: Array
+    """[*batch] candidate segment pairs whose chosen score is not above."""
+    candidates: Array
+    """[*batch] segment pairs before any was skipped."""
+
+
+def pair_details(
+    chosen_logratios: Float[Array, "*batch s"],
+    rejected_logratios: Float[Array, "*batch s"],
+    chosen_scores: Float[Array, "*batch s"],
+    rejected_scores: Float[Array, "*batch s"],
+    *,
+    chosen_mask: Bool[Array, "*batch s"],
+    rejected_mask: Bool[Array, "*batch s"],
+    config: DPO2DConfig,
+    chosen_tokens: Float[Array, "*batch s"] | None = None,
+    rejected_tokens: Float[Array, "*batch s"] | None = None,
+) -> PairDetails:
+    """Return the loss of :func:`dpo2d_loss` with what it is made of."""
+    chex.assert_equal_shape(
+        [chosen_logratios, rejected_logratios, chosen_scores, rejected_scores]
+    )
+    chex.assert_equal_shape([chosen_logratios, chosen_mask, rejected_mask])
+    chosen_weights = segment_weights(
+        chosen_scores, chosen_mask, rejected=False, config=config, tokens=chosen_tokens
+    )
+    rejected_weights = segment_weights(
+        rejected_scores,
+        rejected_mask,
+        rejected=True,
+        config=config,
+        tokens=rejected_tokens,
+    )
+    chosen_scores = jnp.where(chosen_mask, chosen_scores, 0.0)
+    rejected_scores = jnp.where(rejected_mask, rejected_scores, 0.0)
+    selection = select_segments(
+        chosen_scores,
+        rejected_scores,
+        chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask,
+        config=config,
+    )
+
+    def chosen_at(values: Array) -> Array:
+        return jnp.take_along_axis(values, selection.chosen, axis=-1)
+
+    def rejected_at(values: Array) -> Array:
+        return jnp.take_along_axis(values, selection.rejected, axis=-1)
+
+    advantage_w = jnp.where(
+        selection.chosen_mask, chosen_at(chosen_weights * chosen_logratios), 0.0
+    )
+    advantage_l = jnp.where(
+        selection.rejected_mask, rejected_at(rejected_weights * rejected_logratios), 0.0
+    )
+    couple = selection.chosen_mask & selection.rejected_mask
+    opposed = couple & (chosen_at(chosen_scores) <= rejected_at(rejected_scores))
+    if config.form == "vanilla":
+        logits = config.beta * (advantage_w.sum(-1) - advantage_l.sum(-1))
+        losses = logistic_loss(logits, config.label_smoothing)
+        count = jnp.ones_like(losses)
+        keep_chosen, keep_rejected = selection.chosen_mask, selection.rejected_mask
+    else:
+        kept = couple & ~opposed if config.skip_contradictory else couple
+        keep_chosen = keep_rejected = kept
+        logits = config.beta * (advantage_w - advantage_l)
+        terms = logistic_loss(logits, config.label_smoothing)
+        losses = jnp.where(kept, terms, 0.0).sum(-1)
+        count = kept.sum(-1).astype(losses.dtype)
+        if config.reduction == "mean":
+            losses = losses / jnp.maximum(count, 1)
+    return PairDetails(
+        losses=losses,
+        weights=(chosen_weights, rejected_weights),
+        selected=(
+            _scatter(keep_chosen, selection.chosen),
+            _scatter(keep_rejected, selection.rejected),
+        ),
+        num_segment_pairs=count,
+        contradictory=opposed.sum(-1).astype(losses.dtype),
+        candidates=couple.sum(-1).astype(losses.dtype),
+    )
+
+
+def _scatter(keep: Array, index: Array) -> Array:
+    """Turn 'position k of the selection is kept' into 'segment i is selected'."""
+    return jnp.take_along_axis(keep, jnp.argsort(index, axis=-1), axis=-1)
+
+
+def dpo2d_loss(
+    chosen_logratios: Float[Array, "*batch s"],
+    rejected_logratios: Float[Array, "*batch s"],
+    chosen_scores: Float[Array, "*batch s"],
+    rejected_scores: Float[Array, "*batch s"],
+    *,
+    chosen_mask: Bool[Array, "*batch s"],
+    rejected_mask: Bool[Array, "*batch s"],
+    config: DPO2DConfig,
+    chosen_tokens: Float[Array, "*batch s"] | None = None,
+    rejected_tokens: Float[Array, "*batch s"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Return the 2D-DPO loss of every pair.
+
+    Group form, over the N selected segments of each side, paired k with k::
+
+        L = - sum_k log sigmoid(beta w_k H_k^chosen - beta w'_k H_k^rejected)
+
+    Vanilla form, one sigmoid over the sums of the selected segments::
+
+        L = - log sigmoid(beta sum_k w_k H_k^chosen - beta sum_k w'_k H_k^rejected)
+
+    [2D-DPO](https://arxiv.org/abs/2410.19720), eq. 6 and the token-weighted form before
+    it. The weights w and the selection are those of :func:`segment_weights` and
+    :func:`select_segments`. The anchors ``dpo_weight`` and ``sft_weight`` need whole
+    completions and are added by :func:`loss_fn`.
+
+    Args:
+      chosen_logratios: H_k, sums of log pi - log pi_ref over each segment.
+      rejected_logratios: the same of the rejected response.
+      chosen_scores: aspect-weighted raw score r of each segment, 0 to ``max_score``.
+      rejected_scores: the same of the rejected response.
+      chosen_mask: which segments exist, are scored and own a token.
+      rejected_mask: the same of the rejected response.
+      config: options.
+      chosen_tokens: tokens of each segment; only ``normalize='mean1'`` reads them.
+      rejected_tokens: the same of the rejected response.
+    Returns:
+      One loss a pair, not averaged over pairs. Where policy and reference agree it is
+      N ln 2 (group, sum), ln 2 (vanilla); 0 for a pair without segment pairs (group).
+    Example:
+      >>> one = jnp.array([1.0]); yes = jnp.array([True])
+      >>> loss = dpo2d_loss(10 * one, 0 * one, 4 * one, 4 * one, chosen_mask=yes,
+      ...                   rejected_mask=yes, config=DPO2DConfig())
+      >>> print(f"{loss:.4f}")  # one segment of weight 1 is DPO
+      0.3133
+    """
+    return pair_details(
+        chosen_logratios,
+        rejected_logratios,
+        chosen_scores,
+        rejected_scores,
+        chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask,
+        config=config,
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+    ).losses
+
+
+class BatchLosses(NamedTuple):
+    """Losses of the pairs of a batch with what they are made of."""
+
+    losses: Float[Array, "b p"]
+    details: PairDetails
+    scores: Float[Array, "b p 2 s"]
+    mask: Bool[Array, "b p 2 s"]
+
+
+def batch_losses(
+    pair: PairLogps,
+    batch: PreferenceBatch,
+    config: DPO2DConfig,
+    aspects: tuple[str, ...],
+) -> BatchLosses:
+    """Return the whole loss of every pair of a batch, the anchors included."""
+    weights = jnp.asarray(resolve_aspect_weights(config.aspect_weights, aspects))
+    scores = aggregate_aspects(batch.scores, weights)
+    mask = batch.segment_mask & ~jnp.isnan(scores)
+    shape = (scores.shape[1], scores.shape[3])
+    ratios = logps.segment_sums(
+        pair.token_logps - pair.ref_token_logps, batch.completions, shape
+    )
+    tokens = logps.segment_token_counts(batch.completions, shape)
+    details = pair_details(
+        ratios[..., 0, :],
+        ratios[..., 1, :],
+        scores[..., 0, :],
+        scores[..., 1, :],
+        chosen_mask=mask[..., 0, :],
+        rejected_mask=mask[..., 1, :],
+        config=config,
+        chosen_tokens=tokens[..., 0, :],
+        rejected_tokens=tokens[..., 1, :],
+    )
+    losses = details.losses
+    if config.dpo_weight:
+        whole = pair.logratios
+        losses = losses + config.dpo_weight * dpo_loss(
+            whole[..., 0], whole[..., 1], beta=config.beta
+        )
+    if config.sft_weight:
+        nll = -pair.logps[..., 0] / jnp.maximum(pair.tokens[..., 0], 1)
+        losses = losses + config.sft_weight * nll
+    return BatchLosses(losses, details, scores, mask)
+
+
+def loss_fn(
+    trainable: Any,
+    frozen: Any,
+    batch: PreferenceBatch,
+    key: Key[Array, ""] | None,
+    *,
+    model: Model,
+    config: DPO2DConfig,
+    aspects: tuple[str, ...],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return the mean 2D-DPO loss over the pairs of a batch, and the metrics.
+
+    Args:
+      trainable: the leaves to differentiate, None elsewhere (``trees.partition``).
+      frozen: all the others; may hold a ``reference`` collection.
+      batch: packed pairs with scores.
+      key: for dropout; None runs without.
+      model: the policy.
+      config: options.
+      aspects: names of the last axis of ``batch.scores``.
+    Raises:
+      UserError: ``aspect_weights`` names an aspect that is not among ``aspects``.
+    """
+    pair = pair_logps(trainable, frozen, batch, key, model=model)
+    result = batch_losses(pair, batch, config, aspects)
+    mask, details = batch.pair_mask, result.details
+    loss = Mean(jnp.where(mask, result.losses, 0).sum(), mask.sum())
+    metrics = {
+        "loss": loss,
+        **diagnostics.pair_metrics(pair, batch, beta=config.beta),
+        **diagnostics.segment_metrics(
+            pair,
+            batch,
+            scores=jnp.where(result.mask, result.scores, 0.0),
+            mask=result.mask,
+            weights=jnp.stack(details.weights, axis=-2),
+            selected=jnp.stack(details.selected, axis=-2),
+            losses=details.losses,
+            num_segment_pairs=details.num_segment_pairs,
+            contradictory=details.contradictory,
+            candidates=details.candidates,
+            beta=config.beta,
+        ),
+    }
+    return loss.total / jnp.maximum(loss.weight, 1), metrics

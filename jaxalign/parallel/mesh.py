@@ -1,0 +1,65 @@
+"""The mesh of devices: data, fsdp and tensor."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxalign.errors import UserError
+
+
+__all__ = ["AXES", "BATCH_AXES", "MeshConfig", "make_mesh"]
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""Axes over which the rows of a batch are split."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each axis has; their product is the number of devices used.
+
+    Attributes:
+      data: copies of the weights, each working on its own rows.
+      fsdp: devices that split weights and rows among them.
+      tensor: devices that split each layer's columns among them.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for axis in AXES:
+            if getattr(self, axis) < 1:
+                raise UserError(
+                    f"mesh.{axis} must be at least 1: got {getattr(self, axis)}"
+                )
+
+    @property
+    def size(self) -> int:
+        """Return the number of devices."""
+        return self.data * self.fsdp * self.tensor
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices in a mesh with Auto axes (the compiler decides what is implied).
+
+    Raises:
+      UserError: there are fewer devices than the axes ask for.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if config.size > len(devices):
+        raise UserError(
+            f"the mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
+            f"needs {config.size} devices: got {len(devices)}. Lower --mesh.*, or for "
+            "a trial on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count="
+            f"{config.size}"
+        )
+    return jax.make_mesh(
+        (config.data, config.fsdp, config.tensor),
+        AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices[: config.size],
+    )

@@ -1,0 +1,76 @@
+"""Where the leaves of a tree lie on a mesh, by pattern."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign import trees
+from jaxalign.parallel.mesh import BATCH_AXES
+
+
+__all__ = ["batch_sharding", "param_shardings", "put_batch", "replicated"]
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+def param_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Return the sharding of every leaf: the first rule that matches its path in full.
+
+    An axis that does not divide its dimension is left out: that dimension is copied.
+
+    Args:
+      tree: arrays or shapes; paths are matched without a leading collection name.
+      mesh: devices.
+      rules: (regular expression, spec), first match wins.
+    Raises:
+      ValueError: no rule matches a leaf; every weight's place is said, never implied.
+    """
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        for pattern, spec in rules:
+            if re.fullmatch(pattern, path):
+                return NamedSharding(mesh, _fitted(spec, leaf.shape, mesh))
+        raise ValueError(f"no sharding rule matches {path}")
+
+    return trees.map_with_paths(place, tree)
+
+
+def _fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    axes = [*spec, *[None] * (len(shape) - len(spec))]
+    return PartitionSpec(
+        *(
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Return the sharding of batch arrays: rows split over data and fsdp.
+
+    Args:
+      mesh: devices.
+      leading: axes before the rows (1 for a stack of micro-batches).
+    """
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
+
+
+def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
+    """Send a batch of numpy arrays, this process's rows, to the devices."""
+    if mesh is None:
+        return jax.tree.map(jax.device_put, batch)
+    where = batch_sharding(mesh, leading)
+
+    def put(leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(where, leaf)
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,120 @@
+"""Paths, masks by pattern, and splitting a tree into what is trained and what is not.
+
+The path of a leaf is its keys joined by slashes, ``params/layers_0_30/mlp/up_proj/
+kernel``: the one idiom by which weights are trained, decayed, sharded and adapted.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxalign.errors import UserError, did_you_mean
+
+
+__all__ = [
+    "combine",
+    "map_with_paths",
+    "mask_from_patterns",
+    "num_bytes",
+    "num_params",
+    "partition",
+    "path_string",
+    "paths",
+]
+
+
+def path_string(key_path: Sequence[Any]) -> str:
+    """Join a JAX key path with slashes."""
+    return "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+        for k in key_path
+    )
+
+
+def paths(tree: Any) -> list[str]:
+    """Return the path of every leaf, in the order of ``jax.tree.leaves``.
+
+    >>> paths({"mlp": {"up": 1, "down": 2}})
+    ['mlp/down', 'mlp/up']
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [path_string(key_path) for key_path, _ in leaves]
+
+
+def map_with_paths(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Map ``fn(path, leaf, *leaves)`` over a tree."""
+    return jax.tree_util.tree_map_with_path(
+        lambda key_path, *leaves: fn(path_string(key_path), *leaves), tree, *rest
+    )
+
+
+def mask_from_patterns(tree: Any, patterns: Sequence[str]) -> Any:
+    """Mark the leaves whose path matches any of the patterns in full.
+
+    Args:
+      tree: nested dict of arrays or shapes.
+      patterns: regular expressions for whole paths, ``lora/.*/[ab]``.
+    Returns:
+      A tree of bools of the same structure.
+    Raises:
+      UserError: a pattern is no regular expression, or matches no leaf.
+    Example:
+      >>> mask_from_patterns({"norm": 1, "head": 2}, ["h.*"])
+      {'head': True, 'norm': False}
+    """
+    names = paths(tree)
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise UserError(
+                f"the pattern {pattern!r} is not a regular expression: {error}. "
+                "Mend it, or escape its special characters with a backslash."
+            ) from None
+    for pattern, regex in zip(patterns, compiled, strict=True):
+        if not any(regex.fullmatch(name) for name in names):
+            raise UserError(
+                f"the pattern {pattern!r} matches no weight: it must match a whole "
+                f"path such as {names[0] if names else '(the tree is empty)'!r}. "
+                f"{did_you_mean(pattern, names)}"
+            )
+    return map_with_paths(
+        lambda name, _: any(regex.fullmatch(name) for regex in compiled), tree
+    )
+
+
+def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
+    """Split a tree in two of the same structure, with None in the holes.
+
+    >>> partition({"a": 1, "b": 2}, {"a": True, "b": False})
+    ({'a': 1, 'b': None}, {'a': None, 'b': 2})
+    """
+    selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+    rest = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
+    return selected, rest
+
+
+def combine(*trees: Any) -> Any:
+    """Fill the None holes of the first tree from the next ones.
+
+    >>> combine({"a": 1, "b": None}, {"a": None, "b": 2})
+    {'a': 1, 'b': 2}
+    """
+
+    def first(*leaves: Any) -> Any:
+        return next((leaf for leaf in leaves if leaf is not None), None)
+
+    return jax.tree.map(first, *trees, is_leaf=lambda leaf: leaf is None)
+
+
+def num_params(tree: Any) -> int:
+    """Count the numbers in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: Any) -> int:
+    """Count the bytes of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,110 @@
+"""The few types that every part shares. Imports nothing else of jaxalign.
+
+Shape letters, the same in the whole project: ``b`` rows, ``t`` tokens a row, ``c``
+completion tokens a row, ``p`` pairs a row, 2 responses of a pair (chosen, rejected),
+``s`` segments a response, ``a`` aspects, ``v`` vocabulary, ``d`` width.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+__all__ = [
+    "Completions",
+    "Mean",
+    "Metrics",
+    "Model",
+    "ModelInputs",
+    "PreferenceBatch",
+    "Variables",
+]
+
+Variables = dict[str, Any]
+"""Flax collections: ``{"params": ..., "lora": ...}``, plain nested dicts of arrays."""
+
+
+class ModelInputs(NamedTuple):
+    """Packed rows of tokens in which the prompt of a pair is stored once.
+
+    A query at index q sees a key at index j if and only if ``j <= q``, both have the
+    same non-zero ``sequence_ids``, and ``branch_ids[j]`` is 0 or ``branch_ids[q]``.
+    """
+
+    tokens: Int[Array, "b t"]
+    positions: Int[Array, "b t"]
+    """Rotary position; each response restarts after its prompt."""
+    sequence_ids: Int[Array, "b t"]
+    """Which pair of the row a token is of, from 1; 0 is padding."""
+    branch_ids: Int[Array, "b t"]
+    """0 for the prompt, seen by all; 1 chosen, 2 rejected, seen by themselves."""
+
+
+class Completions(NamedTuple):
+    """The tokens whose log-probabilities are wanted, moved to the front of the row."""
+
+    source: Int[Array, "b c"]
+    """Index in the row of the hidden state that predicts the token."""
+    target: Int[Array, "b c"]
+    """The token."""
+    response: Int[Array, "b c"]
+    """Which of the row's ``2 p`` responses it is of; -1 is padding."""
+    segment: Int[Array, "b c"]
+    """Which of that response's segments owns it; -1 is none (unscored)."""
+
+
+class PreferenceBatch(NamedTuple):
+    """Packed preference pairs with their segment × aspect scores."""
+
+    inputs: ModelInputs
+    completions: Completions
+    scores: Float[Array, "b p 2 s a"]
+    """Raw scores; NaN where an aspect was not judged."""
+    segment_mask: Bool[Array, "b p 2 s"]
+    """True for a segment that has scores and owns at least one token."""
+    pair_mask: Bool[Array, "b p"]
+    ref_logps: Float[Array, "b c"] | None = None
+    """The reference's log-probability of every completion token, where cached."""
+
+
+class Model(NamedTuple):
+    """A language model as two pure functions over a nested dict of arrays.
+
+    ``hidden_fn(variables, inputs) -> [b t d]`` runs everything below the head; with
+    ``key=`` it also applies dropout, without it is deterministic.
+    ``logits_fn(variables, hidden) -> [*n v]`` is the head; it is called on chunks.
+    """
+
+    hidden_fn: Callable[..., Float[Array, "b t d"]]
+    logits_fn: Callable[[Any, Float[Array, "*n d"]], Float[Array, "*n v"]]
+
+
+class Mean(NamedTuple):
+    """A mean kept as its sufficient statistics, so that means merge exactly.
+
+    >>> Mean(6.0, 2.0).merge(Mean(0.0, 1.0)).value
+    2.0
+    """
+
+    total: Any
+    weight: Any
+
+    def merge(self, other: "Mean") -> "Mean":
+        """Return the mean over both."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def value(self) -> Any:
+        """Return total / weight, 0 where nothing was counted."""
+        if isinstance(self.weight, int | float):
+            return self.total / self.weight if self.weight else 0.0
+        return jnp.where(
+            self.weight == 0,
+            0.0,
+            self.total / jnp.where(self.weight == 0, 1, self.weight),
+        )
+
+
+Metrics = dict[str, Mean]
