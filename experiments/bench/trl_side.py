@@ -27,6 +27,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from itertools import islice, pairwise
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,12 @@ def main() -> None:
     seconds = [end - start for start, end in pairwise(clock.wall)]
     first = arguments.warmup_steps
     measured = sum(seconds[first:])
-    own = clock.own[-1] - clock.own[first]
-    machine = clock.machine[-1] - clock.machine[first]
+    others = [
+        (machine_end - machine - own_end + own) / (second * cores)
+        for (machine, machine_end), (own, own_end), second in zip(
+            pairwise(clock.machine), pairwise(clock.own), seconds, strict=True
+        )
+    ]
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     expected = arguments.steps * arguments.batch_size
     settings = {name: str(value) for name, value in vars(arguments).items()}
@@ -246,10 +251,10 @@ def main() -> None:
         **peak_memory(),
         "gb_before_training": gb_before_training,
         "precompute_seconds": trainer.precompute_seconds,
-        # Two shares of all cores: the work of this process, and whatever else went on
-        # meanwhile. A figure taken while the second is above a few percent is void.
-        "own_share": own / (measured * cores),
-        "others_share": (machine - own) / (measured * cores),
+        # The share of all cores that went to anything but this process meanwhile. A
+        # figure taken while it is above a few percent is void.
+        "others_share": sum(map(mul, others[first:], seconds[first:])) / measured,
+        "others_share_per_step": others,
         "seconds_per_step": seconds,
         "losses": trainer.losses,
         "pairs_per_step": trainer.pairs,

@@ -9,7 +9,7 @@ an adapter complete in itself, whatever rank and alpha each of its layers has.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class LoRAConfig:
     """Options of LoRA.
 
     Attributes:
+      name: the adapter.
       rank: width of the bottleneck.
       alpha: the update is scaled by alpha / rank.
       targets: names of the linear layers to adapt, such as ``q_proj``.
@@ -39,6 +40,7 @@ class LoRAConfig:
         the reference and never in evaluation.
     """
 
+    name: Literal["lora"] = "lora"
     rank: int = 16
     alpha: float = 32.0
     targets: tuple[str, ...] = (

@@ -114,7 +114,7 @@ def load(
                     progress(done, len(places))
                 if place is None:
                     continue
-                kind = jnp.float32 if float32(f"params/{place.path}") else dtype
+                kind = jnp.float32 if float32(place.path) else dtype
                 target = targets[place.path]
                 piece = _read(handle.get_slice(name), place, target, layout, kind)
                 if place.layer is None:

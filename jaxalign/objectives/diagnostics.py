@@ -73,7 +73,9 @@ def segment_metrics(
     gap = scores[..., 0, :, None] - scores[..., 1, None, :]
     learned = per_token[..., 0, :, None] - per_token[..., 1, None, :]
     couples = mask[..., 0, :, None] & mask[..., 1, None, :] & (jnp.abs(gap) > tolerance)
-    agreed = jnp.where(learned == 0, 0.5, (learned * gap > 0).astype(jnp.float32))
+    agreed = jnp.where(
+        jnp.abs(learned) <= tolerance, 0.5, (learned * gap > 0).astype(jnp.float32)
+    )
 
     used = selected & (jnp.abs(weights) > tolerance) & mask
     in_pair = batch.pair_mask

@@ -1,0 +1,72 @@
+"""The ``jaxalign`` command: finds the subcommand and reports errors."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from jaxalign.errors import UserError, did_you_mean
+
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "demo": "fetch a small model, train it on packaged feedback, export and report",
+    "train": "train on feedback records",
+    "score": "write log-probabilities, losses and rewards of records",
+    "export": "write a run as a Hugging Face checkpoint or a PEFT adapter",
+    "fetch": "get a small real model without a hub",
+    "env": "print versions, devices and kernels for a bug report",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a subcommand and exit: 0 done, 1 a bug, 2 a user error, 42 run me again."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_help()
+        return
+    if arguments[0] == "--version":
+        from jaxalign import __version__
+
+        print(f"jaxalign {__version__}")
+        return
+    # Loading is from disk only unless a command is about downloading.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        name = arguments[0]
+        if name not in COMMANDS:
+            raise UserError(
+                f"unknown command {name!r}. {did_you_mean(name, COMMANDS)} "
+                "See jaxalign --help"
+            )
+        command = importlib.import_module(f"jaxalign.cli.{name}")
+        code = command.run(arguments[1:])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"jaxalign: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("jaxalign: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output (head, say) has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def _print_help() -> None:
+    print("usage: jaxalign COMMAND [options]\n")
+    for name, what in COMMANDS.items():
+        print(f"  {name:8} {what}")
+    print(
+        "\njaxalign COMMAND --help shows a command's options; --config FILE reads them "
+        "from YAML,\n--print_config prints them; --debug shows the traceback of a user "
+        "error."
+    )

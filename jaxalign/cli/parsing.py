@@ -1,0 +1,135 @@
+"""From the command line and YAML to frozen dataclasses, with jsonargparse."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from jaxalign.errors import UserError, did_you_mean
+
+
+__all__ = ["chosen_name", "make_parser", "parse"]
+
+
+def chosen_name(
+    arguments: Sequence[str], field: str, choices: Mapping[str, Any], default: str
+) -> str:
+    """Find out which class of options ``--<field>.name`` (or the config file) chooses.
+
+    The flags that a command takes depend on it, so it is looked up before parsing.
+    """
+    name: Any = default
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        following = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+        if flag == "--config":
+            name = _name_in_file(following, field) or name
+        elif flag == f"--{field}.name":
+            name = following
+    if name not in choices:
+        raise UserError(
+            f"--{field}.name {name!r} is not known. {did_you_mean(str(name), choices)}"
+        )
+    return name
+
+
+def _name_in_file(path: str, field: str) -> Any:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # the parser itself reports it
+    part = values.get(field) if isinstance(values, dict) else None
+    return part.get("name") if isinstance(part, dict) else None
+
+
+def make_parser(
+    command: str,
+    config_class: type,
+    parts: Mapping[str, type] | None = None,
+    *,
+    description: str,
+) -> jsonargparse.ArgumentParser:
+    """Make a parser whose options are the fields of a dataclass.
+
+    Args:
+      command: name of the subcommand.
+      config_class: its fields are the options, nested dataclasses dotted ones.
+      parts: for fields that may be of several classes, the one in use.
+      description: shown by --help.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog=f"jaxalign {command}", description=description, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with the options")
+    parser.add_class_arguments(config_class, skip=set(parts or ()))
+    for field, part in (parts or {}).items():
+        parser.add_class_arguments(part, field)
+    return parser
+
+
+def parse(
+    parser: jsonargparse.ArgumentParser,
+    arguments: Sequence[str],
+    config_class: type,
+    parts: Mapping[str, type] | None = None,
+) -> Any:
+    """Parse arguments into an instance of the dataclass.
+
+    Raises:
+      UserError: an unknown option (with the near names), a value of the wrong kind, or
+        a combination that the dataclass refuses.
+    """
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and flag not in known:
+            raise UserError(f"unknown option {flag}. {did_you_mean(flag, known)}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parsed = parser.parse_args(list(arguments))
+    except (argparse.ArgumentError, TypeError, ValueError, OSError) as error:
+        raise UserError(_readable(error, known)) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError("the options cannot be read; see --help") from None
+    values = parsed.clone()
+    values.pop("config", None)
+    return _build(config_class, values.as_dict(), dict(parts or {}))
+
+
+def _build(cls: type, values: dict[str, Any], parts: dict[str, type]) -> Any:
+    made = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        inner = parts.get(field.name, field.type)
+        if dataclasses.is_dataclass(inner) and isinstance(value, dict):
+            value = _build(inner, value, {})  # pyright: ignore[reportArgumentType]
+        elif isinstance(value, list):
+            value = tuple(value)
+        made[field.name] = value
+    return cls(**made)
+
+
+def _readable(error: Exception, known: Sequence[str]) -> str:
+    text = str(error)
+    missing = re.search(r"""[Kk]ey ['"]([\w.]+)['"] is required""", text)
+    if missing:
+        return f"the option --{missing.group(1)} is missing"
+    unknown = re.search(r"""[Kk]ey ['"]([\w.]+)['"] is not expected""", text)
+    unknown = unknown or re.search(r"""Subkey ['"]([\w.]+)['"] does not exist""", text)
+    if unknown:
+        names = [name.removeprefix("--") for name in known]
+        name = unknown.group(1)
+        return f"unknown option {name}. {did_you_mean(name, names)}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:6])

@@ -1,0 +1,43 @@
+"""``jaxalign train``: train on feedback records."""
+
+from collections.abc import Sequence
+
+from jaxalign.cli import devices, parsing
+
+
+__all__ = ["run"]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and train; 42 asks to be run again (after SIGTERM)."""
+    from jaxalign.training import config as config_lib
+    from jaxalign.training import progress
+    from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
+    from jaxalign.training.run import train
+
+    objectives = {name: o.config for name, o in config_lib.OBJECTIVES.items()}
+    parts = {
+        "objective": objectives[
+            parsing.chosen_name(arguments, "objective", objectives, "dpo2d")
+        ],
+        "adapter": config_lib.ADAPTERS[
+            parsing.chosen_name(arguments, "adapter", config_lib.ADAPTERS, "lora")
+        ],
+    }
+    parser = parsing.make_parser(
+        "train", config_lib.TrainConfig, parts, description=__doc__ or ""
+    )
+    config = parsing.parse(parser, arguments, config_lib.TrainConfig, parts)
+    devices.set_up_jax()
+    preemption = Preemption()
+    preemption.install()
+    try:
+        out = train(config, preemption=preemption)
+    except Preempted:
+        progress.say("stopped by SIGTERM: give the same command again to go on")
+        return 42
+    except TrainingDiverged as error:
+        progress.say(f"jaxalign: error: {error}")
+        return 1
+    print(f"trained: {out}")
+    return 0

@@ -1,0 +1,72 @@
+"""The reference's log-probabilities on disk, one number a completion token."""
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.data.chat import TokenizedPair
+from jaxalign.errors import UserError
+
+
+__all__ = ["cache_key", "read", "write"]
+
+
+def cache_key(pairs: Sequence[TokenizedPair], reference: str, settings: str) -> str:
+    """Return a hash of all that the numbers depend on.
+
+    Args:
+      pairs: their token ids count, and so the tokenizer and template do.
+      reference: fingerprint of the reference model.
+      settings: what else changes numbers, such as the dtype.
+    """
+    digest = hashlib.sha256(f"{reference}|{settings}|{len(pairs)}".encode())
+    for pair in pairs:
+        for side in (pair.chosen, pair.rejected):
+            lengths = np.array([len(pair.prompt), len(side.tokens), side.lead])
+            digest.update(lengths.astype("<i8").tobytes())
+            digest.update(pair.prompt.astype("<i4").tobytes())
+            digest.update(side.tokens.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def write(path: Path, key: str, logps: Sequence[np.ndarray]) -> None:
+    """Write the numbers of every pair (chosen, then rejected), whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            key=np.array(key),
+            counts=np.array([len(values) for values in logps], np.int64),
+            logps=np.concatenate([np.asarray(v, np.float32) for v in logps]),
+        )
+    temporary.replace(path)
+
+
+def read(path: Path, key: str) -> list[np.ndarray] | None:
+    """Read the numbers of every pair; None where there is no file.
+
+    Raises:
+      UserError: the file is broken, or of other data or another model.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found, counts = str(stored["key"]), stored["counts"]
+            logps = stored["logps"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a readable reference cache: {error}. Delete it"
+        ) from None
+    if found != key:
+        raise UserError(
+            f"{path} is stale: it was made from other data, another tokenizer or "
+            "another reference model. Delete it, or give another --reference_cache"
+        )
+    if int(counts.sum()) != len(logps):
+        raise UserError(f"{path}: the reference cache is incomplete. Delete it")
+    return np.split(logps, np.cumsum(counts)[:-1])

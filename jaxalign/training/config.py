@@ -1,0 +1,243 @@
+"""What a training run is made of, as frozen dataclasses, and their YAML form."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.data.pairs import Overflow
+from jaxalign.errors import UserError, did_you_mean
+from jaxalign.models.decoder import Remat
+from jaxalign.objectives import dpo2d, pairwise
+from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.objectives.pairwise import DPOConfig
+from jaxalign.parallel.mesh import MeshConfig
+from jaxalign.training.metrics import parse_report_to
+from jaxalign.training.optimizer import OptimizerConfig
+
+
+__all__ = [
+    "ADAPTERS",
+    "OBJECTIVES",
+    "NoAdapter",
+    "Objective",
+    "TrainConfig",
+    "from_dict",
+    "read_yaml",
+    "to_dict",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoAdapter:
+    """No adapter: base weights are trained, chosen by ``trainable``."""
+
+    name: Literal["none"] = "none"
+
+
+class Objective(NamedTuple):
+    """A loss and the class of its options."""
+
+    config: type
+    loss_fn: Callable[..., Any]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "dpo2d": Objective(DPO2DConfig, dpo2d.loss_fn),
+    "dpo": Objective(DPOConfig, pairwise.loss_fn),
+    "sigmoid": Objective(DPOConfig, pairwise.loss_fn),
+}
+ADAPTERS: dict[str, type] = {"lora": LoRAConfig, "none": NoAdapter}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      model: Hugging Face checkpoint directory.
+      data: feedback records to train on: .jsonl, .jsonl.gz, .parquet, tfds:NAME:SPLIT.
+      out: run directory; the same command again continues the run in it.
+      eval_data: records to evaluate on.
+      reference: ``adapter_off`` is the model as it was loaded (with an adapter that
+        costs no memory), ``cached`` the same with its log-probabilities computed once
+        and kept on disk, or the directory of another checkpoint.
+      reference_cache: where ``cached`` keeps them; default in the run directory.
+      objective: the loss.
+      adapter: what is trained beside the base weights.
+      trainable: patterns of the base weights to train, with adapter.name none:
+        ``[.*]`` is all of them.
+      optimizer: AdamW and its schedule.
+      max_steps: updates to make; overrides num_train_epochs.
+      num_train_epochs: times that every pair is seen.
+      batch_rows: rows of a micro-batch, over all devices.
+      row_length: places of a row; a pair takes prompt + chosen + rejected.
+      max_length: most tokens of a prompt with either response.
+      gradient_accumulation_steps: micro-batches of a step.
+      packing: whether a row holds as many pairs as fit, or one.
+      overflow: what to do with a pair above max_length.
+      dtype: of the frozen weights and of the computation; what is trained is float32.
+      remat: what the backward pass keeps of each layer: all, matrix products, nothing.
+      attention_block: queries and keys of a block of attention.
+      mesh: how the devices are arranged.
+      seed: of the order of the data, the adapter's start and dropout.
+      data_workers: processes that build batches; 0 uses threads.
+      save_steps: a checkpoint every so many updates, and at the end.
+      save_total_limit: checkpoints kept.
+      eval_steps: an evaluation every so many updates, and at start and end.
+      logging_steps: a line of metrics every so many updates, the first and the last.
+      report_to: ``tensorboard``, ``wandb``, both with a comma, or ``none``.
+    """
+
+    model: str
+    data: str
+    out: str
+    eval_data: str | None = None
+    reference: str = "adapter_off"
+    reference_cache: str | None = None
+    objective: DPO2DConfig | DPOConfig = dataclasses.field(default_factory=DPO2DConfig)
+    adapter: LoRAConfig | NoAdapter = dataclasses.field(default_factory=LoRAConfig)
+    trainable: tuple[str, ...] = ()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    max_steps: int | None = None
+    num_train_epochs: int = 1
+    batch_rows: int = 4
+    row_length: int = 2048
+    max_length: int = 1024
+    gradient_accumulation_steps: int = 1
+    packing: bool = True
+    overflow: Overflow = "drop"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "dots"
+    attention_block: int = 256
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    seed: int = 0
+    data_workers: int = 0
+    save_steps: int = 100
+    save_total_limit: int = 2
+    eval_steps: int = 100
+    logging_steps: int = 10
+    report_to: str = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for field in (
+            "num_train_epochs",
+            "batch_rows",
+            "row_length",
+            "max_length",
+            "gradient_accumulation_steps",
+            "attention_block",
+            "save_steps",
+            "save_total_limit",
+            "eval_steps",
+            "logging_steps",
+        ):
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"{field} must be at least 1: got {getattr(self, field)}"
+                )
+        for field in ("seed", "data_workers"):
+            if getattr(self, field) < 0:
+                raise UserError(
+                    f"{field} must be 0 or more: got {getattr(self, field)}"
+                )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1: got {self.max_steps}")
+        rows = self.mesh.data * self.mesh.fsdp
+        if self.batch_rows % rows:
+            raise UserError(
+                f"batch_rows {self.batch_rows} cannot be split over mesh.data × "
+                f"mesh.fsdp = {rows} devices: make it a multiple of {rows}"
+            )
+        if isinstance(self.adapter, NoAdapter) and not self.trainable:
+            raise UserError(
+                "adapter.name none trains nothing by itself: give --trainable patterns "
+                "of base weights, '[.*]' for all of them"
+            )
+        if not isinstance(self.adapter, NoAdapter) and self.trainable:
+            raise UserError(
+                "trainable chooses base weights and goes with adapter.name none: got "
+                f"{list(self.trainable)} with adapter.name {self.adapter.name}"
+            )
+        if self.reference_cache is not None and self.reference != "cached":
+            raise UserError(
+                "reference_cache has no effect without --reference cached: got "
+                f"reference={self.reference}"
+            )
+        parse_report_to(self.report_to)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain nested values for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Make a config from nested values, as in a run's config.yaml.
+
+    Raises:
+      UserError: an unknown objective, adapter or field.
+    """
+    flat = dict(values)
+    parts = {
+        "objective": _by_name(
+            flat.pop("objective", {}),
+            {name: objective.config for name, objective in OBJECTIVES.items()},
+            "objective",
+            "dpo2d",
+        ),
+        "adapter": _by_name(flat.pop("adapter", {}), ADAPTERS, "adapter", "lora"),
+        "optimizer": _make(OptimizerConfig, flat.pop("optimizer", {}), "optimizer."),
+        "mesh": _make(MeshConfig, flat.pop("mesh", {}), "mesh."),
+    }
+    return _make(TrainConfig, {**flat, **parts}, "")
+
+
+def _by_name(
+    values: Mapping[str, Any], classes: Mapping[str, type], field: str, default: str
+) -> Any:
+    name = values.get("name", default)
+    if name not in classes:
+        raise UserError(
+            f"{field}.name {name!r} is not known. {did_you_mean(str(name), classes)}"
+        )
+    return _make(classes[name], values, f"{field}.")
+
+
+def _make(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(
+                f"unknown option {prefix}{name}. {did_you_mean(name, fields)}"
+            )
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and (
+            field.default_factory is dataclasses.MISSING and name not in values
+        ):
+            raise UserError(f"the option {prefix}{name} is missing")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+      UserError: it is not there or is none.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of options: got {values!r}")
+    return values

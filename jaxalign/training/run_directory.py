@@ -1,0 +1,151 @@
+"""The directory of a run: made once, refused for another run, found again later."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxalign.errors import UserError
+from jaxalign.training.config import TrainConfig, from_dict, read_yaml, to_dict
+
+
+__all__ = [
+    "CONFIG",
+    "claim",
+    "hash_file",
+    "is_run",
+    "read_config",
+    "read_sources",
+    "write_text",
+]
+
+CONFIG = "config.yaml"
+SOURCES = "sources.json"
+
+# Changing these changes no number of a run.
+_FREE = ("out", "report_to", "save_total_limit", "data_workers")
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether a directory is a run's."""
+    return (path / CONFIG).is_file()
+
+
+def read_config(run: Path) -> TrainConfig:
+    """Read the config of a run.
+
+    Raises:
+      UserError: it is no run directory.
+    """
+    if not is_run(run):
+        raise UserError(
+            f"{run} is no run directory: it has no {CONFIG}. Expected the --out of "
+            "`jaxalign train`"
+        )
+    return from_dict(read_yaml(run / CONFIG))
+
+
+def read_sources(run: Path) -> dict[str, str]:
+    """Read the fingerprints of what a run was made from."""
+    try:
+        return json.loads((run / SOURCES).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{run / SOURCES} cannot be read: {error}") from None
+
+
+@contextlib.contextmanager
+def claim(config: TrainConfig, sources: dict[str, str]) -> Iterator[Path]:
+    """Make or reopen the run directory and hold it against other processes.
+
+    Args:
+      config: the run's.
+      sources: fingerprints of model and data.
+    Raises:
+      UserError: another config's run, changed sources, another process, or other files.
+    """
+    run = Path(config.out)
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--out {run} is a file: give a directory")
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process is writing to {run}: wait for it, or use another "
+                "--out"
+            ) from None
+        strange = [p.name for p in run.iterdir() if not p.name.startswith(".")]
+        if strange and not is_run(run):
+            raise UserError(
+                f"--out {run} is not empty and no run's directory: it has "
+                f"{', '.join(sorted(strange)[:3])}. Give a new directory"
+            )
+        if is_run(run):
+            _refuse_difference(run, config, sources)
+        else:
+            # The config comes last: without it the directory is no run yet.
+            write_text(run / SOURCES, json.dumps(sources, indent=2) + "\n")
+            write_text(run / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False))
+        yield run
+
+
+def _refuse_difference(run: Path, config: TrainConfig, sources: dict[str, str]) -> None:
+    old, new = _flat(to_dict(read_config(run))), _flat(to_dict(config))
+    changed = [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and name not in _FREE
+    ]
+    if changed:
+        raise UserError(
+            f"{run} holds a run with another config ({'; '.join(changed[:8])}). Use "
+            "the same options to continue it, or another --out"
+        )
+    before = read_sources(run)
+    for name, value in sources.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"the {name} has changed since {run} was begun, so the run cannot go "
+                "on exactly. Restore it, or begin anew with another --out"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and name != "aspect_weights":
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file; of a tfds source, its name."""
+    if path.startswith("tfds:"):
+        return path
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return digest.hexdigest()
