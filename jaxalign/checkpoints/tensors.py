@@ -13,7 +13,14 @@ from safetensors import SafetensorError, safe_open
 from jaxalign.errors import UserError
 
 
-__all__ = ["TensorFile", "TensorInfo", "fingerprint", "list_files", "read_json"]
+__all__ = [
+    "TensorFile",
+    "TensorInfo",
+    "fingerprint",
+    "list_files",
+    "raw_header",
+    "read_json",
+]
 
 DTYPES = {
     "F64": "float64",
@@ -134,6 +141,20 @@ def _header(path: Path) -> TensorFile:
                 )
             tensors[name] = TensorInfo(tuple(piece.get_shape()), DTYPES[dtype])
     return TensorFile(path, tensors)
+
+
+def raw_header(path: Path) -> tuple[bytes, list[str]]:
+    """Return a file's header as it stands, and its tensors in the order of their data.
+
+    The file was opened by :func:`list_files` before, which has checked it.
+    """
+    with path.open("rb") as file:
+        length = file.read(8)
+        text = file.read(int.from_bytes(length, "little"))
+    entries = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
+    # Empty tensors share an offset; the sort is stable.
+    names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+    return length + text, names
 
 
 def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str:

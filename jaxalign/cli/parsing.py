@@ -15,7 +15,7 @@ import yaml
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["chosen_name", "make_parser", "parse"]
+__all__ = ["chosen_name", "make_parser", "parse", "parse_with_name"]
 
 
 def chosen_name(
@@ -86,6 +86,12 @@ def parse(
       UserError: an unknown option (with the near names), a value of the wrong kind, or
         a combination that the dataclass refuses.
     """
+    return _build(config_class, _parse(parser, arguments), dict(parts or {}))
+
+
+def _parse(
+    parser: jsonargparse.ArgumentParser, arguments: Sequence[str]
+) -> dict[str, Any]:
     known = [name for name in parser._option_string_actions if name.startswith("--")]
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -100,9 +106,17 @@ def parse(
         if stop.code in (0, None):
             raise
         raise UserError("the options cannot be read; see --help") from None
-    values = parsed.clone()
+    values = parsed.as_dict()
     values.pop("config", None)
-    return _build(config_class, values.as_dict(), dict(parts or {}))
+    return values
+
+
+def parse_with_name(
+    parser: jsonargparse.ArgumentParser, arguments: Sequence[str], config_class: type
+) -> tuple[str, Any]:
+    """Parse a command that takes one positional ``name`` beside its options."""
+    values = _parse(parser, arguments)
+    return values.pop("name"), _build(config_class, values, {})
 
 
 def _build(cls: type, values: dict[str, Any], parts: dict[str, type]) -> Any:

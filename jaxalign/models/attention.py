@@ -16,12 +16,29 @@ from jaxtyping import Array, Float, Int
 from jaxalign.types import ModelInputs
 
 
-__all__ = ["SAVED_NAMES", "Implementation", "RowLayout", "attention", "row_layout"]
+__all__ = [
+    "SAVED_NAMES",
+    "Implementation",
+    "RowLayout",
+    "attention",
+    "available",
+    "row_layout",
+]
 
 Implementation = Literal["xla", "dense"]
 
 SAVED_NAMES = ("attention_out", "attention_lse")
 """Names under which a remat policy may keep attention's results."""
+
+
+def available(platform: str) -> dict[str, str]:
+    """Return which implementations there are, and whether they run on a platform."""
+    return {
+        "xla": f"runs on {platform}; blocks of queries and keys, skips what is unseen",
+        "dense": f"runs on {platform}; the plain formula, for comparison",
+        "cudnn": "not built in",
+        "splash": "not built in",
+    }
 
 
 class RowLayout(NamedTuple):

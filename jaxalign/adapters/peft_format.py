@@ -1,0 +1,278 @@
+"""LoRA adapters as PEFT's config and tensors, and back.
+
+Tensors ``base_model.model.<module>.lora_A.weight`` [rank, in] and ``.lora_B.weight``
+[out, rank]; ours are their transposes, stacked over the layers of a group.
+"""
+
+import collections
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.adapters import selection
+from jaxalign.adapters.lora import linear_layers
+from jaxalign.errors import UserError
+
+
+__all__ = ["adapted_layers", "from_peft", "to_peft"]
+
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+
+_REFUSED = {
+    "use_dora": False,
+    "lora_bias": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+    "layer_replication": None,
+}
+"""Options of PEFT that change the numbers, with the value at which they do not."""
+
+Module = tuple[str, int | None]
+"""A path without its group, such as ``self_attn/q_proj``, and the layer."""
+
+
+def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
+    """Take the stacks apart: one entry for each adapted module of each layer."""
+    found: dict[Module, dict[str, np.ndarray]] = {}
+
+    def walk(tree: Any, path: tuple[str, ...]) -> None:
+        if "a" in tree and "b" in tree:
+            leaf = {name: np.asarray(tree[name], np.float32) for name in ("a", "b")}
+            scale = np.asarray(tree["scale"], np.float32)
+            group = selection.group_of_name(path[0])
+            if group is None:
+                found["/".join(path), None] = {**leaf, "scale": scale}
+                return
+            for i, layer in enumerate(range(*group)):
+                found["/".join(path[1:]), layer] = {
+                    "a": leaf["a"][i],
+                    "b": leaf["b"][i],
+                    "scale": scale[i],
+                }
+            return
+        for name, child in tree.items():
+            walk(child, (*path, name))
+
+    walk(adapters, ())
+    return found
+
+
+def to_peft(
+    adapters: Any,
+    *,
+    module_name: Callable[[str, int | None], str],
+    num_layers: int,
+    dropout: float = 0.0,
+    base_model: str | None = None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return ``adapter_config.json`` and the tensors of ``adapter_model.safetensors``.
+
+    Only keys that every PEFT understands are written. Ranks and scales that differ from
+    the most common ones go to ``rank_pattern`` and ``alpha_pattern``.
+
+    Args:
+      adapters: the ``lora`` collection.
+      module_name: Hugging Face name of a module, from its path and layer.
+      num_layers: of the model.
+      dropout: recorded for whoever trains on.
+      base_model: recorded as where the adapter belongs.
+    """
+    modules = _modules(adapters)
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for (path, layer), leaf in modules.items():
+        name = module_name(path, layer)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(
+            leaf["a"].T
+        )
+        tensors[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(
+            leaf["b"].T
+        )
+        ranks[name] = leaf["a"].shape[-1]
+        alphas[name] = _round(float(leaf["scale"]) * ranks[name])
+    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
+    alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "rank_pattern": {n: r for n, r in sorted(ranks.items()) if r != rank},
+        "alpha_pattern": {n: a for n, a in sorted(alphas.items()) if a != alpha},
+        **_targets(modules, module_name, num_layers),
+    }
+    return dict(sorted(config.items())), tensors
+
+
+def _round(alpha: float) -> float:
+    """Take back the rounding of float32: 32 / 24 × 24 is 32."""
+    near = round(alpha, 4)
+    return near if abs(near - alpha) <= 1e-6 * abs(alpha) else alpha
+
+
+def _targets(
+    modules: Mapping[Module, Any],
+    module_name: Callable[[str, int | None], str],
+    num_layers: int,
+) -> dict[str, Any]:
+    layers = sorted({layer for _, layer in modules if layer is not None})
+    paths = {path for path, layer in modules if layer is not None}
+    product = all((path, layer) in modules for path in paths for layer in layers)
+    whole = all(layer is not None for _, layer in modules)
+    if not (product and whole):
+        return {"target_modules": sorted(module_name(*module) for module in modules)}
+    targets = {"target_modules": sorted(path.split("/")[-1] for path in paths)}
+    if len(layers) < num_layers:
+        targets["layers_to_transform"] = layers
+    return targets
+
+
+def adapted_layers(
+    names: Sequence[str], locate: Callable[[str], Module | None]
+) -> list[tuple[int, ...]]:
+    """Return for each kind of module the layers that have an adapter on it.
+
+    Cutting the layers into groups by these choices makes every group uniform.
+
+    Raises:
+      UserError: a tensor that is no LoRA factor of a linear layer of the model.
+    """
+    layers: dict[str, set[int]] = collections.defaultdict(set)
+    for name in names:
+        path, layer = _parse(name, locate)[0]
+        if layer is not None:
+            layers[path].add(layer)
+    return [tuple(sorted(chosen)) for chosen in layers.values()]
+
+
+def _parse(name: str, locate: Callable[[str], Module | None]) -> tuple[Module, str]:
+    match = _TENSOR.fullmatch(name)
+    module = locate(match.group(1)) if match else None
+    if match is None or module is None:
+        raise UserError(
+            f"the adapter's tensor {name!r} is no LoRA factor of a linear layer of "
+            "this model: expected base_model.model.<module>.lora_A.weight or B"
+        )
+    return module, match.group(2).lower()
+
+
+def from_peft(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    params: Any,
+    locate: Callable[[str], Module | None],
+) -> dict[str, Any]:
+    """Return the ``lora`` collection of a PEFT LoRA adapter.
+
+    Args:
+      config: of adapter_config.json.
+      tensors: of adapter_model.safetensors.
+      params: base weights or shapes, with groups cut by :func:`adapted_layers`.
+      locate: path and layer of a Hugging Face module name; None if there is none.
+    Raises:
+      UserError: another kind of adapter, an option that is not implemented, a factor
+        that is missing or of the wrong shape.
+    """
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"adapter_config.json: peft_type {config.get('peft_type')!r} is not "
+            "supported: expected LORA"
+        )
+    for option, neutral in _REFUSED.items():
+        value = config.get(option, neutral)
+        if value != neutral and value not in ([], {}):
+            raise UserError(
+                f"adapter_config.json: {option}={value!r} is not implemented: expected "
+                f"{neutral!r}"
+            )
+    factors: dict[Module, dict[str, np.ndarray]] = collections.defaultdict(dict)
+    names: dict[Module, str] = {}
+    for name, value in tensors.items():
+        module, factor = _parse(name, locate)
+        factors[module][factor] = np.asarray(value, np.float32).T
+        names[module] = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+    adapters: dict[str, Any] = {}
+    for path, kernel in linear_layers(params):
+        head, _, rest = path.partition("/")
+        group = selection.group_of_name(head)
+        modules = [(rest, i) for i in range(*group)] if group else [(path, None)]
+        present = [module for module in modules if module in factors]
+        if not present:
+            continue
+        if len(present) != len(modules):
+            raise ValueError(
+                f"the group {head} is cut through: load it with other groups"
+            )
+        leaves = [
+            _leaf(factors[m], names[m], kernel.shape[-2:], config) for m in modules
+        ]
+        most = max(leaf["a"].shape[-1] for leaf in leaves)
+        # A lower rank is the same update with zero columns.
+        stacked = {
+            "a": np.stack([_widen(leaf["a"], most, 1) for leaf in leaves]),
+            "b": np.stack([_widen(leaf["b"], most, 0) for leaf in leaves]),
+            "scale": np.stack([leaf["scale"] for leaf in leaves]),
+        }
+        if group is None:
+            stacked = {name: value[0] for name, value in stacked.items()}
+        node = adapters
+        for part in path.split("/"):
+            node = node.setdefault(part, {})
+        node.update(stacked)
+    return adapters
+
+
+def _leaf(
+    factors: Mapping[str, np.ndarray],
+    name: str,
+    shape: Sequence[int],
+    config: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    if set(factors) != {"a", "b"}:
+        raise UserError(f"the adapter of {name} has one factor only: expected A and B")
+    a, b = factors["a"], factors["b"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise UserError(f"the adapter of {name} has factors that do not fit each other")
+    if (a.shape[0], b.shape[1]) != tuple(shape):
+        raise UserError(
+            f"the adapter of {name} is for a layer of {a.shape[0]} inputs and "
+            f"{b.shape[1]} outputs: got one of {shape[0]} and {shape[1]}. It belongs "
+            "to another model"
+        )
+    rank = a.shape[1]
+    alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise UserError(
+            f"adapter_config.json: lora_alpha must be a number: got {alpha!r}"
+        )
+    divisor = rank**0.5 if config.get("use_rslora") else rank
+    return {"a": a, "b": b, "scale": np.float32(alpha / divisor)}
+
+
+def _pattern(patterns: Any, name: str, default: Any) -> Any:
+    """Look a module up as PEFT does: a pattern matches the end of its name."""
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            return value
+    return default
+
+
+def _widen(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (0, size - x.shape[axis])
+    return np.pad(x, pad)

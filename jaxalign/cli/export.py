@@ -1,0 +1,63 @@
+"""``jaxalign export``: write a run, or a checkpoint, for others to load."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jaxalign.cli import devices, parsing
+from jaxalign.errors import UserError
+
+
+__all__ = ["ExportConfig", "run"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to write, and how.
+
+    Attributes:
+      out: new directory; it appears only when complete.
+      run: run directory to export from.
+      model: checkpoint to write as it is, instead of a run.
+      step: of the run's checkpoint; default the newest.
+      format: ``merged`` is a whole Hugging Face checkpoint, ``peft`` the adapter.
+      max_shard_size: of a weight file, such as 5GB; default the files of the source.
+    """
+
+    out: str
+    run: str | None = None
+    model: str | None = None
+    step: int | None = None
+    format: Literal["merged", "peft"] = "merged"
+    max_shard_size: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.model is None):
+            raise UserError("give either --run RUN or --model DIR, one of them")
+        if self.model is not None and (self.step is not None or self.format == "peft"):
+            raise UserError(
+                "--step and --format peft need --run: --model has no adapter"
+            )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and export."""
+    from jaxalign.training import publish
+
+    parser = parsing.make_parser("export", ExportConfig, description=__doc__ or "")
+    config = parsing.parse(parser, arguments, ExportConfig)
+    devices.set_up_jax()
+    out = Path(config.out)
+    if config.run is not None:
+        publish.publish_run(
+            Path(config.run),
+            out,
+            form=config.format,
+            step=config.step,
+            max_shard_size=config.max_shard_size,
+        )
+    else:
+        publish.publish_model(config.model, out, max_shard_size=config.max_shard_size)
+    print(f"exported: {out}")
+    return 0

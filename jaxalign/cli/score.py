@@ -1,0 +1,23 @@
+"""``jaxalign score``: write log-probabilities, losses and rewards of records."""
+
+from collections.abc import Sequence
+
+from jaxalign.cli import devices, parsing
+
+
+__all__ = ["run"]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and score."""
+    from jaxalign.evaluation.score import ScoreConfig, score
+    from jaxalign.training.config import OBJECTIVES
+
+    objectives = {name: o.config for name, o in OBJECTIVES.items()}
+    name = parsing.chosen_name(arguments, "objective", objectives, "dpo2d")
+    parts = {"objective": objectives[name]}
+    parser = parsing.make_parser("score", ScoreConfig, parts, description=__doc__ or "")
+    config = parsing.parse(parser, arguments, ScoreConfig, parts)
+    devices.set_up_jax()
+    print(f"scored: {score(config)}")
+    return 0

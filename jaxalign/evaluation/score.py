@@ -1,0 +1,275 @@
+"""Scoring records: what a policy and its reference give to every segment."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.data import chat, loader, pairs, records
+from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.errors import UserError
+from jaxalign.objectives import dpo2d, logps, pairwise, policy
+from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.objectives.pairwise import DPOConfig
+from jaxalign.objectives.policy import PairLogps
+from jaxalign.parallel import sharding
+from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import progress, restore
+from jaxalign.training.run import check_scores
+from jaxalign.types import Model, PreferenceBatch, Variables
+
+
+__all__ = ["ScoreConfig", "Scorer", "score", "score_records"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Scoring a file of records.
+
+    Attributes:
+      model: Hugging Face checkpoint directory.
+      data: feedback records.
+      out: JSON Lines file to write, one object a record, in order; nothing is dropped.
+      adapter: PEFT directory or run directory on top of the model.
+      reference: another checkpoint; default the model without the adapter.
+      objective: the loss that is reported.
+      token_logps: whether to write every completion token.
+      batch_rows: rows that are computed at once.
+      row_length: places of a row; default the longest pair.
+      dtype: of weights and computation.
+      mesh: how the devices are arranged.
+    """
+
+    model: str
+    data: str
+    out: str
+    adapter: str | None = None
+    reference: str | None = None
+    objective: DPO2DConfig | DPOConfig = dataclasses.field(default_factory=DPO2DConfig)
+    token_logps: bool = False
+    batch_rows: int = 1
+    row_length: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        rows = self.mesh.data * self.mesh.fsdp
+        if self.batch_rows < 1 or self.batch_rows % rows:
+            raise UserError(
+                f"batch_rows must be a positive multiple of mesh.data × mesh.fsdp = "
+                f"{rows}: got {self.batch_rows}"
+            )
+        if self.row_length is not None and self.row_length < 2:
+            raise UserError(f"row_length must be at least 2: got {self.row_length}")
+
+
+class Scorer(NamedTuple):
+    """A policy and a reference, ready to score."""
+
+    model: Model
+    variables: Variables
+    ref_model: Model
+    ref_variables: Variables
+
+
+def score(config: ScoreConfig) -> Path:
+    """Score every record of a file and write one JSON object each, in order.
+
+    Raises:
+      UserError: something the user gave is wrong; nothing is written then.
+    """
+    found = records.read(config.data)
+    check_scores(config.objective, found, records.aspects_of(found))
+    tokenizer = chat.load_tokenizer(config.model)
+    data = pairs.prepare(
+        found,
+        tokenizer,
+        max_length=None,
+        progress=lambda items, n: progress.track(items, n, "tokenising"),
+    )
+    mesh = make_mesh(config.mesh)
+    dtype = jnp.dtype(config.dtype)
+    restored = restore.load_adapted(
+        config.model, config.adapter, dtype=dtype, mesh=mesh
+    )
+    model = restored.checkpoint.model
+    scorer = Scorer(model, restored.variables, model, restored.base)
+    if config.reference is not None:
+        other = load_lib.load(config.reference, dtype=dtype, mesh=mesh)
+        scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for result in score_records(
+                data,
+                scorer,
+                objective=config.objective,
+                token_logps=config.token_logps,
+                batch_rows=config.batch_rows,
+                row_length=config.row_length,
+                put=functools.partial(sharding.put_batch, mesh=mesh),
+            ):
+                file.write(json.dumps(result) + "\n")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def score_records(
+    data: pairs.PairDataset,
+    scorer: Scorer,
+    *,
+    objective: DPO2DConfig | DPOConfig,
+    token_logps: bool = False,
+    batch_rows: int = 1,
+    row_length: int | None = None,
+    put: Any = lambda batch: batch,
+) -> Iterator[dict[str, Any]]:
+    """Yield the result of every pair, in the order of the data.
+
+    Returns:
+      Objects with ``index``, ``loss``, ``rewards`` (beta × log-ratio of whole
+      completions), and for each side its tokens, log-probabilities and segments;
+      ``weight`` is a segment's coefficient without beta.
+    """
+    shape = loader.batch_shape([data], row_length=row_length or int(data.lengths.max()))
+    source = loader.StepSource(
+        data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
+    )
+    run = jax.jit(
+        functools.partial(_evaluate, objective=objective, aspects=data.aspects),
+        static_argnames=("models",),
+    )
+    models = (scorer.model, scorer.ref_model)
+    waiting: dict[int, dict[str, Any]] = {}
+    ready = 0
+    for step in progress.track(range(len(source)), len(source), "scoring rows"):
+        batch = jax.tree.map(lambda leaf: leaf[0], source[step])
+        values = jax.device_get(
+            run(scorer.variables, scorer.ref_variables, put(batch), models=models)
+        )
+        for r, row in enumerate(source.rows_of_step(step)):
+            for slot, index in enumerate(row):
+                waiting[index] = _result(
+                    data.pairs[index],
+                    index=data.indices[index],
+                    values={k: v[r] for k, v in values.items()},
+                    response=batch.completions.response[r],
+                    slot=slot,
+                    beta=objective.beta,
+                    token_logps=token_logps,
+                )
+        while ready in waiting:
+            yield waiting.pop(ready)
+            ready += 1
+
+
+def _evaluate(
+    variables: Variables,
+    ref_variables: Variables,
+    batch: PreferenceBatch,
+    *,
+    models: tuple[Model, Model],
+    objective: DPO2DConfig | DPOConfig,
+    aspects: tuple[str, ...],
+) -> dict[str, Any]:
+    tokens = policy.policy_token_logps(variables, batch, model=models[0])
+    reference = policy.policy_token_logps(ref_variables, batch, model=models[1])
+    response = batch.completions.response
+    count = batch.pair_mask.shape[1]
+    pair = PairLogps(
+        token_logps=tokens,
+        ref_token_logps=reference,
+        logps=logps.response_sums(tokens, response, count),
+        ref_logps=logps.response_sums(reference, response, count),
+        tokens=logps.response_sums(
+            (response >= 0).astype(jnp.float32), response, count
+        ),
+    )
+    shape = (count, batch.scores.shape[3])
+    if isinstance(objective, DPO2DConfig):
+        result = dpo2d.batch_losses(pair, batch, objective, aspects)
+        losses = result.losses
+        weights = jnp.stack(result.details.weights, axis=-2)
+        selected = jnp.stack(result.details.selected, axis=-2)
+    else:
+        losses = pairwise.pair_losses(pair, objective)
+        weights = batch.segment_mask.astype(jnp.float32)
+        selected = batch.segment_mask
+    return {
+        "token_logps": tokens,
+        "ref_token_logps": reference,
+        "loss": losses,
+        "logps": pair.logps,
+        "ref_logps": pair.ref_logps,
+        "segment_logps": logps.segment_sums(tokens, batch.completions, shape),
+        "ref_segment_logps": logps.segment_sums(reference, batch.completions, shape),
+        "segment_tokens": logps.segment_token_counts(batch.completions, shape),
+        "weights": weights,
+        "selected": selected,
+    }
+
+
+def _result(
+    pair: TokenizedPair,
+    *,
+    index: int,
+    values: dict[str, np.ndarray],
+    response: np.ndarray,
+    slot: int,
+    beta: float,
+    token_logps: bool,
+) -> dict[str, Any]:
+    rewards = beta * (values["logps"][slot] - values["ref_logps"][slot])
+    result: dict[str, Any] = {
+        "index": index,
+        "loss": float(values["loss"][slot]),
+        "rewards": {
+            "chosen": float(rewards[0]),
+            "rejected": float(rewards[1]),
+            "margin": float(rewards[0] - rewards[1]),
+        },
+    }
+    for side, (name, branch) in enumerate(
+        (("chosen", pair.chosen), ("rejected", pair.rejected))
+    ):
+        result[name] = {
+            "tokens": branch.num_completion_tokens,
+            "logp": float(values["logps"][slot, side]),
+            "ref_logp": float(values["ref_logps"][slot, side]),
+            "segments": _segments(branch, values, slot, side),
+        }
+        if token_logps:
+            mine = response == 2 * slot + side
+            result[name]["token_ids"] = branch.tokens[branch.lead :].tolist()
+            for field in ("token_logps", "ref_token_logps"):
+                result[name][field] = values[field][mine].tolist()
+    return result
+
+
+def _segments(
+    branch: Branch, values: dict[str, np.ndarray], slot: int, side: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "start": start,
+            "end": end,
+            "tokens": int(values["segment_tokens"][slot, side, s]),
+            "logp": float(values["segment_logps"][slot, side, s]),
+            "ref_logp": float(values["ref_segment_logps"][slot, side, s]),
+            "weight": float(values["weights"][slot, side, s]),
+            "selected": bool(values["selected"][slot, side, s]),
+        }
+        for s, (start, end) in enumerate(branch.offsets)
+    ]

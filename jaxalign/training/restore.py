@@ -1,0 +1,141 @@
+"""A policy from a base model and an adapter: a PEFT directory or a run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxalign import trees
+from jaxalign.adapters import selection
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints import tensors
+from jaxalign.checkpoints.export import PeftAdapter
+from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.checkpoints.state import StateStore
+from jaxalign.errors import UserError
+from jaxalign.parallel import sharding
+from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import optimizer as optimizer_lib
+from jaxalign.training import run as run_lib
+from jaxalign.training import run_directory
+from jaxalign.training import step as step_lib
+from jaxalign.training.config import TrainConfig
+from jaxalign.types import Variables
+
+
+__all__ = ["Restored", "load_adapted", "load_run"]
+
+
+class Restored(NamedTuple):
+    """A model with adapters or trained weights on top of its base."""
+
+    checkpoint: Checkpoint
+    variables: Variables
+    """``params`` and, if there is one, ``lora``."""
+    base: Variables
+    """``params`` as they were before training: the reference."""
+    config: TrainConfig | None
+    """Of the run it came from, if any."""
+    step: int | None
+
+
+def load_adapted(
+    model: str,
+    adapter: str | None,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+) -> Restored:
+    """Load a checkpoint with an adapter on it.
+
+    Args:
+      model: Hugging Face directory.
+      adapter: PEFT directory, run directory, or None.
+      dtype: of the weights and of the computation.
+      mesh: devices; default the first.
+    Raises:
+      UserError: the adapter is neither, or belongs to another base model.
+    """
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    if adapter is None:
+        checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh)
+        return Restored(
+            checkpoint, checkpoint.variables, checkpoint.variables, None, None
+        )
+    path = Path(adapter)
+    if run_directory.is_run(path):
+        return load_run(path, model=model, dtype=dtype, mesh=mesh)
+    if not (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"{adapter} is no adapter: expected a PEFT directory (adapter_config.json) "
+            "or the --out of `jaxalign train` (config.yaml)"
+        )
+    config, family = load_lib.open_config(model)
+    peft = PeftAdapter(path, family, config.num_layers)
+    groups = selection.cut_groups(config.num_layers, peft.choices())
+    checkpoint = load_lib.load(model, groups=groups, dtype=dtype, mesh=mesh)
+    adapters = peft.adapters(checkpoint.variables["params"])
+    where = sharding.param_shardings(adapters, mesh, family.SHARDING)
+    adapters = jax.tree.map(jax.device_put, adapters, where)
+    variables = {**checkpoint.variables, "lora": adapters}
+    return Restored(checkpoint, variables, checkpoint.variables, None, None)
+
+
+def load_run(
+    run: Path,
+    *,
+    model: str | None = None,
+    step: int | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> Restored:
+    """Load what a run has trained.
+
+    Args:
+      run: run directory.
+      model: base checkpoint, if not where it was when the run began.
+      step: of the checkpoint; default the newest.
+      dtype: default the run's.
+      mesh: devices; default the first.
+    Raises:
+      UserError: no run, no checkpoint, or the base model is not the one trained on.
+    """
+    config = run_directory.read_config(run)
+    sources = run_directory.read_sources(run)
+    base = model or config.model
+    if tensors.fingerprint(Path(base)) != sources.get("model"):
+        raise UserError(
+            f"{base} is not the model that {run} was trained on (its fingerprint "
+            f"differs): give the checkpoint that was {config.model} then"
+        )
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    changed: dict[str, Any] = {"model": base}
+    if dtype is not None:
+        changed["dtype"] = jnp.dtype(dtype).name
+    loaded = run_lib.load_policy(dataclasses.replace(config, **changed), mesh)
+    tx = optimizer_lib.make_optimizer(config.optimizer, 10**9)
+    key = jax.random.key(0)
+    target = jax.eval_shape(
+        lambda trainable: step_lib.init(trainable, tx, key=key), loaded.trainable
+    )
+    everywhere = sharding.replicated(mesh)
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        target,
+    )
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"{run} has no checkpoint yet")
+    store = StateStore(run / "checkpoints")
+    try:
+        restored = store.restore(target, step)
+    finally:
+        store.close()
+    if restored is None:
+        raise UserError(f"{run} has no complete checkpoint yet")
+    variables = trees.combine(restored.state.trainable, loaded.frozen)
+    return Restored(
+        loaded.checkpoint, variables, loaded.checkpoint.variables, config, restored.step
+    )
