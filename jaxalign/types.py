@@ -56,7 +56,10 @@ class Completions(NamedTuple):
 
 
 class PreferenceBatch(NamedTuple):
-    """Packed preference pairs with their segment × aspect scores."""
+    """Packed preference pairs with their segment × aspect scores.
+
+    The loader makes batches of numpy arrays; on the devices they are JAX arrays.
+    """
 
     inputs: ModelInputs
     completions: Completions

@@ -20,10 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+
 # Before transformers is imported: the bench never talks to a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase  # noqa: E402
+
 
 ANSWER = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")

@@ -31,6 +31,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
+
 # Set before any Hugging Face import, which is when these are read: no hub, no pings.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -53,6 +54,7 @@ from transformers import (  # noqa: E402
     TrainerCallback,
 )
 from trl import DPOConfig, DPOTrainer  # noqa: E402
+
 
 TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate", "datasets")

@@ -135,7 +135,9 @@ def _targets(
     whole = all(layer is not None for _, layer in modules)
     if not (product and whole):
         return {"target_modules": sorted(module_name(*module) for module in modules)}
-    targets = {"target_modules": sorted(path.split("/")[-1] for path in paths)}
+    targets: dict[str, Any] = {
+        "target_modules": sorted(path.split("/")[-1] for path in paths)
+    }
     if len(layers) < num_layers:
         targets["layers_to_transform"] = layers
     return targets
@@ -261,7 +263,7 @@ def _leaf(
             f"adapter_config.json: lora_alpha must be a number: got {alpha!r}"
         )
     divisor = rank**0.5 if config.get("use_rslora") else rank
-    return {"a": a, "b": b, "scale": np.float32(alpha / divisor)}
+    return {"a": a, "b": b, "scale": np.asarray(alpha / divisor, np.float32)}
 
 
 def _pattern(patterns: Any, name: str, default: Any) -> Any:

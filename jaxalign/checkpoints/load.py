@@ -231,7 +231,7 @@ def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax
     if place.layer is not None and isinstance(placement, NamedSharding):
         placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[1:]))
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         bounds = tuple(
             slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
         )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain.python as grain
 import jax
@@ -166,7 +166,7 @@ def make_iterator(
       An iterator with ``get_state`` and ``set_state`` (the number of the next step).
     """
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
-    data = grain.MapDataset.source(source).to_iter_dataset(options)
+    data = grain.MapDataset.source(cast(Any, source)).to_iter_dataset(options)
     if workers:
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(data)

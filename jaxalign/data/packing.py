@@ -6,7 +6,7 @@ The plan depends on nothing but the lengths, the seed and the epoch.
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -142,18 +142,17 @@ def build_rows(
     """
     b, t = len(rows), shape.row_length
     p, s, a = shape.pairs, shape.segments, shape.aspects
-    tokens = np.zeros((b, t), np.int32)
-    positions = np.zeros((b, t), np.int32)
-    sequence_ids = np.zeros((b, t), np.int32)
-    branch_ids = np.zeros((b, t), np.int32)
-    source = np.zeros((b, t), np.int32)
-    target = np.zeros((b, t), np.int32)
-    response = np.full((b, t), -1, np.int32)
-    segment = np.full((b, t), -1, np.int32)
-    scores = np.full((b, p, 2, s, a), np.nan, np.float32)
-    segment_mask = np.zeros((b, p, 2, s), bool)
-    pair_mask = np.zeros((b, p), bool)
-    cached = None if ref_logps is None else np.zeros((b, t), np.float32)
+
+    def full(value: float, dtype: Any, *sizes: int) -> Any:
+        return np.full((b, *sizes), value, dtype)
+
+    tokens, positions = full(0, np.int32, t), full(0, np.int32, t)
+    sequence_ids, branch_ids = full(0, np.int32, t), full(0, np.int32, t)
+    source, target = full(0, np.int32, t), full(0, np.int32, t)
+    response, segment = full(-1, np.int32, t), full(-1, np.int32, t)
+    scores = full(np.nan, np.float32, p, 2, s, a)
+    segment_mask, pair_mask = full(False, bool, p, 2, s), full(False, bool, p)
+    cached = None if ref_logps is None else full(0, np.float32, t)
 
     for r, row in enumerate(rows):
         place = wanted = 0
@@ -179,7 +178,7 @@ def build_rows(
                 response[r, out] = 2 * slot + side
                 segment[r, out] = branch.segments
                 count = len(branch.scored)
-                scores[r, slot, side, :count] = branch.scores
+                scores[r, slot, side, :count, : branch.scores.shape[1]] = branch.scores
                 segment_mask[r, slot, side, :count] = branch.scored
                 place += n
                 wanted += m

@@ -159,7 +159,7 @@ def _rows(source: str) -> Iterator[tuple[Any, str]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    opened: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     with opened as lines:
         number = 0
         while True:
@@ -215,6 +215,7 @@ def _tfds_rows(source: str) -> Iterator[tuple[Any, str]]:
             f"{source!r} names no split: expected tfds:NAME_OR_DIRECTORY:SPLIT, "
             "such as tfds:/data/my_feedback/1.0.0:train"
         )
+    data: Any
     try:
         if Path(name).is_dir():
             data = tfds.builder_from_directory(name).as_data_source(split)

@@ -94,16 +94,16 @@ def attention(
     extra = -length % block
     if extra:
         pad = [(0, 0), (0, extra), (0, 0), (0, 0)]
-        q, k, v = (jnp.pad(x, pad) for x in (q, k, v))
+        q, k, v = jnp.pad(q, pad), jnp.pad(k, pad), jnp.pad(v, pad)
         index = jnp.arange(length, length + extra, dtype=layout.starts.dtype)
         layout = RowLayout(
-            *(jnp.pad(x, [(0, 0), (0, extra)]) for x in layout[:2]),
+            jnp.pad(layout.sequence_ids, pad[:2]),
+            jnp.pad(layout.branch_ids, pad[:2]),
             jnp.concatenate([layout.starts, index]),
         )
     # [rows, groups, heads a group, t, h]: a group's heads share their keys.
-    queries = q.reshape(rows, -1, groups, heads // groups, width).transpose(
-        0, 2, 3, 1, 4
-    )
+    grouped: Any = q.reshape(rows, -1, groups, heads // groups, width)
+    queries = grouped.transpose(0, 2, 3, 1, 4)
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     out = _blocked(queries * scale, keys, values, layout, block)
     out = out.transpose(0, 3, 1, 2, 4).reshape(rows, -1, heads, width)

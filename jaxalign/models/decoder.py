@@ -60,7 +60,7 @@ class Decoder(nn.Module):
                 block,
                 variable_axes={"params": 0, **dict.fromkeys(_ADAPTERS, 0)},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=group[1] - group[0],
             )
             module = scanned(config, self.runtime, name=group_name(group))
@@ -133,14 +133,16 @@ def make_model(
         variables: Variables, inputs: ModelInputs, *, key: Any = None
     ) -> Float[Array, "b t d"]:
         rngs = None if key is None else {"dropout": key}
-        return module(key is None).apply(
+        out: Any = module(key is None).apply(
             variables, inputs, method=Decoder.hidden, rngs=rngs
         )
+        return out
 
     def logits_fn(
         variables: Variables, hidden: Float[Array, "*n d"]
     ) -> Float[Array, "*n v"]:
-        return module(True).apply(variables, hidden, method=Decoder.logits)
+        out: Any = module(True).apply(variables, hidden, method=Decoder.logits)
+        return out
 
     return Model(hidden_fn, logits_fn)
 

@@ -81,10 +81,10 @@ def _chunked(logits_fn: LogitsFn) -> Callable[..., Array]:
     """Return ``(variables, hidden [k b m d], target, valid) -> logps [k b m]``."""
 
     def skipping(compute: Callable[..., Any], chunk: tuple[Array, ...]) -> Any:
-        empty = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(compute, chunk),
-        )
+        def zeros(like: Any) -> Array:
+            return jnp.zeros(like.shape, like.dtype)
+
+        empty = jax.tree.map(zeros, jax.eval_shape(compute, chunk))
         return jax.lax.cond(jnp.any(chunk[-1]), compute, lambda _: empty, chunk)
 
     @jax.custom_vjp

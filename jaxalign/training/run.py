@@ -301,7 +301,7 @@ def _train(
 
     def extra(step: int) -> dict[str, float]:
         return {
-            "learning_rate": float(schedule(step - 1)),
+            "learning_rate": np.asarray(schedule(step - 1)).item(),
             "epoch": source.epoch_of(step - 1) if step else 0.0,
         }
 

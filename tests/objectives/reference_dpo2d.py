@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+
 Segment = Mapping[str, Any]
 Side = Mapping[str, Any]
 Config = Mapping[str, Any]
