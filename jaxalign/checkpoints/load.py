@@ -97,6 +97,8 @@ def load(
     shapes = decoder.param_shapes(config, groups)
     files = tensor_files.list_files(directory)
     places = match_tensors(files, family, config, groups, shapes, directory)
+    if config.tie_embeddings:
+        _check_tied_head(files, family)
     targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
     if mesh is None:
         layout = dict.fromkeys(targets, SingleDeviceSharding(jax.devices()[0]))
@@ -191,6 +193,27 @@ def match_tensors(
     return places
 
 
+def _check_tied_head(files: Sequence[TensorFile], family: ModuleType) -> None:
+    """Refuse a stored head that is not the embeddings that it is said to be tied to."""
+    names = (family.RULES[0].hf, family.HEAD)
+    holders = [file for name in names for file in files if name in file.tensors]
+    if len(holders) < 2:
+        return
+    shapes = [f.tensors[name].shape for f, name in zip(holders, names, strict=True)]
+    same = shapes[0] == shapes[1]
+    with holders[0].open() as first, holders[1].open() as second:
+        embedding, head = first.get_slice(names[0]), second.get_slice(names[1])
+        for row in range(0, shapes[0][0] if same else 0, 4096):
+            part = slice(row, row + 4096)
+            same = same and np.array_equal(embedding[part], head[part])
+    if not same:
+        raise UserError(
+            f"{holders[1].path}: {family.HEAD} differs from {names[0]}, to which "
+            "config.json ties it. Set tie_word_embeddings to false there to use both, "
+            f"or leave {family.HEAD} out of the file"
+        )
+
+
 def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place | None:
     """Return where a tensor belongs, None if no rule knows its name."""
     for rule in rules:
@@ -247,7 +270,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
+def _put(stack: jax.Array, piece: jax.Array, layer: Any) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, piece, layer, 0)
 
 

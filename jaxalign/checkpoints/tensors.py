@@ -119,8 +119,16 @@ def list_files(directory: Path, stem: str = "model") -> list[TensorFile]:
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing, but {index.name} names it")
         files.append(_header(directory / name))
-    found = {name for file in files for name in file.tensors}
-    lost = sorted(set(mapping) - found)
+    found: dict[str, str] = {}
+    for file in files:
+        for name in file.tensors:
+            if name in found:
+                raise UserError(
+                    f"{directory}: both {found[name]} and {file.path.name} hold the "
+                    f"tensor {name!r}. Copy or download the checkpoint again"
+                )
+            found[name] = file.path.name
+    lost = sorted(name for name in mapping if found.get(name) != mapping[name])
     if lost:
         raise UserError(
             f"{index} names {lost[0]!r} in {mapping[lost[0]]}, which does not hold it"

@@ -65,6 +65,8 @@ class _Rendering(NamedTuple):
     """Where the completion begins: the end of the generation prompt."""
     shift: int
     """Place in ``text`` of the completion's character 0 (may have been trimmed)."""
+    begin: int
+    """Where the completion's own text begins: after what the template prints."""
     end: int
     """Where the completion's own text ends."""
 
@@ -163,7 +165,7 @@ def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, _Rendering]:
     if isinstance(record.prompt, str):
         start = len(record.prompt)
         chosen, rejected = (
-            _Rendering(record.prompt + text, start, start, start + len(text))
+            _Rendering(record.prompt + text, start, start, start, start + len(text))
             for text in (record.chosen, record.rejected)
         )
         return chosen, rejected
@@ -208,8 +210,8 @@ def _place(
             "not printed as given), so segment offsets would be wrong. Use another "
             "template, or take out of the text what the template rewrites"
         )
-    shift = len(head) - lead
-    return _Rendering(text, len(prompt), shift, len(head) + len(body))
+    begin = len(head)
+    return _Rendering(text, len(prompt), begin - lead, begin, begin + len(body))
 
 
 def _assistant(content: str) -> dict[str, str]:
@@ -251,6 +253,13 @@ def _pair(
             ids, tiled, rendering, record, tokenizer, special
         )
         first = spans.first_completion_token(tiled, rendering.start)
+        if first == len(ids) and not ended:
+            name = ("chosen", "rejected")[len(sides)]
+            raise UserError(
+                f"{record.where}: field {name}: the completion has no token: it is "
+                "empty, and no end of turn or EOS follows it. Give a text, or a "
+                "tokenizer with an EOS token"
+            )
         sides.append((ids, tiled, min(first, len(ids) - 1), ended))
     limit = min(sides[0][2], sides[1][2])
     shared = 0
@@ -267,8 +276,14 @@ def _pair(
     for (ids, tiled, first, ended), rendering, segments, text in zip(
         sides, rendered, feedback, texts, strict=True
     ):
+        # What the template prints around the text is no character of a segment, also
+        # where it stands in the place of whitespace that was trimmed.
         relative = [
-            (a - rendering.shift, b - rendering.shift) for a, b in tiled[first:]
+            (
+                max(a, rendering.begin) - rendering.shift,
+                min(b, rendering.end) - rendering.shift,
+            )
+            for a, b in tiled[first:]
         ]
         owners = spans.segment_of_tokens(
             text, relative, segments or (), last_is_end=ended

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import grain.python as grain
 import jax
 import numpy as np
+from absl import flags
 
 from jaxalign.data import packing
 from jaxalign.data.pairs import PairDataset
@@ -87,7 +88,12 @@ class StepSource:
         self.plan = plan
         self.ref_logps = ref_logps
         self.process_index, self.process_count = process
-        self._ends: list[int] = []
+        if plan.rows % self.process_count:
+            raise UserError(
+                f"{plan.rows} row(s) of a micro-batch cannot be split over "
+                f"{self.process_count} processes: give a multiple"
+            )
+        self._ends: dict[int, int] = {}
         """Step at which each epoch planned so far ends."""
         if num_steps is None:
             self.num_steps = self._end_of_epoch((num_epochs or 1) - 1)
@@ -107,10 +113,10 @@ class StepSource:
         )
 
     def _end_of_epoch(self, epoch: int) -> int:
-        while len(self._ends) <= epoch:
-            rows = len(self.rows_of_epoch(len(self._ends)))
-            steps = -(-rows // self.plan.rows_per_step)
-            self._ends.append((self._ends[-1] if self._ends else 0) + steps)
+        # Threads may do this at once: every entry is written with its own value.
+        for e in range(len(self._ends), epoch + 1):
+            steps = -(-len(self.rows_of_epoch(e)) // self.plan.rows_per_step)
+            self._ends[e] = self._ends.get(e - 1, 0) + steps
         return self._ends[epoch]
 
     def epoch_of(self, step: int) -> float:
@@ -168,6 +174,8 @@ def make_iterator(
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
     data = grain.MapDataset.source(cast(Any, source)).to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own, which we never parse
+            flags.FLAGS.mark_as_parsed()
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(data)
 

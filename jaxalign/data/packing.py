@@ -143,7 +143,7 @@ def build_rows(
     b, t = len(rows), shape.row_length
     p, s, a = shape.pairs, shape.segments, shape.aspects
 
-    def full(value: float, dtype: Any, *sizes: int) -> Any:
+    def full(value: Any, dtype: Any, *sizes: int) -> Any:
         return np.full((b, *sizes), value, dtype)
 
     tokens, positions = full(0, np.int32, t), full(0, np.int32, t)

@@ -12,21 +12,28 @@ two-dimensional feedback::
 ``start`` and ``end`` are half-open code-point offsets into the completion's text.
 """
 
+import difflib
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import pydantic
 
-from jaxalign.errors import UserError, did_you_mean
+from jaxalign.errors import UserError
 
 
 __all__ = ["Message", "Record", "Segment", "aspects_of", "parse", "read"]
 
-Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+_LARGEST = float(np.finfo(np.float32).max)
+# Scores are float32 on the devices: what overflows there is not finite either.
+Finite = Annotated[
+    float, pydantic.Field(allow_inf_nan=False, ge=-_LARGEST, le=_LARGEST)
+]
 
 
 class Segment(pydantic.BaseModel):
@@ -165,7 +172,7 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
         while True:
             try:
                 raw = lines.readline()
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise UserError(
                     f"{path}:{number + 1}: the file cannot be read: {error}"
                 ) from None
@@ -202,7 +209,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
             for row in batch.to_pylist():
                 number += 1
                 yield _without_missing_scores(row), f"{path}:row {number}"
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file: {error}") from None
 
 
@@ -222,16 +229,28 @@ def _tfds_rows(source: str) -> Iterator[tuple[Any, str]]:
         else:
             data = tfds.data_source(name, split=split)
     except Exception as error:  # tfds raises many kinds, all about its arguments
-        raise UserError(f"{source}: tensorflow-datasets says: {error}") from None
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{source}: tensorflow-datasets says: {reason}") from None
     for number in range(len(data)):
-        yield _untensored(data[number]), f"{source}:row {number + 1}"
+        where = f"{source}:row {number + 1}"
+        try:
+            row = _untensored(data[number])
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8: {error}. Store UTF-8") from None
+        except (IndexError, TypeError) as error:
+            raise UserError(
+                f"{where}: not laid out as a feedback record: {error}. Expected Text, "
+                "or a Sequence of {role, content} or {start, end, scores}"
+            ) from None
+        yield row, where
 
 
 def _without_missing_scores(row: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the nulls by which Arrow fills aspects that a segment was not scored on."""
     cleaned = dict(row)
     for column in ("chosen_segments", "rejected_segments"):
-        for segment in cleaned.get(column) or []:
+        segments = cleaned.get(column)
+        for segment in segments if isinstance(segments, list) else ():
             if isinstance(segment, dict) and isinstance(segment.get("scores"), dict):
                 scores = segment["scores"].items()
                 segment["scores"] = {k: v for k, v in scores if v is not None}
@@ -272,10 +291,11 @@ def _refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
     for name in columns:
         if name in known or not isinstance(name, str):
             continue
-        hint = did_you_mean(name, known - set(columns))
-        if hint.startswith("Did"):
+        # Near, but not as far as TRL's own column "messages" is from "images".
+        near = difflib.get_close_matches(name, known - set(columns), n=1, cutoff=0.72)
+        if near:
             raise UserError(
-                f"{where}: unknown field {name!r}. {hint} "
+                f"{where}: unknown field {name!r}. Did you mean {near[0]}? "
                 "Rename the column (other columns are ignored)"
             )
 
@@ -299,14 +319,17 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     if problem["type"] == "missing":
         return (
             f"{where}: field {field} is missing. "
-            "A record needs prompt, chosen and rejected; a segment start, end, scores"
+            "A record needs prompt, chosen and rejected; a message role and content; "
+            "a segment start, end and scores"
         )
     expected = problem["msg"][0].lower() + problem["msg"][1:]
-    if problem["type"] in ("string_type", "list_type") and "." not in field:
+    if field in ("prompt", "chosen", "rejected"):
         expected = "expected a text or a list of {role, content} messages"
     if problem["type"] == "extra_forbidden":
         expected = "not a known field here; remove or rename it"
-    return f"{where}: field {field}: {expected}: got {_shown(problem['input'])}"
+    text = f"{where}: field {field}: {expected}: got {_shown(problem['input'])}"
+    # Field names come from the file: half a surrogate pair could not be printed.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _shown(value: Any) -> str:
@@ -385,19 +408,22 @@ def _segments(
         if segment.end <= segment.start:
             raise UserError(
                 f"{where}: field {name}.end: expected more than start="
-                f"{segment.start}: got {segment.end}. Offsets are half-open"
+                f"{_shown(segment.start)}: got {_shown(segment.end)}. Offsets are "
+                "half-open"
             )
         if segment.start < previous:
             raise UserError(
-                f"{where}: field {name}.start: got {segment.start}, but the segment "
-                f"before ends at {previous}. Segments are ordered and do not overlap"
+                f"{where}: field {name}.start: got {_shown(segment.start)}, but the "
+                f"segment before ends at {previous}. Segments are ordered and do not "
+                "overlap"
             )
         if segment.end > len(text):
             raise UserError(
-                f"{where}: field {name}.end: got {segment.end}, but the text has "
-                f"{len(text)} characters. Offsets count code points, not bytes"
+                f"{where}: field {name}.end: got {_shown(segment.end)}, but the text "
+                f"has {len(text)} characters. Offsets count code points, not bytes"
             )
         for aspect, score in segment.scores.items():
+            _check_text(aspect, f"{name}.scores", where)
             if not aspect or not math.isfinite(score):
                 raise UserError(
                     f"{where}: field {name}.scores: got {aspect!r}: {score}; expected "

@@ -1,7 +1,6 @@
 """The reference's log-probabilities on disk, one number a completion token."""
 
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,10 +54,11 @@ def read(path: Path, key: str) -> list[np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # An open file, as numpy does not close one that it finds broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             found, counts = str(stored["key"]), stored["counts"]
             logps = stored["logps"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise many kinds on broken files
         raise UserError(
             f"{path}: not a readable reference cache: {error}. Delete it"
         ) from None

@@ -71,7 +71,7 @@ def attention(
     *,
     scale: float,
     implementation: Implementation = "xla",
-    block: int = 256,
+    block: int = 64,
 ) -> Float[Array, "b t n h"]:
     """Return softmax(scale q k^T) v under the mask of packed rows; 0 for padding.
 
@@ -126,7 +126,7 @@ def _visible(
     branch = k_branch[:, None, :]
     mine = (branch == 0) | (branch == q_branch[:, :, None])
     causal = k_index[None, :] <= q_index[:, None]
-    return (same & mine & causal)[:, None, None]
+    return (same & mine & causal[None])[:, None, None]
 
 
 def _dense(q: Array, k: Array, v: Array, layout: RowLayout, scale: float) -> Array:

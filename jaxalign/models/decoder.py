@@ -24,15 +24,16 @@ _ADAPTERS = ("lora",)
 def remat_policy(remat: Remat) -> Callable[..., bool] | None:
     """Return what the backward pass keeps of a layer; the rest is computed again.
 
-    ``none`` keeps everything; ``dots`` keeps the results of matrix products with
-    weights and of attention, so that only cheap elementwise work is repeated; ``full``
-    keeps the input of each layer alone.
+    ``none`` keeps everything; ``dots`` keeps the results of linear layers and of
+    attention, so that only cheap elementwise work is repeated; ``full`` keeps the input
+    of each layer alone.
     """
     if remat == "full":
         return jax.checkpoint_policies.nothing_saveable
-    return jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(*attention.SAVED_NAMES),
+    # By name: a policy that keeps every product would keep a LoRA layer's two halves
+    # beside their sum.
+    return jax.checkpoint_policies.save_only_these_names(
+        *layers.SAVED_NAMES, *attention.SAVED_NAMES
     )
 
 
@@ -104,7 +105,7 @@ def make_model(
     remat: Remat = "none",
     lora_dropout: float = 0.0,
     attention_implementation: attention.Implementation = "xla",
-    attention_block: int = 256,
+    attention_block: int = 64,
 ) -> Model:
     """Return the decoder as two pure functions.
 

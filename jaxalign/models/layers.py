@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxalign.models import attention as attention_lib
@@ -20,7 +21,12 @@ __all__ = [
     "Dense",
     "RMSNorm",
     "Runtime",
+    "SAVED_NAMES",
 ]
+
+
+SAVED_NAMES = ("dense_out", "lora_low")
+"""Names under which a remat policy may keep what linear layers compute."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,7 @@ class Runtime:
 
     dtype: Any = jnp.float32
     attention: attention_lib.Implementation = "xla"
-    attention_block: int = 256
+    attention_block: int = 64
     lora_dropout: float = 0.0
     deterministic: bool = True
 
@@ -68,10 +74,10 @@ class Dense(nn.Module):
         y = x @ kernel.astype(x.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            y = y + bias.astype(y.dtype)
+            y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
         if self.has_variable("lora", "a"):
             y = y + self._lora(x)
-        return y
+        return checkpoint_name(y, SAVED_NAMES[0])
 
     def _lora(self, x: Array) -> Array:
         a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
@@ -80,8 +86,8 @@ class Dense(nn.Module):
             keep = 1.0 - self.runtime.lora_dropout
             kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
             x = jnp.where(kept, x / keep, 0.0)
-        low = (x @ a.astype(x.dtype)) * scale.astype(x.dtype)
-        return low @ b.astype(x.dtype)
+        low = checkpoint_name(x @ a.astype(x.dtype), SAVED_NAMES[1])
+        return (low * scale.astype(x.dtype)) @ b.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -95,9 +101,8 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         # Rounded before the scale is applied, as the reference implementation does.
-        return (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype) * scale.astype(
-            x.dtype
-        )
+        normed = (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype)
+        return normed * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
 class Attention(nn.Module):

@@ -54,7 +54,7 @@ def rotary_tables(
     positions: Int[Array, "b t"], speeds: Float[np.ndarray, " half"]
 ) -> tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]:
     """Return cosine and sine of every position's angles, in float32."""
-    angles = positions[..., None, None].astype(jnp.float32) * speeds
+    angles = positions[..., None, None].astype(jnp.float32) * speeds[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

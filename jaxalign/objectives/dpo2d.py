@@ -250,7 +250,7 @@ def select_segments(
     if config.top_k is not None:
         num_chosen = jnp.minimum(num_chosen, config.top_k)
         num_rejected = jnp.minimum(num_rejected, config.top_k)
-    position = jnp.arange(size)
+    position = jnp.broadcast_to(jnp.arange(size), chosen_mask.shape)
     keep_chosen = position < num_chosen[..., None]
     keep_rejected = position < num_rejected[..., None]
     if config.pairing == "order":

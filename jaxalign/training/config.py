@@ -112,7 +112,7 @@ class TrainConfig:
     overflow: Overflow = "drop"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
-    attention_block: int = 256
+    attention_block: int = 64
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     seed: int = 0
     data_workers: int = 0

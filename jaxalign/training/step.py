@@ -84,7 +84,7 @@ def make_train_step(
         sums, metrics = accumulate(state, frozen, batch)
         pairs = jnp.maximum(metrics["loss"].weight, 1)
         grads = jax.tree.map(lambda g: g / pairs.astype(g.dtype), sums)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
         safe = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
         updates, opt_state = tx.update(safe, state.opt_state, state.trainable)

@@ -20,9 +20,9 @@ def family_of(config: Mapping[str, Any]) -> ModuleType:
       UserError: a family that is not implemented; it is never approximated.
     """
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise UserError(
             f"config.json: model_type {model_type!r} is not supported: expected "
             f"{', '.join(sorted(_FAMILIES))}"
         )
-    return _FAMILIES[str(model_type)]
+    return _FAMILIES[model_type]

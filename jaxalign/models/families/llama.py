@@ -3,6 +3,7 @@
 Also right for checkpoints of other names that are this architecture (SmolLM2, ...).
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,62 +101,107 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     heads = integer(config, "num_attention_heads")
     kv_heads = integer(config, "num_key_value_heads", heads)
     head_dim = integer(config, "head_dim", width // heads)
-    if heads % kv_heads or head_dim % 2:
+    if heads % kv_heads or head_dim % 2 or not 2 <= head_dim <= 2**16:
         raise UserError(
             f"config.json: num_attention_heads {heads} must be a multiple of "
-            f"num_key_value_heads {kv_heads}, and head_dim {head_dim} even"
+            f"num_key_value_heads {kv_heads}, and head_dim {head_dim} even, from 2 to "
+            f"{2**16}"
         )
     theta, scaling = _rope(config)
     return DecoderConfig(
         vocab_size=integer(config, "vocab_size"),
         width=width,
         mlp_width=integer(config, "intermediate_size"),
-        num_layers=integer(config, "num_hidden_layers"),
+        num_layers=integer(config, "num_hidden_layers", most=2**16),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        tie_embeddings=flag(config, "tie_word_embeddings"),
+        attention_bias=flag(config, "attention_bias"),
+        mlp_bias=flag(config, "mlp_bias"),
     )
 
 
-def integer(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+def integer(
+    config: Mapping[str, Any],
+    name: str,
+    default: int | None = None,
+    *,
+    most: int = 2**31 - 1,
+) -> int:
     """Return a positive whole number of config.json."""
     value = config.get(name)
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise UserError(
-            f"config.json: {name} must be a positive whole number: got {value!r}"
+            f"config.json: {name} must be a whole number from 1 to {most}: got "
+            f"{value!r}"
         )
     return value
 
 
-def number(config: Mapping[str, Any], name: str, default: float) -> float:
+def number(config: Mapping[str, Any], name: str, default: float | None = None) -> float:
     """Return a positive number of config.json."""
     value = config.get(name)
-    if value is None:
+    if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"config.json: {name} must be a positive number: got {value!r}")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if 0 < value <= sys.float_info.max:
+            return float(value)
+    raise UserError(f"config.json: {name} must be a positive number: got {value!r}")
+
+
+def flag(config: Mapping[str, Any], name: str) -> bool:
+    """Return a yes or no of config.json; no where it is left out."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"config.json: {name} must be true or false: got {value!r}")
+    return bool(value)
+
+
+_SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+"""Rotary scalings and the fields that they need."""
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
-    new = config.get("rope_parameters")
-    old = config.get("rope_scaling")
-    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+    for name in ("rope_parameters", "rope_scaling"):
+        value = config.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise UserError(f"config.json: {name} must be an object: got {value!r}")
-    if new:
-        theta = number(new, "rope_theta", number(config, "rope_theta", 10000.0))
-        scaling = {k: v for k, v in new.items() if k != "rope_theta"}
-    else:
-        theta = number(config, "rope_theta", 10000.0)
-        scaling = dict(old) if old else {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return theta, () if kind == "default" else tuple(sorted(scaling.items()))
+    # Where a config has both, transformers reads the older one.
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    theta = number(rope, "rope_theta", number(config, "rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        raise UserError(
+            f"config.json: rotary scaling {kind!r} is not implemented: expected "
+            f"{', '.join(_SCALINGS)}"
+        )
+    if kind == "default":
+        return theta, ()
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise UserError(
+            f"config.json: partial_rotary_factor {partial!r} is not implemented: "
+            "expected 1"
+        )
+    fields = {name: number(rope, name) for name in _SCALINGS[kind]}
+    if kind == "llama3" and fields["high_freq_factor"] <= fields["low_freq_factor"]:
+        raise UserError(
+            "config.json: high_freq_factor must be above low_freq_factor: got "
+            f"{fields['high_freq_factor']} and {fields['low_freq_factor']}"
+        )
+    return theta, (("rope_type", kind), *sorted(fields.items()))

@@ -21,7 +21,7 @@ class Rule(NamedTuple):
 
     def match(self, name: str) -> tuple[bool, int | None]:
         """Return whether a tensor name is this rule's, and of which layer."""
-        pattern = re.escape(self.hf).replace(r"\{layer\}", r"(\d+)")
+        pattern = re.escape(self.hf).replace(r"\{layer\}", "(0|[1-9][0-9]{0,8})")
         found = re.fullmatch(pattern, name)
         if found is None:
             return False, None

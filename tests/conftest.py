@@ -1,0 +1,72 @@
+"""Fixtures of all tests, and the environment that they run in."""
+
+import os
+
+
+# Before jax or transformers is imported: eight CPU devices, and no hub.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import functools  # noqa: E402
+import json  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import synthetic  # noqa: E402
+
+
+# The same examples on every run and every machine; a slow machine is no failure.
+hypothesis.settings.register_profile(
+    "jaxalign", derandomize=True, deadline=None, database=None
+)
+hypothesis.settings.load_profile("jaxalign")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return ``make_tokenizer(**options)``, see ``synthetic.make_tokenizer``."""
+
+    @functools.cache
+    def made(options: str) -> Any:
+        directory = tmp_path_factory.mktemp("tokenizer")
+        return synthetic.make_tokenizer(directory, **json.loads(options))
+
+    return lambda **options: made(json.dumps(options, sort_keys=True))
+
+
+@pytest.fixture(scope="session")
+def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return ``make_llama(**overrides)``, which writes a new tiny checkpoint.
+
+    Options are those of ``synthetic.make_llama``: ``tokenizer={...}``, ``seed=1`` and
+    any field of LlamaConfig.
+    """
+
+    def make(**options: Any) -> Path:
+        return synthetic.make_llama(tmp_path_factory.mktemp("llama"), **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(make_llama: Callable[..., Path]) -> Path:
+    """Return the directory of a tiny random Llama with a ChatML tokenizer."""
+    return make_llama()
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Return the folder of the data sets; skip the test where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the data sets are absent: {SHARED_DATA}")
+    return SHARED_DATA
