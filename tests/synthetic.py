@@ -36,6 +36,7 @@ def make_tokenizer(
     trim_offsets: bool = True,
     template: str | None = CHATML,
     eos: str | None = "<|im_end|>",
+    swallow: bool = False,
 ) -> Any:
     """Write a byte-level BPE tokenizer whose pad token is its EOS; return it loaded.
 
@@ -45,6 +46,7 @@ def make_tokenizer(
       trim_offsets: leave leading spaces out of the tokens' offsets.
       template: chat template; None for none.
       eos: the EOS token.
+      swallow: special tokens take in the whitespace around them, as those of Phi do.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
     from tokenizers.models import BPE
@@ -68,7 +70,12 @@ def make_tokenizer(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
     )
     raw.post_processor = processors.Sequence([level, start]) if bos else level
-    raw.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
+    raw.add_special_tokens(
+        [
+            AddedToken(name, special=True, lstrip=swallow, rstrip=swallow)
+            for name in SPECIAL
+        ]
+    )
     made = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token="<s>" if bos else None,

@@ -14,16 +14,28 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Key
 
 from jaxalign.adapters import selection
 from jaxalign.errors import UserError
 
 
-__all__ = ["TRAINABLE", "LoRAConfig", "init", "linear_layers", "merge"]
+__all__ = [
+    "SAVED_NAME",
+    "TRAINABLE",
+    "LoRAConfig",
+    "delta",
+    "init",
+    "linear_layers",
+    "merge",
+]
 
 TRAINABLE = (r"lora/.*/[ab]",)
 """Patterns of the leaves that training changes."""
+
+SAVED_NAME = "lora_low"
+"""Name under which a remat policy may keep x A."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,53 @@ class LoRAConfig:
             raise UserError(f"adapter.alpha must be positive: got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"adapter.dropout must lie in [0, 1): got {self.dropout}")
+
+
+@jax.custom_vjp
+def delta(
+    x: Float[Array, "*n fan_in"],
+    a: Float[Array, "fan_in rank"],
+    b: Float[Array, "rank fan_out"],
+    scale: Float[Array, ""],
+) -> Float[Array, "*n fan_out"]:
+    """Return ``scale (x A) B``, computed in the dtype of x.
+
+    Its derivative is written out, because the compiler, left to itself, transposes the
+    tokens × width arrays instead of the tokens × rank ones.
+    """
+    return _delta_fwd(x, a, b, scale)[0]
+
+
+def _delta_fwd(x: Array, a: Array, b: Array, scale: Array) -> tuple[Array, Any]:
+    low = checkpoint_name(x @ a.astype(x.dtype), SAVED_NAME)
+    out = (low * scale.astype(x.dtype)) @ b.astype(x.dtype)
+    return out, (x, low, a, b, scale)
+
+
+def _delta_bwd(residuals: Any, grad: Array) -> tuple[Array, ...]:
+    x, low, a, b, scale = residuals
+    d_low = grad @ b.astype(grad.dtype).T
+    d_scale = (d_low.astype(jnp.float32) * low.astype(jnp.float32)).sum()
+    d_low = d_low * scale.astype(grad.dtype)
+
+    def weight_grad(narrow: Array, wide: Array) -> Array:
+        # The barrier keeps the transpose on the narrow side.
+        left = jax.lax.optimization_barrier(narrow.reshape(-1, narrow.shape[-1]).T)
+        right = wide.reshape(-1, wide.shape[-1])
+        return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+
+    d_a = weight_grad(d_low, x).T
+    d_b = weight_grad(low, grad) * scale
+    d_x = d_low @ a.astype(grad.dtype).T
+    return (
+        d_x.astype(x.dtype),
+        d_a.astype(a.dtype),
+        d_b.astype(b.dtype),
+        d_scale.astype(scale.dtype),
+    )
+
+
+delta.defvjp(_delta_fwd, _delta_bwd)
 
 
 def linear_layers(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -30,8 +30,15 @@ _REFUSED = {
     "use_qalora": False,
     "alora_invocation_tokens": None,
     "layer_replication": None,
+    "use_bdlora": None,
+    "monteclora_config": None,
+    "arrow_config": None,
+    "kasa_config": None,
 }
 """Options of PEFT that change the numbers, with the value at which they do not."""
+
+_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the base weights as they are; the others change them."""
 
 Module = tuple[str, int | None]
 """A path without its group, such as ``self_attn/q_proj``, and the layer."""
@@ -197,11 +204,18 @@ def from_peft(
         )
     for option, neutral in _REFUSED.items():
         value = config.get(option, neutral)
-        if value != neutral and value not in ([], {}):
+        if value != neutral and value not in ([], {}, None, False):
             raise UserError(
                 f"adapter_config.json: {option}={value!r} is not implemented: expected "
                 f"{neutral!r}"
             )
+    start = config.get("init_lora_weights")
+    if start not in _STARTS:
+        raise UserError(
+            f"adapter_config.json: init_lora_weights={start!r} belongs to base weights "
+            "that PEFT changes on loading: save the adapter with "
+            "path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        )
     factors: dict[Module, dict[str, np.ndarray]] = collections.defaultdict(dict)
     names: dict[Module, str] = {}
     for name, value in tensors.items():
@@ -236,6 +250,14 @@ def from_peft(
         for part in path.split("/"):
             node = node.setdefault(part, {})
         node.update(stacked)
+        for module in modules:
+            del factors[module]
+    if factors:
+        raise UserError(
+            f"the adapter has factors for {names[next(iter(factors))]}, of which this "
+            "model has no weights of its own (a head that is tied to the embeddings "
+            "cannot be adapted)"
+        )
     return adapters
 
 
@@ -248,7 +270,7 @@ def _leaf(
     if set(factors) != {"a", "b"}:
         raise UserError(f"the adapter of {name} has one factor only: expected A and B")
     a, b = factors["a"], factors["b"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+    if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[1] == b.shape[0]:
         raise UserError(f"the adapter of {name} has factors that do not fit each other")
     if (a.shape[0], b.shape[1]) != tuple(shape):
         raise UserError(
@@ -258,7 +280,8 @@ def _leaf(
         )
     rank = a.shape[1]
     alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    numeric = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not numeric or not abs(alpha) <= np.finfo(np.float32).max:
         raise UserError(
             f"adapter_config.json: lora_alpha must be a number: got {alpha!r}"
         )
@@ -268,8 +291,19 @@ def _leaf(
 
 def _pattern(patterns: Any, name: str, default: Any) -> Any:
     """Look a module up as PEFT does: a pattern matches the end of its name."""
+    if patterns is not None and not isinstance(patterns, Mapping):
+        raise UserError(
+            f"adapter_config.json: alpha_pattern must be an object: got {patterns!r}"
+        )
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+        try:
+            found = re.fullmatch(rf"(.*\.)?({pattern})", name)
+        except re.error as error:
+            raise UserError(
+                f"adapter_config.json: alpha_pattern {pattern!r} is not a regular "
+                f"expression: {error}"
+            ) from None
+        if found:
             return value
     return default
 

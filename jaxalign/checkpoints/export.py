@@ -49,15 +49,18 @@ def whole_directory(out: Path) -> Iterator[Path]:
     Raises:
       UserError: ``out`` exists and is not empty.
     """
+    out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"--out {out} is there already and not empty: nothing is overwritten. Give "
             "another directory, or delete it"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from None
     try:
         yield temporary
         if out.exists():

@@ -24,7 +24,7 @@ from jaxalign.parallel import sharding
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Checkpoint", "Place", "locate", "load", "open_config"]
+__all__ = ["Checkpoint", "Place", "check", "locate", "load", "open_config"]
 
 
 class Checkpoint(NamedTuple):
@@ -131,6 +131,23 @@ def load(
     return Checkpoint(model, {"params": params}, config, groups, family, directory)
 
 
+def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
+    """Check a checkpoint by its config and the headers of its files alone.
+
+    Returns:
+      The shapes of the parameters, as :func:`load` would stack them.
+    Raises:
+      UserError: as :func:`load` does.
+    """
+    directory = Path(path)
+    config, family = open_config(directory)
+    groups = tuple(groups or ((0, config.num_layers),))
+    shapes = decoder.param_shapes(config, groups)
+    files = tensor_files.list_files(directory)
+    match_tensors(files, family, config, groups, shapes, directory)
+    return shapes
+
+
 def match_tensors(
     files: Sequence[TensorFile],
     family: ModuleType,
@@ -203,8 +220,9 @@ def _check_tied_head(files: Sequence[TensorFile], family: ModuleType) -> None:
     same = shapes[0] == shapes[1]
     with holders[0].open() as first, holders[1].open() as second:
         embedding, head = first.get_slice(names[0]), second.get_slice(names[1])
-        for row in range(0, shapes[0][0] if same else 0, 4096):
-            part = slice(row, row + 4096)
+        rows = shapes[0][0] if same else 0
+        for row in range(0, rows, 4096):
+            part = slice(row, min(row + 4096, rows))
             same = same and np.array_equal(embedding[part], head[part])
     if not same:
         raise UserError(

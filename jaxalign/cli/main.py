@@ -70,3 +70,7 @@ def _print_help() -> None:
         "from YAML,\n--print_config prints them; --debug shows the traceback of a user "
         "error."
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ def chosen_name(
             name = _name_in_file(following, field) or name
         elif flag == f"--{field}.name":
             name = following
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise UserError(
             f"--{field}.name {name!r} is not known. {did_you_mean(str(name), choices)}"
         )

@@ -225,7 +225,8 @@ def _tfds_rows(source: str) -> Iterator[tuple[Any, str]]:
     data: Any
     try:
         if Path(name).is_dir():
-            data = tfds.builder_from_directory(name).as_data_source(split)
+            builder: Any = tfds.builder_from_directory(name)
+            data = builder.as_data_source(split)
         else:
             data = tfds.data_source(name, split=split)
     except Exception as error:  # tfds raises many kinds, all about its arguments

@@ -23,7 +23,7 @@ from jaxalign.objectives.policy import PairLogps
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import progress, restore
-from jaxalign.training.run import check_scores
+from jaxalign.training.run import check_scores, check_tokens
 from jaxalign.types import Model, PreferenceBatch, Variables
 
 
@@ -86,6 +86,9 @@ def score(config: ScoreConfig) -> Path:
     Raises:
       UserError: something the user gave is wrong; nothing is written then.
     """
+    out = Path(config.out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a directory: give a file to write")
     found = records.read(config.data)
     check_scores(config.objective, found, records.aspects_of(found))
     tokenizer = chat.load_tokenizer(config.model)
@@ -95,6 +98,9 @@ def score(config: ScoreConfig) -> Path:
         max_length=None,
         progress=lambda items, n: progress.track(items, n, "tokenising"),
     )
+    for path in (config.model, config.reference):
+        if path is not None:
+            check_tokens(data, load_lib.open_config(path)[0], path)
     mesh = make_mesh(config.mesh)
     dtype = jnp.dtype(config.dtype)
     restored = restore.load_adapted(
@@ -105,11 +111,14 @@ def score(config: ScoreConfig) -> Path:
     if config.reference is not None:
         other = load_lib.load(config.reference, dtype=dtype, mesh=mesh)
         scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        opened = temporary.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from None
+    try:
+        with opened as file:
             for result in score_records(
                 data,
                 scorer,

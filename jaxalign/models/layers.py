@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from jaxalign.adapters import lora
 from jaxalign.models import attention as attention_lib
 from jaxalign.models import rotary
 
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 
-SAVED_NAMES = ("dense_out", "lora_low")
+SAVED_NAMES = ("dense_out", lora.SAVED_NAME)
 """Names under which a remat policy may keep what linear layers compute."""
 
 
@@ -86,8 +87,7 @@ class Dense(nn.Module):
             keep = 1.0 - self.runtime.lora_dropout
             kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
             x = jnp.where(kept, x / keep, 0.0)
-        low = checkpoint_name(x @ a.astype(x.dtype), SAVED_NAMES[1])
-        return (low * scale.astype(x.dtype)) @ b.astype(x.dtype)
+        return lora.delta(x, a, b, scale)
 
 
 class RMSNorm(nn.Module):

@@ -22,7 +22,7 @@ def token_logps(
     hidden: Float[Array, "b t d"],
     completions: Completions,
     *,
-    chunk_size: int = 512,
+    chunk_size: int | None = None,
 ) -> Float[Array, "b c"]:
     """Return log p(token | what comes before) of every completion token, in float32.
 
@@ -40,11 +40,15 @@ def token_logps(
       variables: what ``logits_fn`` reads its weights from.
       hidden: last hidden state of every token of the rows.
       completions: which tokens are wanted and which hidden state predicts each.
-      chunk_size: tokens whose logits exist at once; at least one a row.
+      chunk_size: tokens whose logits exist at once, at least one a row; default 128,
+        or 16 a row where there are more rows.
     Returns:
       Natural logarithms, 0 for padding. Not summed, not weighted.
     """
     rows, wanted = completions.target.shape
+    if chunk_size is None:
+        # Small, because the last chunk of a row is part padding.
+        chunk_size = max(128, 16 * rows)
     per_row = min(wanted, max(1, chunk_size // rows))
     chunks = -(-wanted // per_row)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pydantic
 import yaml
 
 from jaxalign.adapters.lora import LoRAConfig
@@ -185,28 +186,36 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """Make a config from nested values, as in a run's config.yaml.
 
     Raises:
-      UserError: an unknown objective, adapter or field.
+      UserError: an unknown objective, adapter or field, or a value of the wrong kind.
     """
     flat = dict(values)
     parts = {
         "objective": _by_name(
-            flat.pop("objective", {}),
+            _mapping(flat.pop("objective", {}), "objective"),
             {name: objective.config for name, objective in OBJECTIVES.items()},
             "objective",
             "dpo2d",
         ),
-        "adapter": _by_name(flat.pop("adapter", {}), ADAPTERS, "adapter", "lora"),
-        "optimizer": _make(OptimizerConfig, flat.pop("optimizer", {}), "optimizer."),
-        "mesh": _make(MeshConfig, flat.pop("mesh", {}), "mesh."),
+        "adapter": _by_name(
+            _mapping(flat.pop("adapter", {}), "adapter"), ADAPTERS, "adapter", "lora"
+        ),
     }
+    for name, cls in (("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
+        parts[name] = _make(cls, _mapping(flat.pop(name, {}), name), f"{name}.")
     return _make(TrainConfig, {**flat, **parts}, "")
+
+
+def _mapping(values: Any, field: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{field} must be a mapping of options: got {values!r}")
+    return values
 
 
 def _by_name(
     values: Mapping[str, Any], classes: Mapping[str, type], field: str, default: str
 ) -> Any:
     name = values.get("name", default)
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise UserError(
             f"{field}.name {name!r} is not known. {did_you_mean(str(name), classes)}"
         )
@@ -218,14 +227,28 @@ def _make(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     for name in values:
         if name not in fields:
             raise UserError(
-                f"unknown option {prefix}{name}. {did_you_mean(name, fields)}"
+                f"unknown option {prefix}{name}. {did_you_mean(str(name), fields)}"
             )
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and (
             field.default_factory is dataclasses.MISSING and name not in values
         ):
             raise UserError(f"the option {prefix}{name} is missing")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return cls(
+        **{k: _checked(v, fields[k].type, f"{prefix}{k}") for k, v in values.items()}
+    )
+
+
+def _checked(value: Any, kind: Any, name: str) -> Any:
+    """Return a value of a field if it is of the field's kind; lists become tuples."""
+    if dataclasses.is_dataclass(value):
+        return value
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise UserError(f"the option {name}: {reason}: got {value!r}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -39,7 +39,14 @@ from jaxalign.training.step import LossFn, TrainState
 from jaxalign.types import Metrics, Variables
 
 
-__all__ = ["Policy", "check_scores", "layer_groups", "load_policy", "train"]
+__all__ = [
+    "Policy",
+    "check_scores",
+    "check_tokens",
+    "layer_groups",
+    "load_policy",
+    "train",
+]
 
 
 class Policy(NamedTuple):
@@ -110,12 +117,13 @@ def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
       TrainingDiverged: updates were not finite.
     """
     mesh = make_mesh(config.mesh)
-    data = _prepare_data(config)
+    data = _prepare_data(config, _check_model(config))
+    source = _plan_steps(config, data)
     sources = _fingerprints(config)
     with run_directory.claim(config, sources) as run:
         store = StateStore(run / "checkpoints", keep=config.save_total_limit)
         try:
-            _train(config, run, store, mesh, data, sources, preemption)
+            _train(config, run, store, mesh, data, source, sources, preemption)
         finally:
             store.close()
     return run
@@ -128,10 +136,44 @@ class _Data(NamedTuple):
     shape: packing.BatchShape
 
 
-def _prepare_data(config: TrainConfig) -> _Data:
+def _check_model(config: TrainConfig) -> DecoderConfig:
+    """Check what is to be trained, and on what, by the headers of the files."""
+    model_config = load_lib.open_config(config.model)[0]
+    groups = layer_groups(config.adapter, model_config)
+    shapes = load_lib.check(config.model, groups=groups)
+    trees.mask_from_patterns(shapes, config.trainable)
+    if isinstance(config.adapter, LoRAConfig):
+        layers = lora.linear_layers(shapes)
+        selection.check_targets(config.adapter.targets, (path for path, _ in layers))
+    if config.reference not in ("adapter_off", "cached"):
+        if load_lib.open_config(config.reference)[0] != model_config:
+            raise UserError(
+                f"the reference {config.reference} is not of the same architecture as "
+                f"{config.model}: their config.json differ"
+            )
+        load_lib.check(config.reference)
+    return model_config
+
+
+def _plan_steps(config: TrainConfig, data: _Data) -> loader.StepSource:
+    """Plan the batches of all steps and check that the schedule fits them."""
+    plan = loader.BatchPlan(
+        config.batch_rows, config.gradient_accumulation_steps, config.seed
+    )
+    source = loader.StepSource(
+        data.train,
+        data.shape,
+        plan,
+        num_steps=config.max_steps,
+        num_epochs=config.num_train_epochs,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    optimizer_lib.make_schedule(config.optimizer, source.num_steps)
+    return source
+
+
+def _prepare_data(config: TrainConfig, model_config: DecoderConfig) -> _Data:
     """Read, check and tokenise all data."""
-    model_config, _ = load_lib.open_config(config.model)
-    layer_groups(config.adapter, model_config)
     train_records = records.read(config.data)
     eval_records = records.read(config.eval_data) if config.eval_data else []
     aspects = records.aspects_of([*train_records, *eval_records])
@@ -157,21 +199,28 @@ def _prepare_data(config: TrainConfig) -> _Data:
         row_length=config.row_length,
         pack=config.packing,
     )
-    largest = max(_largest_token(data) for data in (train_data, eval_data) if data)
-    if largest >= model_config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {config.model} gives the token {largest}, but the model "
-            f"has {model_config.vocab_size}: its files are of different checkpoints"
-        )
+    for part in (train_data, eval_data):
+        if part is not None:
+            check_tokens(part, model_config, config.model)
     return _Data(train_data, eval_data, aspects, shape)
 
 
-def _largest_token(data: PairDataset) -> int:
-    return max(
+def check_tokens(data: PairDataset, model_config: DecoderConfig, model: str) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Raises:
+      UserError: the tokenizer gives such a token.
+    """
+    largest = max(
         int(tokens.max())
         for pair in data.pairs
         for tokens in (pair.prompt, pair.chosen.tokens, pair.rejected.tokens)
     )
+    if largest >= model_config.vocab_size:
+        raise UserError(
+            f"the tokenizer gives the token {largest}, but the model {model} has "
+            f"{model_config.vocab_size}: their files are of different checkpoints"
+        )
 
 
 def _summary(report: dict[str, int]) -> str:
@@ -232,24 +281,13 @@ def _train(
     store: StateStore,
     mesh: Mesh,
     data: _Data,
+    source: loader.StepSource,
     sources: dict[str, str],
     preemption: Preemption | None,
 ) -> None:
-    plan = loader.BatchPlan(
-        config.batch_rows, config.gradient_accumulation_steps, config.seed
-    )
-    source = loader.StepSource(
-        data.train,
-        data.shape,
-        plan,
-        num_steps=config.max_steps,
-        num_epochs=config.num_train_epochs,
-        process=(jax.process_index(), jax.process_count()),
-    )
     if source.num_steps in store.steps():
         progress.say(f"{run} is finished: {source.num_steps} steps")
         return
-    optimizer_lib.make_schedule(config.optimizer, source.num_steps)
     rows = source.rows_of_epoch(0)
     full = packing.fill(rows, data.train.lengths, data.shape.row_length)
     progress.say(f"rows: {len(rows)} of {data.shape.row_length}, {full:.1%} full")
@@ -385,11 +423,6 @@ def _with_reference(
             dtype=jnp.dtype(config.dtype),
             mesh=mesh,
         )
-        if other.config != loaded.checkpoint.config:
-            raise UserError(
-                f"the reference {config.reference} is not of the same architecture as "
-                f"{config.model}: their config.json differ"
-            )
         frozen[policy.REFERENCE] = {"params": other.variables["params"]}
     elif config.reference == "cached":
         cached = {}

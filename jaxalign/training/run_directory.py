@@ -72,8 +72,12 @@ def claim(config: TrainConfig, sources: dict[str, str]) -> Iterator[Path]:
     run = Path(config.out)
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run} is a file: give a directory")
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as lock:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock_file = (run / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--out {run} cannot be written: {error}") from None
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from jaxalign.data import chat, records
 from jaxalign.data.chat import Branch, TokenizedPair
@@ -110,6 +108,28 @@ def test_chatml_completion_ends_with_the_end_of_turn_once(
     assert names(tokenizer, found.rejected.tokens) == ["n", "o", "<|im_end|>"]
 
 
+def test_special_tokens_inside_the_text_do_not_end_it(
+    make_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = make_tokenizer()
+    found = pair(tokenizer, user(), "ab</s>ab<|im_end|>ab ", "</s>")
+    assert names(tokenizer, completion(found.chosen)) == [
+        *("ab", "</s>", "ab", "<|im_end|>", "ab", "Ġ", "<|im_end|>")
+    ]
+    assert names(tokenizer, completion(found.rejected)) == ["</s>", "<|im_end|>"]
+
+
+def test_end_of_turn_that_swallows_whitespace(
+    make_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = make_tokenizer(swallow=True)
+    segments = [segment(0, 2), segment(2, 4)]
+    found = pair(tokenizer, user(), "ab \n", chosen_segments=segments).chosen
+    # The text's own " \n" and the template's "\n" are in the end of turn.
+    assert names(tokenizer, found.tokens) == ["ab", "<|im_end|>"]
+    assert found.segments.tolist() == [0, 1]
+
+
 def test_plain_completion_gets_one_eos(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer()
     found = pair(
@@ -131,12 +151,11 @@ def test_plain_completion_gets_one_eos(make_tokenizer: Callable[..., Any]) -> No
 
 def test_no_eos_token_no_eos(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer(eos=None)
-    found = pair(
-        tokenizer, "Q:", " the", chosen_segments=[segment(0, 1), segment(1, 4)]
-    )
-    assert names(tokenizer, found.chosen.tokens) == ["Ġthe"]
-    # No end of turn that would be the last segment's.
-    assert found.chosen.segments.tolist() == [1]
+    segments = [segment(0, 1), segment(1, 4)]
+    found = pair(tokenizer, "Q:", " the.", chosen_segments=segments)
+    assert names(tokenizer, found.chosen.tokens) == ["Ġthe", "."]
+    # The last token is no end of turn that would be the last segment's.
+    assert found.chosen.segments.tolist() == [1, -1]
     assert found.chosen.scored.tolist() == [False, True]
 
 
@@ -234,6 +253,13 @@ def test_segments_follow_a_text_that_the_template_trims(
     found = pair(tokenizer, user(), "  ab b  ", chosen_segments=more).chosen
     assert found.segments.tolist() == [1, 1, 1, 2, -1, 4]
     assert found.scored.tolist() == [False, True, True, False, True]
+    # The same in front: the template's space is not the one of [0, 2).
+    found = pair(
+        tokenizer, user(), "  7", chosen_segments=[segment(0, 2), segment(2, 3)]
+    ).chosen
+    assert names(tokenizer, found.tokens) == ["Ġ", "7", "Ġ", "</s>"]
+    assert found.segments.tolist() == [-1, 1, -1, 1]
+    assert found.scored.tolist() == [False, True]
 
 
 def test_what_a_template_prints_before_the_answer_is_unscored(
@@ -354,6 +380,13 @@ def test_shared_prefix_ends_at_the_completion_even_where_the_answers_agree(
             {"template": synthetic.CHATML.replace("}}", r"| replace('\n', ' ') }}")},
             "f.jsonl:7: the chat template changes the completion's text .*Use another",
         ),
+        # As templates of reasoning models do with what comes before </think>.
+        (
+            user(),
+            "ab</s>ab",
+            {"template": synthetic.CHATML.replace("}}", ".split('</s>')[-1] }}")},
+            "f.jsonl:7: the chat template changes the completion's text .*Use another",
+        ),
         (
             user(),
             "ab",
@@ -405,155 +438,30 @@ def test_chunks_change_nothing(make_tokenizer: Callable[..., Any]) -> None:
             assert repr(a) == repr(b)
 
 
-# The ownership rule, against an implementation that knows nothing of offsets: the
-# tokenizer is byte-level, so a token is its bytes, and these are characters.
-
-
-def characters(tokenizer: Any, tokens: Sequence[int], text: str) -> list[set[int]]:
-    """Return the characters of the text that each token holds a byte of."""
-    owner = [i for i, letter in enumerate(text) for _ in letter.encode()]
-    sets, place = [], 0
-    for token in tokens:
-        size = len(synthetic.token_bytes(tokenizer, token))
-        sets.append(set(owner[place : place + size]))
-        place += size
-    assert place == len(owner), "the tokens do not spell the text"
-    return sets
-
-
-def expected_branch(
-    tokenizer: Any,
-    tokens: list[int],
-    text: str,
-    *,
-    start: int,
-    visible: dict[int, int],
-    borders: list[tuple[int, int]],
-) -> tuple[int, list[int]]:
-    """Return the first completion token and the segment of each from there on.
-
-    Args:
-      tokenizer: of the tokens.
-      tokens: the rendering's, up to the end of turn, without one that is not in it.
-      text: the rendering up to there.
-      start: where the completion begins in it.
-      visible: character of the rendering to character of the record's completion.
-      borders: of the segments.
-    """
-    first, owners = len(tokens), []
-    for index, held in enumerate(characters(tokenizer, tokens, text)):
-        if any(c >= start for c in held):
-            first = min(first, index)
-        if index < first:
-            continue
-        own = sorted(held & set(visible))
-        letters = [c for c in own if not text[c].isspace()] or own
-        inside = [
-            s
-            for s, (a, b) in enumerate(borders)
-            if letters and a <= visible[letters[0]] < b
-        ]
-        owners.append(inside[0] if inside else -1)
-    return first, owners
-
-
-PIECES = st.sampled_from(
-    ["a", "b", "ab", " ", "  ", "\n", "\n\n", "\u3000", ".", "é", "好", " 好", "😀"]
-    + ["the", " the", " answer", "7", "x"]
-)
-ANSWERS = st.lists(PIECES, max_size=7).map("".join)
-
-
-@st.composite
-def answers_with_segments(draw: Any) -> tuple[str, list[tuple[int, int]]]:
-    text = draw(ANSWERS)
-    cuts = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
-    kept = [draw(st.booleans()) or draw(st.booleans()) for _ in cuts]
-    borders = zip(cuts[:-1], cuts[1:], kept[1:], strict=True)
-    return text, [(a, b) for a, b, keep in borders if keep]
-
-
-def trimmed_places(text: str, begin: int, trim: bool) -> tuple[str, dict[int, int]]:
-    body = text.strip() if trim else text
-    lead = len(text) - len(text.lstrip()) if trim else 0
-    return body, {begin + i: lead + i for i in range(len(body))}
-
-
-@hypothesis.settings(max_examples=500)
-@hypothesis.given(
-    prompt=ANSWERS,
-    sides=st.tuples(answers_with_segments(), answers_with_segments()),
-    kind=st.sampled_from(["plain", "plain with bos", "chatml", "llama2", "llama3"]),
-)
-def test_owners_equal_brute_force_over_characters(
-    make_tokenizer: Callable[..., Any],
-    prompt: str,
-    sides: tuple[tuple[str, list[tuple[int, int]]], ...],
-    kind: str,
+@pytest.mark.data
+def test_tokens_of_a_real_segment_spell_its_text(
+    shared_data: Path, make_tokenizer: Callable[..., Any]
 ) -> None:
-    plain = kind.startswith("plain")
-    prompt = f"Q{prompt}"
-    trim = kind in ("llama2", "llama3")
-    options: dict[str, Any] = {
-        "plain": {},
-        "plain with bos": {"bos": True},
-        "chatml": {},
-        "llama2": {"bos": True, "template": LLAMA2, "eos": "</s>"},
-        "llama3": {"bos": True, "template": LLAMA3},
-    }[kind]
-    head, between, end = {
-        "chatml": (
-            f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-            "",
-            "<|im_end|>",
-        ),
-        "llama2": (f"<s>[INST] {prompt.strip()} [/INST]", " ", " </s>"),
-        "llama3": (
-            f"<s><|im_start|>user<|im_start|>\n\n{prompt.strip()}<|im_end|>"
-            "<|im_start|>assistant<|im_start|>\n\n",
-            "",
-            "<|im_end|>",
-        ),
-    }.get(kind, (prompt, "", ""))
-    found = {}
-    for trim_offsets in (True, False):
-        tokenizer = make_tokenizer(trim_offsets=trim_offsets, **options)
-        found[trim_offsets] = pair(
-            tokenizer,
-            prompt if plain else user(prompt),
-            sides[0][0],
-            sides[1][0],
-            chosen_segments=[segment(*border) for border in sides[0][1]],
-            rejected_segments=[segment(*border) for border in sides[1][1]],
-        )
-    assert repr(found[True]) == repr(found[False])
-
-    result, lists, firsts = found[True], [], []
-    for branch, (text, borders) in zip(result[1:], sides, strict=True):
-        tokens = [*result.prompt.tolist(), *branch.tokens.tolist()]
-        lists.append(tokens)
-        begin = len(head) + len(between)
-        body, visible = trimmed_places(text, begin, trim)
-        rendering = head + between + body + end
-        own = tokens[1:] if kind == "plain with bos" else tokens
-        own = own[:-1] if plain else own
-        first, owners = expected_branch(
-            tokenizer, own, rendering, start=len(head), visible=visible, borders=borders
-        )
-        if plain:
-            owners.append(-1)
-        if borders:
-            owners[-1] = len(borders) - 1
-        firsts.append(first + (kind == "plain with bos"))
-        assert len(result.prompt) + branch.lead == firsts[-1]
-        assert branch.segments.tolist() == owners
-        assert branch.scored.tolist() == [s in owners for s in range(len(borders))]
-        # The end of turn stands once in the completion, at its end.
-        assert tokens[-1] == tokenizer.eos_token_id
-        assert tokens[firsts[-1] :].count(tokenizer.eos_token_id) == 1
-        assert tokenizer.bos_token_id not in tokens[1:]
-    # The shared prompt is the longest common prefix without completion characters.
-    shared = 0
-    while shared < min(firsts) and lists[0][shared] == lists[1][shared]:
-        shared += 1
-    assert len(result.prompt) == shared
+    tokenizer = make_tokenizer()
+    found = records.read(shared_data / "qa_feedback" / "records.jsonl")
+    assert len(found) == 399
+    found = found[::4]
+    checked = 0
+    for record, made in zip(found, chat.tokenize(found, tokenizer), strict=True):
+        for branch, text, segments in (
+            (made.chosen, record.chosen, record.chosen_segments),
+            (made.rejected, record.rejected, record.rejected_segments),
+        ):
+            end = completion(branch)[-1]
+            assert end == tokenizer.eos_token_id
+            spelt = text_of(tokenizer, completion(branch)[:-1])
+            assert spelt == text, record.where  # the text itself may be offensive
+            for number, one in enumerate(segments or ()):
+                own = completion(branch)[branch.segments == number]
+                own = own[:-1] if own[-1] == end else own
+                same = (
+                    text_of(tokenizer, own).strip() == text[one.start : one.end].strip()
+                )
+                assert same, f"{record.where}, segment {number}"
+                checked += 1
+    assert checked > 300

@@ -192,6 +192,21 @@ def test_iterator_resumes_where_its_state_says(
     assert state != resumed.get_state()
 
 
+def test_a_loader_that_fails_does_not_look_finished(
+    data: PairDataset, shape: packing.BatchShape
+) -> None:
+    # The defect of MaxText: an exception became the end of the data.
+    class Failing(StepSource):
+        def __getitem__(self, step: Any) -> PreferenceBatch:
+            if step == 2:
+                raise OSError("the disk is gone")
+            return super().__getitem__(step)
+
+    source = Failing(data, shape, BatchPlan(2, 1, seed=0), num_epochs=2)
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(loader.make_iterator(source))
+
+
 def test_threads_that_plan_at_once_agree(
     data: PairDataset, shape: packing.BatchShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:

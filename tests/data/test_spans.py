@@ -40,6 +40,8 @@ def test_tile_leaves_what_is_no_gap_of_spaces() -> None:
         (4, 6),
         (0, 0),
     ]
+    # One that holds nothing does not undo what was there before it.
+    assert spans.tile_spans("ab c", [(0, 2), (0, 0), (3, 4)])[2] == (2, 4)
 
 
 def test_first_completion_token_holds_any_character_of_it() -> None:

@@ -1,0 +1,274 @@
+"""Runs from the command line: the same to the last bit, however often killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.training import metrics as metrics_lib
+from jaxalign.training import restore, run_directory
+from jaxalign.training.config import from_dict
+from jaxalign.training.run import train
+from tests import synthetic
+
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def files(tiny_llama, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("files")
+    synthetic.write_jsonl(directory / "train.jsonl", synthetic.feedback_records(40))
+    synthetic.write_jsonl(
+        directory / "eval.jsonl", synthetic.feedback_records(6, seed=1)
+    )
+    return tiny_llama, directory
+
+
+def options(files, out: Path, **changes):
+    model, directory = files
+    return {
+        "model": str(model),
+        "data": str(directory / "train.jsonl"),
+        "eval_data": str(directory / "eval.jsonl"),
+        "out": str(out),
+        "max_steps": STEPS,
+        "batch_rows": 2,
+        "row_length": 192,
+        "max_length": 96,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "eval_steps": 5,
+        "save_steps": 2,
+        "report_to": "none",
+        "optimizer": {"learning_rate": 1e-3},
+        "adapter": {"rank": 4, "alpha": 8.0, "dropout": 0.1},
+        **changes,
+    }
+
+
+def command(values, *extra: str):
+    arguments = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            arguments += [f"--{name}.{k}={v}" for k, v in value.items()]
+        else:
+            arguments.append(f"--{name}={value}")
+    return [sys.executable, "-m", "jaxalign.cli.main", "train", *arguments, *extra]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+def comparable(run: Path) -> dict[int, dict]:
+    """Metrics without what a clock or another process changes."""
+    return {
+        step: {
+            name: value
+            for name, value in values.items()
+            if name != "time" and not name.startswith(("perf/", "memory/"))
+        }
+        for step, values in metrics_lib.read(run / "metrics.jsonl").items()
+    }
+
+
+def final_weights(run: Path) -> list[np.ndarray]:
+    import jax
+
+    restored = restore.load_run(run)
+    assert restored.step == STEPS
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.variables["lora"])]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(files, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(
+        command(options(files, run)), env=environment(cache), check=True, timeout=600
+    )
+    return run, cache
+
+
+def test_a_run_leaves_what_the_design_says(undisturbed) -> None:
+    run, _ = undisturbed
+    steps = metrics_lib.read(run / "metrics.jsonl")
+    assert list(steps) == list(range(STEPS + 1))
+    first = steps[1]
+    for name in (
+        "time", "loss", "grad_norm", "learning_rate", "epoch",
+        "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected", "logps/chosen_drop",
+        "segments/accuracy", "segments/loss_per_pair", "segments/pairs_per_example",
+        "segments/coverage_chosen", "segments/coverage_rejected",
+        "segments/zero_weights", "segments/contradictory",
+        "perf/pairs_per_second", "perf/tokens_per_second", "memory/peak_gb",
+    ):  # fmt: skip
+        assert name in first, name
+    # Step 1 has the values before the first update.
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert first["learning_rate"] == pytest.approx(1e-3)
+    with_eval = [step for step, values in steps.items() if "eval_loss" in values]
+    assert with_eval == [0, 5, 10, STEPS]
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "checkpoints"}
+    # save_total_limit 2
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "12"]
+    config = run_directory.read_config(run)
+    assert config.max_steps == STEPS and config.adapter.dropout == 0.1
+
+
+def test_killed_again_and_again_it_ends_the_same(files, undisturbed, tmp_path) -> None:
+    """kill -9 at random moments; the last line of a step counts."""
+    want, cache = undisturbed
+    run = tmp_path / "run"
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            command(options(files, run)),
+            env=environment(cache),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # Some kills fall into start-up, most between the first step and the end.
+        patience = rng.uniform(0.0, 1.0) if kills % 4 else rng.uniform(0.0, 6.0)
+        begun = (
+            (run / "metrics.jsonl").stat().st_size
+            if kills and (run / "metrics.jsonl").exists()
+            else 0
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and kills % 4:
+            metrics = run / "metrics.jsonl"
+            if metrics.exists() and metrics.stat().st_size > begun:
+                break
+            time.sleep(0.02)  # waiting for another process, not for a result
+        try:
+            process.wait(patience if kills < 6 else 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        if process.returncode == 0 and kills:
+            break
+    assert kills >= 3
+    assert comparable(run) == comparable(want)
+    for got, expected in zip(final_weights(run), final_weights(want), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_sigterm_saves_and_asks_to_be_run_again(files, undisturbed, tmp_path) -> None:
+    want, cache = undisturbed
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(options(files, run)), env=environment(cache), stderr=subprocess.DEVNULL
+    )
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and not (
+        metrics.exists() and len(metrics.read_bytes().splitlines()) >= 3
+    ):
+        time.sleep(0.02)  # waiting for another process, not for a result
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 42
+    saved = max(int(p.name) for p in (run / "checkpoints").iterdir())
+    assert 0 < saved < STEPS
+    subprocess.run(
+        command(options(files, run)), env=environment(cache), check=True, timeout=300
+    )
+    assert comparable(run) == comparable(want)
+    for got, expected in zip(final_weights(run), final_weights(want), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_finished_run_is_left_alone(files, undisturbed) -> None:
+    run, _ = undisturbed
+    before = (run / "metrics.jsonl").read_bytes()
+    assert train(from_dict(options(files, run))) == run
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_s_directory_is_refused(files, undisturbed, tmp_path) -> None:
+    run, _ = undisturbed
+    other = options(files, run, optimizer={"learning_rate": 2e-3})
+    with pytest.raises(UserError, match="optimizer.learning_rate: 0.001 there, 0.002"):
+        train(from_dict(other))
+    # The same options, but the data have changed.
+    changed = tmp_path / "train.jsonl"
+    changed.write_bytes((files[1] / "train.jsonl").read_bytes())
+    out = tmp_path / "run"
+    values = options(files, out, data=str(changed), max_steps=1, eval_data=None)
+    train(from_dict(values))
+    synthetic.write_jsonl(changed, synthetic.feedback_records(40, seed=5))
+    with pytest.raises(UserError, match="the data has changed"):
+        train(from_dict(values))
+
+
+def test_the_cached_reference_is_used_and_a_stale_one_refused(files, tmp_path) -> None:
+    values = options(files, tmp_path / "off", max_steps=2)
+    cached = {**values, "out": str(tmp_path / "cached"), "reference": "cached"}
+    for config in (values, cached):
+        train(from_dict(config))
+    off, on = (
+        metrics_lib.read(tmp_path / n / "metrics.jsonl") for n in ("off", "cached")
+    )
+    for step in (0, 1, 2):
+        for name in ("loss", "rewards/margins", "eval_loss", "logps/chosen"):
+            if name in off[step]:
+                assert on[step][name] == pytest.approx(off[step][name], abs=2e-4)
+    other = {
+        **cached,
+        "out": str(tmp_path / "other"),
+        "reference_cache": str(tmp_path / "cached" / "reference"),
+        "data": str(files[1] / "eval.jsonl"),
+    }
+    with pytest.raises(UserError, match="stale"):
+        train(from_dict(other))
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [(".*",), ("layers_.*/mlp/.*", "norm/scale")],
+    ids=["all", "some"],
+)
+def test_base_weights_by_pattern(files, tmp_path, patterns) -> None:
+    import jax
+
+    from jaxalign import trees
+
+    values = options(
+        files,
+        tmp_path / "run",
+        max_steps=2,
+        eval_data=None,
+        adapter={"name": "none"},
+        trainable=patterns,
+    )
+    run = train(from_dict(values))
+    restored = restore.load_run(run)
+    paths = trees.paths(restored.base["params"])
+    changed = {
+        path
+        for path, before, after in zip(
+            paths,
+            jax.tree.leaves(restored.base["params"]),
+            jax.tree.leaves(restored.variables["params"]),
+            strict=True,
+        )
+        if not np.array_equal(before, after)
+    }
+    everything = patterns == (".*",)
+    assert changed == {
+        p for p in paths if everything or "/mlp/" in p or p == "norm/scale"
+    }
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
