@@ -16,7 +16,7 @@ from jaxalign.adapters.lora import linear_layers
 from jaxalign.errors import UserError
 
 
-__all__ = ["adapted_layers", "from_peft", "to_peft"]
+__all__ = ["adapted_layers", "check_config", "from_peft", "to_peft"]
 
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 
@@ -150,6 +150,33 @@ def _targets(
     return targets
 
 
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse an adapter_config.json that is not of plain LoRA.
+
+    Raises:
+      UserError: another kind of adapter, or an option that is not implemented.
+    """
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"adapter_config.json: peft_type {config.get('peft_type')!r} is not "
+            "supported: expected LORA"
+        )
+    for option, neutral in _REFUSED.items():
+        value = config.get(option, neutral)
+        if value != neutral and value not in ([], {}, None, False):
+            raise UserError(
+                f"adapter_config.json: {option}={value!r} is not implemented: expected "
+                f"{neutral!r}"
+            )
+    start = config.get("init_lora_weights")
+    if start not in _STARTS:
+        raise UserError(
+            f"adapter_config.json: init_lora_weights={start!r} belongs to base weights "
+            "that PEFT changes on loading: save the adapter with "
+            "path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        )
+
+
 def adapted_layers(
     names: Sequence[str], locate: Callable[[str], Module | None]
 ) -> list[tuple[int, ...]]:
@@ -197,25 +224,9 @@ def from_peft(
       UserError: another kind of adapter, an option that is not implemented, a factor
         that is missing or of the wrong shape.
     """
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"adapter_config.json: peft_type {config.get('peft_type')!r} is not "
-            "supported: expected LORA"
-        )
-    for option, neutral in _REFUSED.items():
-        value = config.get(option, neutral)
-        if value != neutral and value not in ([], {}, None, False):
-            raise UserError(
-                f"adapter_config.json: {option}={value!r} is not implemented: expected "
-                f"{neutral!r}"
-            )
-    start = config.get("init_lora_weights")
-    if start not in _STARTS:
-        raise UserError(
-            f"adapter_config.json: init_lora_weights={start!r} belongs to base weights "
-            "that PEFT changes on loading: save the adapter with "
-            "path_initial_model_for_weight_conversion, which makes it plain LoRA"
-        )
+    check_config(config)
+    if not tensors:
+        raise UserError("the adapter holds no tensors: save it again")
     factors: dict[Module, dict[str, np.ndarray]] = collections.defaultdict(dict)
     names: dict[Module, str] = {}
     for name, value in tensors.items():

@@ -259,6 +259,7 @@ class PeftAdapter:
 
     def __init__(self, directory: Path, family: ModuleType, num_layers: int):
         self.config = tensor_files.read_json(directory / "adapter_config.json")
+        peft_format.check_config(self.config)
         self.tensors: dict[str, np.ndarray] = {}
         for file in tensor_files.list_files(directory, "adapter_model"):
             with file.open() as handle:

@@ -33,7 +33,7 @@ class DemoConfig:
 
     out: str = "demo"
     model: str | None = None
-    max_steps: int = 24
+    max_steps: int = 16
     seed: int = 0
 
 
@@ -92,6 +92,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
         data=str(train_file),
         eval_data=str(held_file),
         out=str(out / "run"),
+        reference="cached",
         objective=DPO2DConfig(rejected_weight="inverted", normalize="mean1"),
         adapter=LoRAConfig(rank=16, alpha=32.0),
         optimizer=OptimizerConfig(
@@ -101,7 +102,6 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
         batch_rows=1,
         row_length=1024,
         max_length=512,
-        gradient_accumulation_steps=2,
         eval_steps=8,
         save_steps=8,
         logging_steps=1,

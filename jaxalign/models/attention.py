@@ -6,6 +6,7 @@ prompt (0) or the query's own.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -81,10 +82,10 @@ def attention(
       v: values.
       layout: who sees whom.
       scale: of the scores, usually 1/sqrt(h).
-      implementation: ``xla`` works in blocks of queries and keys, forward and backward,
-        holds no [t, t] array and skips blocks that no query can see; ``dense`` is the
-        plain formula, for comparison.
-      block: queries and keys of a block.
+      implementation: ``xla`` works in blocks of queries, forward and backward, holds no
+        [t, t] array and leaves out keys that no query of the block can see; ``dense``
+        is the plain formula, for comparison.
+      block: queries of a block.
     """
     if implementation == "dense":
         return _dense(q, k, v, layout, scale)
@@ -143,12 +144,12 @@ def _dense(q: Array, k: Array, v: Array, layout: RowLayout, scale: float) -> Arr
     return out.reshape(rows, length, heads, width)
 
 
-# --- In blocks -----------------------------------------------------------------------
-#
-# The forward pass keeps a running maximum and sum for each query, as FlashAttention
-# does (https://arxiv.org/abs/2205.14135); the backward pass computes the weights again
-# from the saved log-sum-exp. Both loops over keys begin at the first block that the
-# queries can see, which the data decide: with short pairs in long rows that skips most.
+# In blocks of queries. A block's keys are the stretch from the first one that any of
+# its queries can see up to itself. How long that stretch is depends on the data, so the
+# smallest of a few fixed lengths that covers it is chosen as the program runs: with
+# short pairs in long rows most keys are never touched. The backward pass computes the
+# weights again from the saved log-sum-exp, as FlashAttention does
+# (https://arxiv.org/abs/2205.14135).
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -156,75 +157,70 @@ def _blocked(q: Array, k: Array, v: Array, layout: RowLayout, block: int) -> Arr
     return _forward(q, k, v, layout, block)[0]
 
 
-def _slice(x: Array, begin: Any, block: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, begin, block, axis=x.ndim - 2)
+def _slice(x: Array, begin: Any, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, begin, size, axis=x.ndim - 2)
 
 
-def _add_slice(x: Array, update: Array, begin: Any, block: int) -> Array:
-    old = _slice(x, begin, block)
-    return jax.lax.dynamic_update_slice_in_dim(x, old + update, begin, axis=x.ndim - 2)
+def _stretches(blocks: int) -> list[int]:
+    """Return the lengths to choose from, in blocks: 1, 2, 3, 4, 6, 8, 12, ... all."""
+    sizes = [n for e in range(blocks.bit_length()) for n in (2**e, 3 * 2**e // 2)]
+    return sorted({1, blocks, *(n for n in sizes if n <= blocks)})
 
 
-def _scores(q_block: Array, k_block: Array) -> Array:
+def _over_keys(
+    layout: RowLayout, i: Array, block: int, run: Callable[..., Any], *args: Any
+) -> Any:
+    """Call ``run(*args, begin, size)`` with the stretch of keys of query block i."""
+    blocks = layout.starts.shape[0] // block
+    sizes = _stretches(blocks)
+    starts = jax.lax.dynamic_slice_in_dim(layout.starts, i * block, block)
+    needed = i + 1 - starts.min() // block
+    choice = jnp.searchsorted(jnp.asarray(sizes), needed)
+
+    def branch(size: int) -> Callable[..., Any]:
+        # Near the row's beginning a stretch may reach beyond the queries; the mask
+        # hides what is later than they are.
+        return lambda *xs: run(*xs, jnp.maximum(i + 1 - size, 0) * block, size * block)
+
+    return jax.lax.switch(choice, [branch(size) for size in sizes], *args)
+
+
+def _scores(q_block: Array, keys: Array) -> Array:
     return jnp.einsum(
-        "bgmqh,bgkh->bgmqk", q_block, k_block, preferred_element_type=jnp.float32
+        "bgmqh,bgkh->bgmqk", q_block, keys, preferred_element_type=jnp.float32
     )
 
 
 def _forward(
     q: Array, k: Array, v: Array, layout: RowLayout, block: int
 ) -> tuple[Array, Array]:
-    blocks = q.shape[3] // block
-
-    def one(_: None, i: Array) -> tuple[None, tuple[Array, Array]]:
+    def one(i: Array) -> tuple[Array, Array]:
         q_block = _slice(q, i * block, block)
 
-        def step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-            top, total, out = carry
-            mask = _visible(layout, (i * block, block), (j * block, block))
-            scores = jnp.where(
-                mask, _scores(q_block, _slice(k, j * block, block)), _LOW
-            )
-            new_top = jnp.maximum(top, scores.max(-1))
-            weights = jnp.where(mask, jnp.exp(scores - new_top[..., None]), 0.0)
-            shrink = jnp.exp(top - new_top)
-            values = _slice(v, j * block, block)
-            added = jnp.einsum(
+        def run(begin: Array, size: int) -> tuple[Array, Array]:
+            mask = _visible(layout, (i * block, block), (begin, size))
+            scores = jnp.where(mask, _scores(q_block, _slice(k, begin, size)), _LOW)
+            top = scores.max(-1, keepdims=True)
+            weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
+            total = weights.sum(-1, keepdims=True)
+            safe = jnp.where(total == 0, 1.0, total)
+            out = jnp.einsum(
                 "bgmqk,bgkh->bgmqh",
                 weights.astype(v.dtype),
-                values,
+                _slice(v, begin, size),
                 preferred_element_type=jnp.float32,
             )
-            return (
-                new_top,
-                total * shrink + weights.sum(-1),
-                out * shrink[..., None] + added,
-            )
+            lse = jnp.where(total == 0, 0.0, top + jnp.log(safe))
+            return (out / safe).astype(q.dtype), lse
 
-        shape = q_block.shape[:-1]
-        start = (
-            jnp.full(shape, _LOW, jnp.float32),
-            jnp.zeros(shape, jnp.float32),
-            jnp.zeros(q_block.shape, jnp.float32),
-        )
-        first = _first_block(layout, i, block)
-        top, total, out = jax.lax.fori_loop(first, i + 1, step, start)
-        empty = total == 0
-        safe = jnp.where(empty, 1.0, total)
-        lse = jnp.where(empty, 0.0, top + jnp.log(safe))
-        return None, ((out / safe[..., None]).astype(q.dtype), lse)
+        return _over_keys(layout, i, block, run)
 
-    _, (out, lse) = jax.lax.scan(one, None, jnp.arange(blocks))
-    return _unblock(out), _unblock(lse[..., None])[..., 0]
+    out, lse = jax.lax.map(one, jnp.arange(q.shape[3] // block))
+    return _unblock(out), _unblock(lse)
 
 
 _LOW = -1e30
 """Stands for minus infinity where a difference of two must not be NaN."""
-
-
-def _first_block(layout: RowLayout, i: Array, block: int) -> Array:
-    starts = jax.lax.dynamic_slice_in_dim(layout.starts, i * block, block)
-    return starts.min() // block
 
 
 def _unblock(x: Array) -> Array:
@@ -244,40 +240,42 @@ def _blocked_fwd(
 def _blocked_bwd(block: int, residuals: Any, grad: Array) -> tuple[Any, ...]:
     q, k, v, layout, out, lse = residuals
     # sum_j p_ij dp_ij, which the softmax's derivative subtracts.
-    inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
 
     def one(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
-        q_block, g_block = _slice(q, i * block, block), _slice(grad, i * block, block)
-        lse_block = _slice(lse[..., None], i * block, block)
-        inner_block = _slice(inner[..., None], i * block, block)
+        q_block, g_block, lse_block, inner_block = (
+            _slice(x, i * block, block) for x in (q, grad, lse, inner)
+        )
 
-        def step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-            d_k, d_v, d_q = state
-            mask = _visible(layout, (i * block, block), (j * block, block))
-            k_block, v_block = _slice(k, j * block, block), _slice(v, j * block, block)
-            scores = _scores(q_block, k_block)
-            weights = jnp.where(mask, jnp.exp(scores - lse_block), 0.0)
-            d_weights = _scores(g_block, v_block)
-            d_scores = (weights * (d_weights - inner_block)).astype(q.dtype)
-            d_q += jnp.einsum(
+        def run(
+            d_k: Array, d_v: Array, begin: Array, size: int
+        ) -> tuple[tuple[Array, Array], Array]:
+            mask = _visible(layout, (i * block, block), (begin, size))
+            keys, values = _slice(k, begin, size), _slice(v, begin, size)
+            weights = jnp.exp(_scores(q_block, keys) - lse_block)
+            weights = jnp.where(mask, weights, 0.0)
+            d_scores = weights * (_scores(g_block, values) - inner_block)
+            d_scores = d_scores.astype(q.dtype)
+            d_q = jnp.einsum(
                 "bgmqk,bgkh->bgmqh",
                 d_scores,
-                k_block,
+                keys,
                 preferred_element_type=jnp.float32,
             )
-            to_keys = functools.partial(
-                jnp.einsum, "bgmqk,bgmqh->bgkh", preferred_element_type=jnp.float32
-            )
-            d_k = _add_slice(d_k, to_keys(d_scores, q_block), j * block, block)
-            d_v = _add_slice(
-                d_v, to_keys(weights.astype(q.dtype), g_block), j * block, block
-            )
-            return d_k, d_v, d_q
 
-        zero = jnp.zeros(q_block.shape, jnp.float32)
-        first = _first_block(layout, i, block)
-        d_k, d_v, d_q = jax.lax.fori_loop(first, i + 1, step, (*carry, zero))
-        return (d_k, d_v), d_q.astype(q.dtype)
+            def add(total: Array, left: Array, right: Array) -> Array:
+                update = jnp.einsum(
+                    "bgmqk,bgmqh->bgkh", left, right, preferred_element_type=jnp.float32
+                )
+                return jax.lax.dynamic_update_slice_in_dim(
+                    total, _slice(total, begin, size) + update, begin, axis=2
+                )
+
+            d_k = add(d_k, d_scores, q_block)
+            d_v = add(d_v, weights.astype(q.dtype), g_block)
+            return (d_k, d_v), d_q.astype(q.dtype)
+
+        return _over_keys(layout, i, block, run, *carry)
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     (d_k, d_v), d_q = jax.lax.scan(one, zeros, jnp.arange(q.shape[3] // block))

@@ -69,10 +69,19 @@ def publish_run(
 
 
 def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -> Path:
-    """Write a checkpoint as it was loaded: the same names, dtypes and bits."""
+    """Write a checkpoint as it was loaded: the same names, dtypes and bits.
+
+    Raises:
+      UserError: it cannot be loaded, has weights that would lose bits, or ``out`` is
+        taken.
+    """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
     dtypes = {i.dtype for i in load_lib.source_info(Path(model)).values()}
+    if "float64" in dtypes:
+        raise UserError(
+            f"{model} has float64 weights, which would be rounded: save it in float32"
+        )
     # Through float32 only where the source has it, so that no bit is lost.
     dtype = "float32" if dtypes != {"bfloat16"} else "bfloat16"
     checkpoint = load_lib.load(model, dtype=jax.numpy.dtype(dtype))
