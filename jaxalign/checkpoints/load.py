@@ -284,7 +284,12 @@ def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=placement)()
+    return _zeros_maker(shape, dtype, placement)()
+
+
+@functools.lru_cache(maxsize=256)  # as is a compiled function, so that it is made once
+def _zeros_maker(shape: tuple[int, ...], dtype: Any, placement: Any) -> Any:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=placement)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -33,7 +33,7 @@ class DemoConfig:
 
     out: str = "demo"
     model: str | None = None
-    max_steps: int = 16
+    max_steps: int = 20
     seed: int = 0
 
 
@@ -100,10 +100,10 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
         ),
         max_steps=config.max_steps,
         batch_rows=1,
-        row_length=1024,
+        row_length=768,
         max_length=512,
-        eval_steps=8,
-        save_steps=8,
+        eval_steps=10,
+        save_steps=10,
         logging_steps=1,
         seed=config.seed,
     )
@@ -143,7 +143,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
         data,
         Scorer(policy, restored.variables, policy, restored.base),
         objective=run_config.objective,
-        row_length=1024,
+        row_length=768,
         put=functools.partial(sharding.put_batch, mesh=make_mesh(MeshConfig())),
     )
     examples = [

@@ -103,10 +103,10 @@ def attention(
             jnp.concatenate([layout.starts, index]),
         )
     # [rows, groups, heads a group, t, h]: a group's heads share their keys.
-    grouped: Any = q.reshape(rows, -1, groups, heads // groups, width)
-    queries = grouped.transpose(0, 2, 3, 1, 4)
+    queries = q.reshape(rows, -1, groups, heads // groups, width)
+    queries = jnp.transpose(queries, (0, 2, 3, 1, 4))
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _blocked(queries * scale, keys, values, layout, block)
+    out: Any = _blocked(queries * scale, keys, values, layout, block)
     out = out.transpose(0, 3, 1, 2, 4).reshape(rows, -1, heads, width)
     return out[:, :length]
 

@@ -85,10 +85,7 @@ def _chunked(logits_fn: LogitsFn) -> Callable[..., Array]:
     """Return ``(variables, hidden [k b m d], target, valid) -> logps [k b m]``."""
 
     def skipping(compute: Callable[..., Any], chunk: tuple[Array, ...]) -> Any:
-        def zeros(like: Any) -> Array:
-            return jnp.zeros(like.shape, like.dtype)
-
-        empty = jax.tree.map(zeros, jax.eval_shape(compute, chunk))
+        empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, chunk))
         return jax.lax.cond(jnp.any(chunk[-1]), compute, lambda _: empty, chunk)
 
     @jax.custom_vjp
@@ -137,7 +134,7 @@ def _chunked(logits_fn: LogitsFn) -> Callable[..., Array]:
     def backward(residuals: Any, cotangent: Any) -> tuple[Any, Any, None, None]:
         pull, gradient = residuals
         if isinstance(cotangent, SymbolicZero):
-            cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+            return None, None, None, None
         if pull is not None:
             return (*pull(cotangent), None, None)
         weighted = gradient * cotangent[..., None].astype(gradient.dtype)

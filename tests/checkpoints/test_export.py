@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxalign import trees
 from jaxalign.adapters import lora
 from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
@@ -145,6 +146,22 @@ def test_numbers_that_would_be_rounded_are_refused(tmp_path) -> None:
 # --- with an adapter --------------------------------------------------------------
 
 
+def random_lora(params: Any, **options: Any) -> Any:
+    """Make adapters that change the model: B is random too."""
+    config = lora.LoRAConfig(**{"rank": 3, "alpha": 7.0, **options})
+    rng = np.random.default_rng(1)
+
+    def fill(path: str, leaf: Any) -> jax.Array:
+        if path.endswith("/scale"):
+            return jax.numpy.full(leaf.shape, config.alpha / config.rank)
+        return jax.numpy.asarray(0.3 * rng.normal(size=leaf.shape), np.float32)
+
+    shapes = jax.eval_shape(
+        lambda key: lora.init(key, params, config), jax.random.key(0)
+    )
+    return trees.map_with_paths(fill, shapes)
+
+
 class Adapted:
     """A tiny Llama with random LoRA on it, and what it says of some records."""
 
@@ -152,7 +169,7 @@ class Adapted:
         self.directory = directory
         self.loaded = load_lib.load(directory, groups=groups)
         params = self.loaded.variables["params"]
-        self.adapters = scenes.random_lora(params, **options)
+        self.adapters = random_lora(params, **options)
         self.variables = {**self.loaded.variables, "lora": self.adapters}
         self.data = scenes.dataset(directory, 2)
         self.logps = logps(self.loaded.model, self.variables, self.data)
@@ -247,7 +264,7 @@ def test_merging_rounds_once(tmp_path) -> None:
     tensors = {k: v.astype(ml_dtypes.bfloat16) for k, v in small_tensors().items()}
     source = write(tmp_path / "source", tensors)
     loaded = load_lib.load(source, dtype=jax.numpy.bfloat16)
-    adapters = scenes.random_lora(loaded.variables["params"], targets=("q_proj",))
+    adapters = random_lora(loaded.variables["params"], targets=("q_proj",))
     variables = {**loaded.variables, "lora": adapters}
     out = export.save_hf(loaded, variables, tmp_path / "out")
     q_proj = "model.layers.0.self_attn.q_proj.weight"
