@@ -2,8 +2,8 @@
 
     pip install -e '.[test]' trl==1.16.0
     jaxalign fetch smollm2-135m --out smollm2
-    python experiments/bench/hh_pairs.py --data HH.jsonl.gz --model smollm2 --out hh.jsonl
-    python experiments/bench/dpo_vs_trl.py --model smollm2 --data hh.jsonl
+    python experiments/bench/hh_pairs.py --data HH.jsonl.gz --model smollm2 --out hh
+    python experiments/bench/dpo_vs_trl.py --model smollm2 --data hh
 
 Each setting runs in a fresh process, one after the other, TRL and jaxalign in turn, so
 that a slow minute of the machine falls on both. TRL runs at its own defaults but for
@@ -81,9 +81,10 @@ def main() -> None:
         results[name] for name in ("TRL", "jaxalign, adapter off", "jaxalign, cached")
     )
     for name, side in (("adapter off", off), ("cached", cached)):
+        speed = side["pairs_per_second"] / base["pairs_per_second"]
         print(
-            f"{name}: {side['pairs_per_second'] / base['pairs_per_second']:.2f} × TRL's "
-            f"pairs/s, {side['peak_gb'] / base['peak_gb']:.2f} × its memory "
+            f"{name}: {speed:.2f} × TRL's pairs/s, "
+            f"{side['peak_gb'] / base['peak_gb']:.2f} × its memory "
             f"(compiled in {side['compile_seconds']:.1f} s)"
         )
     pre = results["TRL, precomputed"]["pairs_per_second"]

@@ -1,8 +1,8 @@
 """jaxalign's side of ``dpo_vs_trl.py``: DPO with LoRA on a file of pairs, timed.
 
-Run by ``dpo_vs_trl.py`` in a fresh process; prints nothing but errors and writes JSON:
-pairs and tokens a second over one whole pass of the measured pairs after a warm-up step,
-seconds of compilation, and the peak memory of the process.
+Run by ``dpo_vs_trl.py`` in a fresh process; prints nothing but errors and writes
+JSON: pairs and tokens a second over one whole pass of the measured pairs after a
+warm-up step, seconds of compilation, and the peak memory of the process.
 """
 
 import argparse

@@ -33,7 +33,7 @@ class DemoConfig:
 
     out: str = "demo"
     model: str | None = None
-    max_steps: int = 20
+    max_steps: int = 16
     seed: int = 0
 
 
@@ -102,8 +102,8 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
         batch_rows=1,
         row_length=768,
         max_length=512,
-        eval_steps=10,
-        save_steps=10,
+        eval_steps=8,
+        save_steps=8,
         logging_steps=1,
         seed=config.seed,
     )
