@@ -119,18 +119,23 @@ def parse_with_name(
     return values.pop("name"), _build(config_class, values, {})
 
 
-def _build(cls: type, values: dict[str, Any], parts: dict[str, type]) -> Any:
+def _build(
+    cls: type, values: dict[str, Any], parts: dict[str, type], prefix: str = ""
+) -> Any:
+    from jaxalign.training.config import check_kind
+
     made = {}
     for field in dataclasses.fields(cls):
         if field.name not in values:
             continue
-        value = values[field.name]
-        inner = parts.get(field.name, field.type)
-        if dataclasses.is_dataclass(inner) and isinstance(value, dict):
-            value = _build(inner, value, {})  # pyright: ignore[reportArgumentType]
-        elif isinstance(value, list):
-            value = tuple(value)
-        made[field.name] = value
+        name, value = f"{prefix}{field.name}", values[field.name]
+        inner: Any = parts.get(field.name, field.type)
+        if not dataclasses.is_dataclass(inner):
+            made[field.name] = check_kind(value, inner, name)
+        elif isinstance(value, dict):
+            made[field.name] = _build(inner, value, {}, f"{name}.")  # pyright: ignore[reportArgumentType]
+        else:
+            raise UserError(f"{name} must be a mapping of options: got {value!r}")
     return cls(**made)
 
 
@@ -141,9 +146,11 @@ def _readable(error: Exception, known: Sequence[str]) -> str:
         return f"the option --{missing.group(1)} is missing"
     unknown = re.search(r"""[Kk]ey ['"]([\w.]+)['"] is not expected""", text)
     unknown = unknown or re.search(r"""Subkey ['"]([\w.]+)['"] does not exist""", text)
+    unknown = unknown or re.search(r"Group '(.+)' does not accept option '(.+)'", text)
+    unknown = unknown or re.search(r"Option '(.+)' is not accepted", text)
     if unknown:
         names = [name.removeprefix("--") for name in known]
-        name = unknown.group(1)
+        name = ".".join(unknown.groups())
         return f"unknown option {name}. {did_you_mean(name, names)}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:6])

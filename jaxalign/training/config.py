@@ -26,6 +26,7 @@ __all__ = [
     "NoAdapter",
     "Objective",
     "TrainConfig",
+    "check_kind",
     "from_dict",
     "read_yaml",
     "to_dict",
@@ -235,12 +236,16 @@ def _make(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
         ):
             raise UserError(f"the option {prefix}{name} is missing")
     return cls(
-        **{k: _checked(v, fields[k].type, f"{prefix}{k}") for k, v in values.items()}
+        **{k: check_kind(v, fields[k].type, f"{prefix}{k}") for k, v in values.items()}
     )
 
 
-def _checked(value: Any, kind: Any, name: str) -> Any:
-    """Return a value of a field if it is of the field's kind; lists become tuples."""
+def check_kind(value: Any, kind: Any, name: str) -> Any:
+    """Return the value of an option if it is of its field's kind; a list as a tuple.
+
+    Raises:
+      UserError: it is not.
+    """
     if dataclasses.is_dataclass(value):
         return value
     value = tuple(value) if isinstance(value, list) else value
