@@ -133,7 +133,8 @@ def _build(
         if not dataclasses.is_dataclass(inner):
             made[field.name] = check_kind(value, inner, name)
         elif isinstance(value, dict):
-            made[field.name] = _build(inner, value, {}, f"{name}.")  # pyright: ignore[reportArgumentType]
+            part: Any = inner
+            made[field.name] = _build(part, value, {}, f"{name}.")
         else:
             raise UserError(f"{name} must be a mapping of options: got {value!r}")
     return cls(**made)

@@ -77,6 +77,7 @@ def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
+    load_lib.open_config(model)
     dtypes = {i.dtype for i in load_lib.source_info(Path(model)).values()}
     if "float64" in dtypes:
         raise UserError(
