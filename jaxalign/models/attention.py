@@ -231,7 +231,11 @@ def _unblock(x: Array) -> Array:
 def _blocked_fwd(
     q: Array, k: Array, v: Array, layout: RowLayout, block: int
 ) -> tuple[Array, Any]:
-    out, lse = _forward(q, k, v, layout, block)
+    # The masks do not depend on the layer, so under a scan of rematerialised layers the
+    # compiler would compute all of them once, [t, t] for every head, and read them back
+    # in each layer. Tied to the queries, they stay where they are used.
+    tied, q = jax.lax.optimization_barrier((layout, q))
+    out, lse = _forward(q, k, v, tied, block)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return out, (q, k, v, layout, out, lse)

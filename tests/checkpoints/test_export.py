@@ -18,11 +18,17 @@ from jaxalign import trees
 from jaxalign.adapters import lora
 from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.state import StateStore
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
 from jaxalign.objectives import policy
-from jaxalign.training import restore
-from tests import scenes
+from jaxalign.parallel.mesh import make_mesh
+from jaxalign.training import publish, restore, run_directory
+from jaxalign.training import run as run_lib
+from jaxalign.training import step as step_lib
+from jaxalign.training.config import NoAdapter, TrainConfig
+from jaxalign.training.optimizer import make_optimizer
+from tests import scenes, synthetic
 from tests.checkpoints.test_load import small_tensors, write
 
 
@@ -81,15 +87,19 @@ def test_an_untouched_export_is_the_same_to_the_last_byte(
 
 
 def test_a_header_is_kept_as_it_was_written(tmp_path) -> None:
-    """Other spacing, order and metadata than this library's own writer gives."""
+    """Other spacing, orders and metadata than this library's own writer gives."""
     source = write(tmp_path / "source")
-    file = source / "model.safetensors"
-    content = file.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    entries = dict(reversed(json.loads(content[8:end]).items()))
-    entries = {"__metadata__": {"by": "another", "format": "pt"}, **entries}
+    tensors = small_tensors()
+    entries: dict[str, Any] = {"__metadata__": {"by": "another", "format": "pt"}}
+    data = b""
+    for name in reversed(tensors):
+        begin, data = len(data), data + tensors[name].tobytes()
+        shape, offsets = tensors[name].shape, [begin, len(data)]
+        entries[name] = {"shape": shape, "data_offsets": offsets, "dtype": "F32"}
+    entries["model.norm.weight"] = entries.pop("model.norm.weight")
     header = json.dumps(entries, indent=3).encode() + b" " * 5
-    file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    size = len(header).to_bytes(8, "little")
+    (source / "model.safetensors").write_bytes(size + header + data)
     run("export", "--model", source, "--out", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(source)
 
@@ -577,6 +587,98 @@ def test_what_is_no_adapter(tiny_llama, tmp_path) -> None:
     for path in (tmp_path, tmp_path / "absent", tiny_llama):
         with pytest.raises(UserError, match="is no adapter: expected a PEFT directory"):
             restore.load_adapted(str(tiny_llama), str(path))
+
+
+# --- of a run ---------------------------------------------------------------------
+
+
+def make_run(
+    directory: Path, model: Path, train: Callable[[str, Any], Any], **options: Any
+) -> Path:
+    """Write the directory of a run at step 4, its start, and step 7, trained."""
+    config = TrainConfig(
+        model=str(model),
+        data=str(synthetic.write_jsonl(directory / "private.jsonl", [])),
+        out=str(directory / "run"),
+        **options,
+    )
+    start = run_lib.load_policy(config, make_mesh(config.mesh)).trainable
+    tx = make_optimizer(config.optimizer, 9)
+    with run_directory.claim(config, run_lib._fingerprints(config)) as run:
+        store = StateStore(run / "checkpoints")
+        for step, trainable in ((4, start), (7, trees.map_with_paths(train, start))):
+            state = step_lib.init(trainable, tx, key=jax.random.key(1))
+            store.save(step, state, {})
+        store.close()
+        metrics = {"step": 6, "loss": 0.5}, {"step": 8, "loss": 0.25}
+        synthetic.write_jsonl(run / "metrics.jsonl", metrics)
+    return run
+
+
+def test_a_run_is_exported(tmp_path) -> None:
+    source = write(tmp_path / "source")
+    loaded = load_lib.load(source)
+    options = {"rank": 2, "alpha": 5.0, "targets": ("q_proj", "down_proj")}
+    adapters = random_lora(loaded.variables["params"], **options)
+    leaves = dict(zip(trees.paths(adapters), jax.tree.leaves(adapters), strict=True))
+    run_path = make_run(
+        tmp_path,
+        source,
+        lambda path, _: leaves[path.removeprefix("lora/")],
+        adapter=lora.LoRAConfig(**options, dropout=0.25),
+    )
+    flags = ["export", "--run", run_path, "--format"]
+    run(*flags, "merged", "--out", tmp_path / "merged")
+    run(*flags, "peft", "--out", tmp_path / "peft")
+    variables = {**loaded.variables, "lora": adapters}
+    want = export.save_hf(loaded, variables, tmp_path / "a")
+    got = contents(tmp_path / "merged")
+    card = got.pop("README.md").decode()
+    assert got == contents(want)
+    want = export.save_peft(loaded, adapters, tmp_path / "b", dropout=0.25)
+    got = contents(tmp_path / "peft")
+    assert got.pop("README.md").decode() != card
+    assert got == contents(want)
+    # What was measured up to this step, and no path of this machine.
+    assert "for 7 steps" in card and "| loss | 0.5 |" in card
+    assert "private.jsonl" in card and str(tmp_path) not in card
+    # An earlier step: B was still zero.
+    run(*flags, "merged", "--step", "4", "--out", tmp_path / "first")
+    before = (source / "model.safetensors").read_bytes()
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
+    # A run is an adapter too.
+    restored = restore.load_adapted(str(source), str(run_path))
+    jax.tree.map(np.testing.assert_array_equal, restored.variables["lora"], adapters)
+    with pytest.raises(UserError, match="no checkpoint of step 5: got 4, 7"):
+        restore.load_run(run_path, step=5)
+    other = shutil.copytree(source, tmp_path / "other")
+    spoilt = bytearray(before)
+    spoilt[-1] ^= 1
+    (other / "model.safetensors").write_bytes(spoilt)
+    with pytest.raises(UserError, match="is not the model that .*run was trained on"):
+        restore.load_adapted(str(other), str(run_path))
+    shutil.rmtree(run_path / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        restore.load_run(run_path)
+
+
+def test_trained_base_weights_are_no_adapter(tmp_path) -> None:
+    source = write(tmp_path / "source")
+    run_path = make_run(
+        tmp_path,
+        source,
+        lambda path, leaf: jax.numpy.arange(4.0),
+        adapter=NoAdapter(),
+        trainable=("norm/scale",),
+    )
+    run("export", "--run", run_path, "--out", tmp_path / "out")
+    got = load_file(tmp_path / "out" / "model.safetensors")
+    want = {**small_tensors(), "model.norm.weight": np.float32([0, 1, 2, 3])}
+    assert set(got) == set(want)
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)
+    with pytest.raises(UserError, match="trained base weights, so there is no adapter"):
+        publish.publish_run(run_path, tmp_path / "peft", form="peft")
 
 
 # --- whole or not at all ----------------------------------------------------------

@@ -585,7 +585,9 @@ def test_headers_with_other_values(small: Small, data) -> None:
             entries[name] = data.draw(JSON)
         else:
             entries[name][what] = data.draw(
-                JSON | st.lists(st.integers(-2, 200), max_size=3)
+                JSON
+                | st.lists(st.integers(-2, 200), max_size=3)
+                | st.sampled_from(["I32", "U32", "F32"])
             )
     header = json.dumps(entries).encode()
     size = len(header).to_bytes(8, "little")
