@@ -70,6 +70,13 @@ class PreferenceBatch(NamedTuple):
     pair_mask: Bool[Array, "b p"]
     ref_logps: Float[Array, "b c"] | None = None
     """The reference's log-probability of every completion token, where cached."""
+    weights: Float[Array, "b p"] | None = None
+    """What each pair's loss is multiplied by; None is 1."""
+    labels: Bool[Array, "b p"] | None = None
+    """One-sided feedback: whether the only completion (in the place of the chosen one)
+    is desirable. Then the second response is absent or a mismatched completion."""
+    token_weights: Float[Array, "b c"] | None = None
+    """A weight of every completion token, where the data or a model gives them."""
 
 
 class Model(NamedTuple):

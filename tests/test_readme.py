@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.adapters import lora
-from jaxalign.objectives import pairwise
+from jaxalign.objectives import objective, pairwise
 from jaxalign.types import Model
 from tests import scenes, synthetic
 
@@ -54,9 +54,9 @@ def test_any_pair_of_functions_is_a_model(tiny_llama) -> None:
         logits_fn=lambda variables, hidden: hidden @ variables["params"].T,
     )
     frozen = {"params": None, "reference": {"params": table}}
-    config = pairwise.DPOConfig()
+    config = pairwise.PairwiseConfig()
     loss, grads = jax.value_and_grad(
-        lambda p: pairwise.loss_fn(
+        lambda p: objective.loss_fn(
             {"params": p}, frozen, batch, None, model=model, config=config
         )[0]
     )(table)

@@ -20,7 +20,7 @@ from jaxalign import trees
 from jaxalign.adapters import lora
 from jaxalign.checkpoints.load import load
 from jaxalign.data import chat, loader, packing, pairs, records
-from jaxalign.objectives import pairwise, policy
+from jaxalign.objectives import objective, pairwise, policy
 from jaxalign.training import optimizer
 from jaxalign.training import step as step_lib
 
@@ -73,7 +73,7 @@ def main() -> None:
     tx = optimizer.make_optimizer(settings, 1000)
     state = step_lib.init(trainable, tx, key=jax.random.key(1))
     loss_fn = functools.partial(
-        pairwise.loss_fn, model=checkpoint.model, config=pairwise.DPOConfig()
+        objective.loss_fn, model=checkpoint.model, config=pairwise.PairwiseConfig()
     )
     batches = [jax.tree.map(jnp.asarray, source[i]) for i in range(len(source))]
     began = time.perf_counter()

@@ -76,6 +76,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign.evaluation import report
     from jaxalign.evaluation.score import Scorer, score_records
     from jaxalign.objectives.dpo2d import DPO2DConfig
+    from jaxalign.objectives.objective import beta_of
     from jaxalign.parallel import sharding
     from jaxalign.parallel.mesh import MeshConfig, make_mesh
     from jaxalign.training import metrics, progress, publish, restore, run_directory
@@ -164,7 +165,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
             "time": f"{seconds:.0f} s",
             "peak memory": f"{metrics.peak_memory_gb():.2f} GB",
         },
-        beta=run_config.objective.beta,
+        beta=beta_of(run_config.objective),
     )
     summary = {
         "seconds": round(seconds, 1),

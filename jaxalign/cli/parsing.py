@@ -15,7 +15,7 @@ import yaml
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["chosen_name", "make_parser", "parse", "parse_with_name"]
+__all__ = ["chosen_name", "chosen_objective", "make_parser", "parse", "parse_with_name"]
 
 
 def chosen_name(
@@ -40,13 +40,32 @@ def chosen_name(
     return name
 
 
+def chosen_objective(arguments: Sequence[str]) -> type:
+    """Find out which class of options the objective has."""
+    from jaxalign.objectives.objective import CONFIGS
+    from jaxalign.training.config import default_objective
+
+    given = {a.partition("=")[0].removeprefix("--objective.") for a in arguments}
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag == "--config":
+            path = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            given |= set(_part_in_file(path, "objective"))
+    default = default_objective(given)
+    return CONFIGS[chosen_name(arguments, "objective", CONFIGS, default)]
+
+
 def _name_in_file(path: str, field: str) -> Any:
+    return _part_in_file(path, field).get("name")
+
+
+def _part_in_file(path: str, field: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None  # the parser itself reports it
+        return {}  # the parser itself reports it
     part = values.get(field) if isinstance(values, dict) else None
-    return part.get("name") if isinstance(part, dict) else None
+    return part if isinstance(part, dict) else {}
 
 
 def make_parser(

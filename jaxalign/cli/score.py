@@ -11,11 +11,8 @@ __all__ = ["run"]
 def run(arguments: Sequence[str]) -> int:
     """Parse and score."""
     from jaxalign.evaluation.score import ScoreConfig, score
-    from jaxalign.training.config import OBJECTIVES
 
-    objectives = {name: o.config for name, o in OBJECTIVES.items()}
-    name = parsing.chosen_name(arguments, "objective", objectives, "dpo2d")
-    parts = {"objective": objectives[name]}
+    parts = {"objective": parsing.chosen_objective(arguments)}
     parser = parsing.make_parser("score", ScoreConfig, parts, description=__doc__ or "")
     config = parsing.parse(parser, arguments, ScoreConfig, parts)
     devices.set_up_jax()

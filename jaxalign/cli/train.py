@@ -15,11 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
     from jaxalign.training.run import train
 
-    objectives = {name: o.config for name, o in config_lib.OBJECTIVES.items()}
     parts = {
-        "objective": objectives[
-            parsing.chosen_name(arguments, "objective", objectives, "dpo2d")
-        ],
+        "objective": parsing.chosen_objective(arguments),
         "adapter": config_lib.ADAPTERS[
             parsing.chosen_name(arguments, "adapter", config_lib.ADAPTERS, "lora")
         ],

@@ -31,6 +31,8 @@ class Branch(NamedTuple):
     """[s] False for a segment that owns no token or was cut."""
     offsets: tuple[tuple[int, int], ...]
     """The segments' character offsets, as in the record."""
+    weights: np.ndarray | None = None
+    """[n - lead] weight of each completion token, where the record has them."""
 
     @property
     def num_completion_tokens(self) -> int:
@@ -45,6 +47,13 @@ class TokenizedPair(NamedTuple):
     """[m] tokens that both renderings share and that hold no completion character."""
     chosen: Branch
     rejected: Branch
+    """Without tokens where the record has a single completion."""
+    label: bool | None = None
+    """Whether a single completion is desirable."""
+    weight: float = 1.0
+    """What the pair's loss is multiplied by."""
+    learn_prompt: bool = False
+    """Whether the prompt's tokens count as the first response's completion tokens."""
 
     @property
     def length(self) -> int:
@@ -99,6 +108,7 @@ def tokenize(
     tokenizer: Any,
     *,
     aspects: tuple[str, ...] | None = None,
+    end_of_turn: bool = True,
     chunk: int = 256,
 ) -> Iterator[TokenizedPair]:
     """Render and tokenise records, one pair after the other.
@@ -112,6 +122,8 @@ def tokenize(
       records: validated records.
       tokenizer: a fast Hugging Face tokenizer.
       aspects: names of the score axis; default :func:`aspects_of` the records.
+      end_of_turn: False leaves the end of turn or EOS out, for completions that are
+        steps of an answer and not its end.
       chunk: records that are tokenised in one call.
     Raises:
       UserError: the tokenizer has no chat template but the record is a conversation;
@@ -123,37 +135,33 @@ def tokenize(
     for begin in range(0, len(records), chunk):
         part = records[begin : begin + chunk]
         rendered = [_render(record, tokenizer) for record in part]
-        flat = [rendering for pair in rendered for rendering in pair]
-        encoded: list[tuple[list[int], list[spans.Span]]] = [([], [])] * len(flat)
+        flat = [
+            (i, rendering) for i, sides in enumerate(rendered) for rendering in sides
+        ]
+        encoded: list[list[_Encoded]] = [[] for _ in part]
         for plain in (False, True):
-            places = [
-                2 * i + side
-                for i, record in enumerate(part)
-                if isinstance(record.prompt, str) == plain
-                for side in (0, 1)
-            ]
+            places = [f for f in flat if isinstance(part[f[0]].prompt, str) == plain]
             if not places:
                 continue
             out = tokenizer(
-                [flat[place].text for place in places],
+                [rendering.text for _, rendering in places],
                 add_special_tokens=plain,
                 return_offsets_mapping=True,
                 return_attention_mask=False,
                 verbose=False,
             )
-            for place, ids, offsets in zip(
+            for (i, _), ids, offsets in zip(
                 places, out["input_ids"], out["offset_mapping"], strict=True
             ):
-                encoded[place] = (ids, [tuple(span) for span in offsets])
-        for i, record in enumerate(part):
+                encoded[i].append((ids, [tuple(span) for span in offsets]))
+        for record, renderings, sides in zip(part, rendered, encoded, strict=True):
             yield _pair(
-                record,
-                rendered[i],
-                (encoded[2 * i], encoded[2 * i + 1]),
-                tokenizer,
-                special,
-                aspects,
+                *(record, renderings, sides, tokenizer, special, aspects),
+                end_of_turn=end_of_turn,
             )
+
+
+_Encoded = tuple[list[int], list[spans.Span]]
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
@@ -161,14 +169,19 @@ def _special_ids(tokenizer: Any) -> set[int]:
     return set(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
 
 
-def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, _Rendering]:
+def _texts(record: Record) -> tuple[str, ...]:
+    if record.rejected is None:
+        return (record.chosen,)
+    return record.chosen, record.rejected
+
+
+def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, ...]:
     if isinstance(record.prompt, str):
         start = len(record.prompt)
-        chosen, rejected = (
+        return tuple(
             _Rendering(record.prompt + text, start, start, start, start + len(text))
-            for text in (record.chosen, record.rejected)
+            for text in _texts(record)
         )
-        return chosen, rejected
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{record.where}: the prompt is a conversation, but the checkpoint's "
@@ -185,11 +198,10 @@ def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, _Rendering]:
             "generation prompt followed by the answer, so the completion's tokens "
             "cannot be told from the prompt's. Use a template that does"
         )
-    chosen, rejected = (
+    return tuple(
         _place(record, tokenizer, turns, text, (prompt, head, tail))
-        for text in (record.chosen, record.rejected)
+        for text in _texts(record)
     )
-    return chosen, rejected
 
 
 def _place(
@@ -240,18 +252,23 @@ def _apply(
 
 def _pair(
     record: Record,
-    rendered: tuple[_Rendering, _Rendering],
-    encoded: tuple[tuple[list[int], list[spans.Span]], ...],
+    rendered: tuple[_Rendering, ...],
+    encoded: Sequence[_Encoded],
     tokenizer: Any,
     special: set[int],
     aspects: tuple[str, ...],
+    *,
+    end_of_turn: bool,
 ) -> TokenizedPair:
     sides = []
     for rendering, (ids, offsets) in zip(rendered, encoded, strict=True):
         tiled = spans.tile_spans(rendering.text, offsets)
-        ids, tiled, ended = _until_end(
-            ids, tiled, rendering, record, tokenizer, special
-        )
+        if end_of_turn:
+            ids, tiled, ended = _until_end(
+                ids, tiled, rendering, record, tokenizer, special
+            )
+        else:
+            ids, tiled, ended = _until_text_ends(ids, tiled, rendering)
         first = spans.first_completion_token(tiled, rendering.start)
         if first == len(ids) and not ended:
             name = ("chosen", "rejected")[len(sides)]
@@ -261,20 +278,19 @@ def _pair(
                 "tokenizer with an EOS token"
             )
         sides.append((ids, tiled, min(first, len(ids) - 1), ended))
-    limit = min(sides[0][2], sides[1][2])
-    shared = 0
-    while shared < limit and sides[0][0][shared] == sides[1][0][shared]:
-        shared += 1
+    shared = _shared([side[0] for side in sides], min(side[2] for side in sides))
     if shared == 0:
         raise UserError(
             f"{record.where}: field prompt: no token comes before the completion, so "
             "nothing predicts its first token. Give a prompt that is not empty"
         )
     branches = []
-    feedback = (record.chosen_segments, record.rejected_segments)
-    texts = (record.chosen, record.rejected)
-    for (ids, tiled, first, ended), rendering, segments, text in zip(
-        sides, rendered, feedback, texts, strict=True
+    feedback = (
+        ("chosen", record.chosen_segments, record.chosen_token_weights),
+        ("rejected", record.rejected_segments, record.rejected_token_weights),
+    )
+    for (ids, tiled, first, ended), rendering, text, (name, segments, weights) in zip(
+        sides, rendered, _texts(record), feedback, strict=False
     ):
         # What the template prints around the text is no character of a segment, also
         # where it stands in the place of whitespace that was trimmed.
@@ -288,10 +304,41 @@ def _pair(
         owners = spans.segment_of_tokens(
             text, relative, segments or (), last_is_end=ended
         )
-        branches.append(
-            _branch(ids[shared:], first - shared, owners, segments or (), aspects)
-        )
-    return TokenizedPair(np.asarray(sides[0][0][:shared], np.int32), *branches)
+        branch = _branch(ids[shared:], first - shared, owners, segments or (), aspects)
+        if weights is not None and len(weights) != branch.num_completion_tokens:
+            raise UserError(
+                f"{record.where}: field {name}_token_weights: got {len(weights)} "
+                f"number(s) for {branch.num_completion_tokens} completion tokens. "
+                "Expected one for each, the end of turn included, with this "
+                "checkpoint's tokenizer and template"
+            )
+        if weights is not None:
+            branch = branch._replace(weights=np.asarray(weights, np.float32))
+        branches.append(branch)
+    if len(branches) == 1:
+        branches.append(_branch([], 0, np.zeros(0, np.int32), (), aspects))
+    return TokenizedPair(
+        np.asarray(sides[0][0][:shared], np.int32),
+        *branches,
+        label=record.label,
+        weight=record.weight,
+    )
+
+
+def _shared(sides: Sequence[list[int]], limit: int) -> int:
+    """Return the length of the longest common prefix, at most the limit."""
+    length = 0
+    while length < limit and len({ids[length] for ids in sides}) == 1:
+        length += 1
+    return length
+
+
+def _until_text_ends(
+    ids: list[int], tiled: list[spans.Span], rendering: _Rendering
+) -> tuple[list[int], list[spans.Span], bool]:
+    """Cut all that follows the completion's own text."""
+    keep = sum(start < rendering.end for start, _ in tiled)
+    return ids[:keep], tiled[:keep], False
 
 
 def _until_end(

@@ -81,12 +81,14 @@ class StepSource:
         num_steps: int | None = None,
         num_epochs: int | None = None,
         ref_logps: Sequence[np.ndarray] | None = None,
+        token_weights: Sequence[np.ndarray] | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         self.data = data
         self.shape = shape
         self.plan = plan
         self.ref_logps = ref_logps
+        self.token_weights = token_weights
         self.process_index, self.process_count = process
         if plan.rows % self.process_count:
             raise UserError(
@@ -148,6 +150,7 @@ class StepSource:
                 rows[m * self.plan.rows :][begin : begin + local],
                 self.shape,
                 ref_logps=self.ref_logps,
+                token_weights=self.token_weights,
             )
             for m in range(self.plan.accumulation)
         ]

@@ -130,6 +130,7 @@ def build_rows(
     shape: BatchShape,
     *,
     ref_logps: Sequence[np.ndarray] | None = None,
+    token_weights: Sequence[np.ndarray] | None = None,
 ) -> PreferenceBatch:
     """Lay out rows as a batch of numpy arrays. An empty row is all padding.
 
@@ -139,6 +140,8 @@ def build_rows(
       shape: sizes of the arrays.
       ref_logps: for each pair the reference's log-probabilities of its chosen, then
         its rejected completion tokens.
+      token_weights: a weight for each of the same tokens; default what the records
+        came with.
     """
     b, t = len(rows), shape.row_length
     p, s, a = shape.pairs, shape.segments, shape.aspects
@@ -150,6 +153,11 @@ def build_rows(
     sequence_ids, branch_ids = full(0, np.int32, t), full(0, np.int32, t)
     source, target = full(0, np.int32, t), full(0, np.int32, t)
     response, segment = full(-1, np.int32, t), full(-1, np.int32, t)
+    labelled = any(pair.label is not None for pair in pairs[:1])
+    labels = full(False, bool, p) if labelled else None
+    weights = full(1.0, np.float32, p)
+    own = any(pair.chosen.weights is not None for pair in pairs[:1])
+    weighted = full(0, np.float32, t) if own or token_weights is not None else None
     scores = full(np.nan, np.float32, p, 2, s, a)
     segment_mask, pair_mask = full(False, bool, p, 2, s), full(False, bool, p)
     cached = None if ref_logps is None else full(0, np.float32, t)
@@ -163,6 +171,15 @@ def build_rows(
             tokens[r, begin:place] = pair.prompt
             positions[r, begin:place] = np.arange(prompt_length)
             first_wanted = wanted
+            if pair.learn_prompt:
+                known = np.concatenate(
+                    [pair.prompt, pair.chosen.tokens[: pair.chosen.lead]]
+                )
+                out = slice(wanted, wanted + len(known) - 1)
+                source[r, out] = begin + np.arange(len(known) - 1)
+                target[r, out] = known[1:]
+                response[r, out] = 2 * slot
+                wanted += len(known) - 1
             for side, branch in enumerate((pair.chosen, pair.rejected)):
                 n, m = len(branch.tokens), branch.num_completion_tokens
                 where = slice(place, place + n)
@@ -171,7 +188,7 @@ def build_rows(
                 branch_ids[r, where] = side + 1
                 out = slice(wanted, wanted + m)
                 source[r, out] = np.arange(place + branch.lead, place + n) - 1
-                if branch.lead == 0:
+                if branch.lead == 0 and m:
                     # The prompt's last token predicts the first one of both responses.
                     source[r, wanted] = begin + prompt_length - 1
                 target[r, out] = branch.tokens[branch.lead :]
@@ -184,6 +201,15 @@ def build_rows(
                 wanted += m
             sequence_ids[r, begin:place] = slot + 1
             pair_mask[r, slot] = True
+            weights[r, slot] = pair.weight
+            if labels is not None:
+                labels[r, slot] = pair.label
+            if weighted is not None:
+                weighted[r, first_wanted:wanted] = (
+                    _own_weights(pair)
+                    if token_weights is None
+                    else token_weights[index]
+                )
             if cached is not None and ref_logps is not None:
                 cached[r, first_wanted:wanted] = ref_logps[index]
     return PreferenceBatch(
@@ -193,4 +219,13 @@ def build_rows(
         segment_mask=segment_mask,
         pair_mask=pair_mask,
         ref_logps=cached,
+        weights=weights,
+        labels=labels,
+        token_weights=weighted,
     )
+
+
+def _own_weights(pair: TokenizedPair) -> np.ndarray:
+    """Return the token weights that a record came with, chosen then rejected."""
+    sides = [pair.chosen.weights, pair.rejected.weights]
+    return np.concatenate([side for side in sides if side is not None])

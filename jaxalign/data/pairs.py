@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxalign.data import chat
+from jaxalign.data import chat, forms
 from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.data.forms import Form
 from jaxalign.data.records import Record, aspects_of
 from jaxalign.errors import UserError
 
@@ -18,11 +19,11 @@ Overflow = Literal["drop", "truncate", "error"]
 
 
 class PairDataset(NamedTuple):
-    """Tokenised pairs in the order of their records."""
+    """Tokenised pairs, or single completions, in the order of their records."""
 
     pairs: list[TokenizedPair]
     indices: list[int]
-    """Which record each pair is of (some may have been dropped)."""
+    """Which record each pair is of; some may have been dropped, some been split."""
     aspects: tuple[str, ...]
     report: dict[str, int]
     """Counts of what a person should know: dropped, truncated, unscored ..."""
@@ -55,6 +56,9 @@ def prepare(
     max_length: int | None,
     overflow: Overflow = "drop",
     aspects: tuple[str, ...] | None = None,
+    form: Form = "pairs",
+    end_of_turn: bool = True,
+    learn_prompt: bool = False,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> PairDataset:
     """Tokenise records and deal with those that are too long.
@@ -67,6 +71,9 @@ def prepare(
         prompt's head, then the completions' tails, and the scores of cut segments;
         ``error`` refuses.
       aspects: names of the score axis; default those of the records.
+      form: what the objective reads, see ``data.forms``.
+      end_of_turn: False leaves the end of turn out (a step is not an ending).
+      learn_prompt: whether the prompt's own tokens are wanted like a completion's.
       progress: wraps the iteration to show it, ``(iterable, total) -> iterable``.
     Raises:
       UserError: nothing is left, or ``overflow='error'`` and a pair is too long.
@@ -74,11 +81,12 @@ def prepare(
     if max_length is not None and max_length < 2:
         raise UserError(f"max_length must be at least 2: got {max_length}")
     aspects = aspects_of(records) if aspects is None else aspects
+    shaped, origins = forms.shape(records, form)
     tokenized: Iterable[TokenizedPair] = chat.tokenize(
-        records, tokenizer, aspects=aspects
+        shaped, tokenizer, aspects=aspects, end_of_turn=end_of_turn
     )
     if progress is not None:
-        tokenized = progress(tokenized, len(records))
+        tokenized = progress(tokenized, len(shaped))
     pairs: list[TokenizedPair] = []
     indices: list[int] = []
     report: collections.Counter[str] = collections.Counter()
@@ -86,7 +94,7 @@ def prepare(
         if max_length is not None and pair.longest > max_length:
             if overflow == "error":
                 raise UserError(
-                    f"{records[index].where}: {pair.longest} tokens, but max_length is "
+                    f"{shaped[index].where}: {pair.longest} tokens, but max_length is "
                     f"{max_length}. Raise --max_length, or use --overflow drop or "
                     "truncate"
                 )
@@ -96,8 +104,8 @@ def prepare(
                 continue
             report["truncated"] += 1
             pair = cut
-        pairs.append(pair)
-        indices.append(index)
+        pairs.append(pair._replace(learn_prompt=learn_prompt))
+        indices.append(origins[index])
         for side in (pair.chosen, pair.rejected):
             report["segments"] += len(side.scored)
             report["segments_without_tokens_or_cut"] += int((~side.scored).sum())
@@ -107,8 +115,24 @@ def prepare(
             f"none of the {len(records)} record(s) fits{longest}: raise --max_length "
             "or use --overflow truncate"
         )
+    _check_uniform(pairs)
     report["pairs"] = len(pairs)
     return PairDataset(pairs, indices, aspects, dict(report))
+
+
+def _check_uniform(pairs: Sequence[TokenizedPair]) -> None:
+    """Refuse token weights that only some completions have."""
+    given = {
+        side.weights is not None
+        for pair in pairs
+        for side in (pair.chosen, pair.rejected)
+        if len(side.tokens)
+    }
+    if len(given) > 1:
+        raise UserError(
+            "some completions have token weights and others have none: give every "
+            "record chosen_token_weights and rejected_token_weights, or none of them"
+        )
 
 
 def truncate(pair: TokenizedPair, max_length: int) -> TokenizedPair | None:
@@ -126,7 +150,7 @@ def truncate(pair: TokenizedPair, max_length: int) -> TokenizedPair | None:
     chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
     if chosen is None or rejected is None:
         return None
-    return TokenizedPair(prompt, chosen, rejected)
+    return pair._replace(prompt=prompt, chosen=chosen, rejected=rejected)
 
 
 def _cut(branch: Branch, room: int) -> Branch | None:
@@ -141,4 +165,5 @@ def _cut(branch: Branch, room: int) -> Branch | None:
         tokens=branch.tokens[:room],
         segments=branch.segments[:kept],
         scored=branch.scored & whole,
+        weights=None if branch.weights is None else branch.weights[:kept],
     )

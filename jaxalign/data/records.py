@@ -10,6 +10,11 @@ two-dimensional feedback::
      "rejected_segments": [...]}
 
 ``start`` and ``end`` are half-open code-point offsets into the completion's text.
+Feedback may also be one-sided: ``completion`` and ``label`` (true for a desirable one)
+take the place of ``chosen`` and ``rejected``; supervised training needs no label.
+Optional columns are ``weight`` (the record's loss is multiplied by it) and one number
+for each completion token, the end of turn included, in ``chosen_token_weights`` and
+``rejected_token_weights``.
 """
 
 import difflib
@@ -64,22 +69,41 @@ class _Columns(pydantic.BaseModel):
     chosen_segments: list[Segment] | None = None
     rejected_segments: list[Segment] | None = None
     images: list[str] | None = None
+    weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
+    chosen_token_weights: list[Finite] | None = None
+    rejected_token_weights: list[Finite] | None = None
+
+
+class _OneSided(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
+
+    prompt: str | list[Message]
+    completion: str | list[Message]
+    label: bool | None = None
+    images: list[str] | None = None
+    weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
 
 
 class Record(NamedTuple):
-    """One validated preference pair.
+    """One validated record: a preference pair, or a single completion.
 
     ``prompt`` is a plain text or the turns of a conversation; the completions are
-    texts in both cases. Segments are None where the record has none.
+    texts in both cases. Segments and token weights are None where the record has none.
     """
 
     prompt: str | tuple[Message, ...]
     chosen: str
-    rejected: str
+    """The preferred completion, or the only one."""
+    rejected: str | None
     chosen_segments: tuple[Segment, ...] | None
     rejected_segments: tuple[Segment, ...] | None
     where: str
     """File and line, for messages."""
+    label: bool | None = None
+    """Whether a single completion is desirable."""
+    weight: float = 1.0
+    chosen_token_weights: tuple[float, ...] | None = None
+    rejected_token_weights: tuple[float, ...] | None = None
 
 
 def read(source: str | Path) -> list[Record]:
@@ -111,8 +135,17 @@ def parse(columns: Any, where: str = "record") -> Record:
         )
     _refuse_misspelt(columns, where)
     present = {k: v for k, v in columns.items() if v is not None}
+    one_sided = "completion" in present
+    for name in (*_PAIRED, "chosen", "rejected") if one_sided else ("label",):
+        if name in present:
+            expected = "a completion" if one_sided else "chosen and rejected"
+            raise UserError(
+                f"{where}: field {name} does not go with {expected}. A record has "
+                "either chosen and rejected, or completion and label"
+            )
+    kind = _OneSided if one_sided else _Columns
     try:
-        checked = _Columns.model_validate(present)
+        checked: Any = kind.model_validate(present)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error, where)) from None
     if checked.images:
@@ -121,8 +154,16 @@ def parse(columns: Any, where: str = "record") -> Record:
             "vision-language model family is supported yet. Leave the column out"
         )
     prompt = _prompt(checked.prompt, where)
+    if one_sided:
+        completion = _completion(checked.completion, "completion", prompt, where)
+        return Record(
+            *(prompt, completion, None, None, None, where),
+            label=checked.label,
+            weight=checked.weight,
+        )
     chosen = _completion(checked.chosen, "chosen", prompt, where)
     rejected = _completion(checked.rejected, "rejected", prompt, where)
+    weights = (checked.chosen_token_weights, checked.rejected_token_weights)
     return Record(
         prompt=prompt,
         chosen=chosen,
@@ -134,7 +175,19 @@ def parse(columns: Any, where: str = "record") -> Record:
             checked.rejected_segments, "rejected_segments", rejected, where
         ),
         where=where,
+        weight=checked.weight,
+        chosen_token_weights=None if weights[0] is None else tuple(weights[0]),
+        rejected_token_weights=None if weights[1] is None else tuple(weights[1]),
     )
+
+
+_PAIRED = (
+    "chosen_segments",
+    "rejected_segments",
+    "chosen_token_weights",
+    "rejected_token_weights",
+)
+"""Columns that only a pair has."""
 
 
 def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
@@ -264,10 +317,12 @@ def _untensored(value: Any) -> Any:
         return value.decode("utf-8")
     if isinstance(value, Mapping):
         plain = {str(k): _untensored(v) for k, v in value.items()}
-        for column in ("prompt", "chosen", "rejected", "chosen_segments"):
-            plain[column] = _rows_of_columns(plain[column]) if column in plain else None
-        if "rejected_segments" in plain:
-            plain["rejected_segments"] = _rows_of_columns(plain["rejected_segments"])
+        for column in (
+            *("prompt", "chosen", "rejected", "completion"),
+            *("chosen_segments", "rejected_segments"),
+        ):
+            if column in plain:
+                plain[column] = _rows_of_columns(plain[column])
         return {k: v for k, v in plain.items() if v is not None}
     if hasattr(value, "tolist"):
         return _untensored(value.tolist())
@@ -288,7 +343,7 @@ def _rows_of_columns(value: Any) -> Any:
 
 
 def _refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
-    known = set(_Columns.model_fields)
+    known = set(_Columns.model_fields) | set(_OneSided.model_fields)
     for name in columns:
         if name in known or not isinstance(name, str):
             continue
@@ -320,11 +375,11 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     if problem["type"] == "missing":
         return (
             f"{where}: field {field} is missing. "
-            "A record needs prompt, chosen and rejected; a message role and content; "
-            "a segment start, end and scores"
+            "A record needs prompt, chosen and rejected (or prompt, completion and "
+            "label); a message role and content; a segment start, end and scores"
         )
     expected = problem["msg"][0].lower() + problem["msg"][1:]
-    if field in ("prompt", "chosen", "rejected"):
+    if field in ("prompt", "chosen", "rejected", "completion"):
         expected = "expected a text or a list of {role, content} messages"
     if problem["type"] == "extra_forbidden":
         expected = "not a known field here; remove or rename it"

@@ -218,7 +218,7 @@ def _pair(example: Example, beta: float, top: float) -> str:
         _side(name, text, segments or (), result[name], beta, top)
         for name, text, segments in (
             ("chosen", record.chosen, record.chosen_segments),
-            ("rejected", record.rejected, record.rejected_segments),
+            ("rejected", record.rejected or "", record.rejected_segments),
         )
     )
     return (

@@ -16,14 +16,23 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
-from jaxalign.objectives import dpo2d, logps, pairwise, policy
+from jaxalign.objectives import dpo2d, logps
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.pairwise import DPOConfig
-from jaxalign.objectives.policy import PairLogps
+from jaxalign.objectives.objective import (
+    Objective,
+    beta_of,
+    members,
+    needs,
+    pair_losses,
+    score_under,
+)
+from jaxalign.objectives.pairwise import PairwiseConfig
+from jaxalign.objectives.policy import pair_logps
+from jaxalign.objectives.sft import SFTConfig
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import progress, restore
-from jaxalign.training.run import check_scores, check_tokens
+from jaxalign.training.checks import check_records, check_tokens
 from jaxalign.types import Model, PreferenceBatch, Variables
 
 
@@ -53,7 +62,7 @@ class ScoreConfig:
     out: str
     adapter: str | None = None
     reference: str | None = None
-    objective: DPO2DConfig | DPOConfig = dataclasses.field(default_factory=DPO2DConfig)
+    objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
     token_logps: bool = False
     batch_rows: int = 1
     row_length: int | None = None
@@ -66,6 +75,21 @@ class ScoreConfig:
             raise UserError(
                 f"batch_rows must be a positive multiple of mesh.data × mesh.fsdp = "
                 f"{rows}: got {self.batch_rows}"
+            )
+        parts = [part for _, part in members(self.objective)]
+        if needs(self.objective).form.startswith("labelled") or any(
+            isinstance(part, PairwiseConfig) and part.coupled for part in parts
+        ):
+            raise UserError(
+                f"objective.name {self.objective.name} gives a record no loss of its "
+                "own, as it depends on the batch. Score with another objective, such "
+                "as sigmoid; the log-probabilities are the same"
+            )
+        if any(getattr(part, "positive_model", None) for part in parts):
+            raise UserError(
+                "objective.positive_model has no effect here: score reads token "
+                "weights from the records, chosen_token_weights and "
+                "rejected_token_weights"
             )
         if self.row_length is not None and self.row_length < 2:
             raise UserError(f"row_length must be at least 2: got {self.row_length}")
@@ -90,12 +114,13 @@ def score(config: ScoreConfig) -> Path:
     if out.is_dir():
         raise UserError(f"--out {out} is a directory: give a file to write")
     found = records.read(config.data)
-    check_scores(config.objective, found, records.aspects_of(found))
+    check_records(config.objective, found, records.aspects_of(found))
     tokenizer = chat.load_tokenizer(config.model)
     data = pairs.prepare(
         found,
         tokenizer,
         max_length=None,
+        end_of_turn=needs(config.objective).end_of_turn,
         progress=lambda items, n: progress.track(items, n, "tokenising"),
     )
     for path in (config.model, config.reference):
@@ -139,7 +164,7 @@ def score_records(
     data: pairs.PairDataset,
     scorer: Scorer,
     *,
-    objective: DPO2DConfig | DPOConfig,
+    objective: Objective,
     token_logps: bool = False,
     batch_rows: int = 1,
     row_length: int | None = None,
@@ -176,7 +201,7 @@ def score_records(
                     values={k: v[r] for k, v in values.items()},
                     response=batch.completions.response[r],
                     slot=slot,
-                    beta=objective.beta,
+                    beta=beta_of(objective),
                     token_logps=token_logps,
                 )
         while ready in waiting:
@@ -190,40 +215,36 @@ def _evaluate(
     batch: PreferenceBatch,
     *,
     models: tuple[Model, Model],
-    objective: DPO2DConfig | DPOConfig,
+    objective: Objective,
     aspects: tuple[str, ...],
 ) -> dict[str, Any]:
-    tokens = policy.policy_token_logps(variables, batch, model=models[0])
-    reference = policy.policy_token_logps(ref_variables, batch, model=models[1])
-    response = batch.completions.response
-    count = batch.pair_mask.shape[1]
-    pair = PairLogps(
-        token_logps=tokens,
-        ref_token_logps=reference,
-        logps=logps.response_sums(tokens, response, count),
-        ref_logps=logps.response_sums(reference, response, count),
-        tokens=logps.response_sums(
-            (response >= 0).astype(jnp.float32), response, count
-        ),
+    tokens = score_under(
+        variables, ref_variables, batch, models=models, config=objective
     )
-    shape = (count, batch.scores.shape[3])
-    if isinstance(objective, DPO2DConfig):
-        result = dpo2d.batch_losses(pair, batch, objective, aspects)
-        losses = result.losses
-        weights = jnp.stack(result.details.weights, axis=-2)
-        selected = jnp.stack(result.details.selected, axis=-2)
-    else:
-        losses = pairwise.pair_losses(pair, objective)
-        weights = batch.segment_mask.astype(jnp.float32)
-        selected = batch.segment_mask
+    pair = pair_logps(tokens, batch)
+    shape = batch.segment_mask.shape[1], batch.segment_mask.shape[3]
+    losses = jnp.zeros(batch.pair_mask.shape)
+    weights = batch.segment_mask.astype(jnp.float32)
+    selected = batch.segment_mask
+    for factor, part in members(objective):
+        own = pair_losses(tokens, batch, part, aspects)
+        if isinstance(part, SFTConfig):  # a sum over tokens so far
+            own = own / jnp.maximum(pair.tokens[..., 0], 1)
+        losses = losses + factor * own
+        if isinstance(part, DPO2DConfig):
+            details = dpo2d.batch_losses(tokens, batch, part, aspects).details
+            weights = jnp.stack(details.weights, axis=-2)
+            selected = jnp.stack(details.selected, axis=-2)
     return {
-        "token_logps": tokens,
-        "ref_token_logps": reference,
+        "token_logps": tokens.policy,
+        "ref_token_logps": tokens.reference,
         "loss": losses,
         "logps": pair.logps,
         "ref_logps": pair.ref_logps,
-        "segment_logps": logps.segment_sums(tokens, batch.completions, shape),
-        "ref_segment_logps": logps.segment_sums(reference, batch.completions, shape),
+        "segment_logps": logps.segment_sums(tokens.policy, batch.completions, shape),
+        "ref_segment_logps": logps.segment_sums(
+            tokens.reference, batch.completions, shape
+        ),
         "segment_tokens": logps.segment_token_counts(batch.completions, shape),
         "weights": weights,
         "selected": selected,

@@ -4,11 +4,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.objectives import logps
-from jaxalign.objectives.policy import PairLogps
-from jaxalign.types import Mean, Metrics, PreferenceBatch
+from jaxalign.objectives.policy import TokenLogps, pair_logps
+from jaxalign.types import Completions, Mean, Metrics, PreferenceBatch
 
 
-__all__ = ["masked_mean", "pair_metrics", "segment_metrics"]
+__all__ = [
+    "completion_metrics",
+    "label_metrics",
+    "masked_mean",
+    "pair_metrics",
+    "segment_metrics",
+]
 
 
 def masked_mean(values: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Mean:
@@ -16,31 +22,89 @@ def masked_mean(values: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Mean:
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.astype(jnp.float32).sum())
 
 
-def pair_metrics(pair: PairLogps, batch: PreferenceBatch, *, beta: float) -> Metrics:
+def pair_metrics(tokens: TokenLogps, batch: PreferenceBatch, *, beta: float) -> Metrics:
     """Return the metrics of whole pairs under TRL's names.
 
     ``rewards/*`` are beta × (log pi - log pi_ref) of whole completions, whatever the
-    objective; a tie counts as not accurate. ``logps/chosen_drop`` is how far the
-    chosen responses have fallen below the reference, in nats a response.
+    objective; a tie counts as not accurate. ``rewards/longer_preferred`` is how often
+    the longer response has the higher reward, beside ``tokens/longer_chosen``, how
+    often it should. ``logps/chosen_drop`` is how far the chosen responses have fallen
+    below the reference, in nats a response. ``kl/data`` estimates KL(pi_ref || pi) a
+    token on the data's completions, ``mean(exp(h) - 1 - h)`` with h = log pi -
+    log pi_ref (http://joschu.net/blog/kl-approx.html, k3); h is capped at 20.
     """
+    pair = pair_logps(tokens, batch)
     mask = batch.pair_mask
     rewards = beta * pair.logratios
     margins = rewards[..., 0] - rewards[..., 1]
+    longer = pair.tokens[..., 0] - pair.tokens[..., 1]
+    unequal = mask & (longer != 0)
     return {
         "rewards/chosen": masked_mean(rewards[..., 0], mask),
         "rewards/rejected": masked_mean(rewards[..., 1], mask),
         "rewards/margins": masked_mean(margins, mask),
-        "rewards/accuracies": masked_mean((margins > 0).astype(jnp.float32), mask),
+        "rewards/accuracies": masked_mean(_as_float(margins > 0), mask),
+        "rewards/longer_preferred": masked_mean(
+            jnp.where(margins == 0, 0.5, _as_float(margins * longer > 0)), unequal
+        ),
         "logps/chosen": masked_mean(pair.logps[..., 0], mask),
         "logps/rejected": masked_mean(pair.logps[..., 1], mask),
         "logps/chosen_drop": masked_mean(-pair.logratios[..., 0], mask),
         "tokens/chosen": masked_mean(pair.tokens[..., 0], mask),
         "tokens/rejected": masked_mean(pair.tokens[..., 1], mask),
+        "tokens/longer_chosen": masked_mean(_as_float(longer > 0), unequal),
+        "kl/data": _kl_on_data(tokens, batch),
     }
 
 
+def label_metrics(
+    tokens: TokenLogps, batch: PreferenceBatch, *, beta: float
+) -> Metrics:
+    """Return the metrics of single completions under TRL's names.
+
+    ``chosen`` are the desirable, ``rejected`` the undesirable ones; the accuracy is the
+    share whose reward has the sign of its label. ``kl`` is the estimate of KTO.
+    """
+    assert batch.labels is not None
+    pair = pair_logps(tokens, batch)
+    rewards = beta * pair.logratios[..., 0]
+    good, bad = batch.pair_mask & batch.labels, batch.pair_mask & ~batch.labels
+    right = jnp.where(batch.labels, rewards > 0, rewards < 0)
+    mismatched = batch.pair_mask & (pair.tokens[..., 1] > 0)
+    return {
+        "rewards/chosen": masked_mean(rewards, good),
+        "rewards/rejected": masked_mean(rewards, bad),
+        "rewards/accuracies": masked_mean(_as_float(right), batch.pair_mask),
+        "logps/chosen": masked_mean(pair.logps[..., 0], good),
+        "logps/rejected": masked_mean(pair.logps[..., 0], bad),
+        "logps/chosen_drop": masked_mean(-pair.logratios[..., 0], good),
+        "tokens/chosen": masked_mean(pair.tokens[..., 0], good),
+        "tokens/rejected": masked_mean(pair.tokens[..., 0], bad),
+        "kl": masked_mean(pair.logratios[..., 1], mismatched),
+        "kl/data": _kl_on_data(tokens, batch),
+    }
+
+
+def completion_metrics(tokens: TokenLogps, batch: PreferenceBatch) -> Metrics:
+    """Return the metrics of supervised fine-tuning."""
+    pair = pair_logps(tokens, batch)
+    return {
+        "logps/chosen": masked_mean(pair.logps[..., 0], batch.pair_mask),
+        "tokens/chosen": masked_mean(pair.tokens[..., 0], batch.pair_mask),
+    }
+
+
+def _as_float(values: Array) -> Array:
+    return values.astype(jnp.float32)
+
+
+def _kl_on_data(tokens: TokenLogps, batch: PreferenceBatch) -> Mean:
+    ratio = jnp.minimum(tokens.logratios, 20.0)
+    return masked_mean(jnp.expm1(ratio) - ratio, batch.completions.response >= 0)
+
+
 def segment_metrics(
-    pair: PairLogps,
+    tokens: TokenLogps,
     batch: PreferenceBatch,
     *,
     scores: Float[Array, "b p 2 s"],
@@ -52,6 +116,7 @@ def segment_metrics(
     contradictory: Float[Array, "b p"],
     candidates: Float[Array, "b p"],
     beta: float,
+    aspects: tuple[str, ...] = (),
     tolerance: float = 1e-6,
 ) -> Metrics:
     """Return the metrics of segments.
@@ -59,52 +124,80 @@ def segment_metrics(
     ``segments/accuracy``: of all couples of one scored chosen and one scored rejected
     segment whose scores differ, the share that the learned reward per token
     ``beta H_k / l_k`` orders as the scores do (0.5 is chance; a tie counts half).
-    ``segments/margins``: mean of (better - worse) over the same couples.
+    ``segments/margins``: mean of (better - worse) over the same couples; both also for
+    every aspect's own scores, ``segments/accuracy/<aspect>``.
     ``segments/coverage_*``: share of completion tokens that get a gradient.
+    ``segments/drift_*``: mean |log pi - log pi_ref| of the tokens of segments that are
+    in the loss, and of the tokens of no such segment.
     """
     shape = (scores.shape[1], scores.shape[3])
     mask = mask & batch.pair_mask[..., None, None]
-    tokens = logps.segment_token_counts(batch.completions, shape)
-    ratios = logps.segment_sums(
-        pair.token_logps - pair.ref_token_logps, batch.completions, shape
-    )
-    per_token = beta * ratios / jnp.maximum(tokens, 1)
-
-    gap = scores[..., 0, :, None] - scores[..., 1, None, :]
+    completions = batch.completions
+    counts = logps.segment_token_counts(completions, shape)
+    ratios = logps.segment_sums(tokens.logratios, completions, shape)
+    per_token = beta * ratios / jnp.maximum(counts, 1)
     learned = per_token[..., 0, :, None] - per_token[..., 1, None, :]
-    couples = mask[..., 0, :, None] & mask[..., 1, None, :] & (jnp.abs(gap) > tolerance)
-    agreed = jnp.where(
-        jnp.abs(learned) <= tolerance, 0.5, (learned * gap > 0).astype(jnp.float32)
-    )
+
+    def agreement(given: Array, judged: Array) -> tuple[Mean, Mean]:
+        gap = given[..., 0, :, None] - given[..., 1, None, :]
+        both = judged[..., 0, :, None] & judged[..., 1, None, :]
+        couples = both & (jnp.abs(gap) > tolerance)
+        agreed = jnp.where(
+            jnp.abs(learned) <= tolerance, 0.5, _as_float(learned * gap > 0)
+        )
+        margins = masked_mean(learned * jnp.sign(gap), couples)
+        return masked_mean(agreed, couples), margins
 
     used = selected & (jnp.abs(weights) > tolerance) & mask
     in_pair = batch.pair_mask
-    covered = jnp.where(used, tokens, 0).sum(-1)
+    covered = jnp.where(used, counts, 0).sum(-1)
+    whole = pair_logps(tokens, batch).tokens
     per_pair = losses / jnp.maximum(num_segment_pairs, 1)
     with_pairs = in_pair & (num_segment_pairs > 0)
-    return {
-        "segments/accuracy": masked_mean(agreed, couples),
-        "segments/margins": masked_mean(learned * jnp.sign(gap), couples),
+    in_loss = _of_tokens(used, completions)
+    there = completions.response >= 0
+    drift = jnp.abs(tokens.logratios)
+    accuracy, margins = agreement(scores, mask)
+    metrics = {
+        "segments/accuracy": accuracy,
+        "segments/margins": margins,
         "segments/loss_per_pair": masked_mean(per_pair, with_pairs),
         "segments/pairs_per_example": masked_mean(num_segment_pairs, in_pair),
-        "segments/coverage_chosen": _share(
-            covered[..., 0], pair.tokens[..., 0], in_pair
-        ),
-        "segments/coverage_rejected": _share(
-            covered[..., 1], pair.tokens[..., 1], in_pair
-        ),
+        "segments/coverage_chosen": _share(covered[..., 0], whole[..., 0], in_pair),
+        "segments/coverage_rejected": _share(covered[..., 1], whole[..., 1], in_pair),
+        "segments/drift_selected": masked_mean(drift, there & in_loss),
+        "segments/drift_unselected": masked_mean(drift, there & ~in_loss),
         "segments/weight": masked_mean(weights, selected & mask),
         "segments/zero_weights": masked_mean(
-            (jnp.abs(weights) <= tolerance).astype(jnp.float32), selected & mask
+            _as_float(jnp.abs(weights) <= tolerance), selected & mask
         ),
         "segments/contradictory": Mean(
             jnp.where(in_pair, contradictory, 0).sum(),
             jnp.where(in_pair, candidates, 0).sum(),
         ),
         "segments/unscored_pairs": masked_mean(
-            (~mask.any(-1).all(-1)).astype(jnp.float32), in_pair
+            _as_float(~mask.any(-1).all(-1)), in_pair
         ),
     }
+    if len(aspects) > 1:
+        for index, aspect in enumerate(aspects):
+            given = batch.scores[..., index]
+            judged = mask & ~jnp.isnan(given)
+            accuracy, margins = agreement(jnp.where(judged, given, 0.0), judged)
+            metrics[f"segments/accuracy/{aspect}"] = accuracy
+            metrics[f"segments/margins/{aspect}"] = margins
+    return metrics
+
+
+def _of_tokens(
+    segments: Bool[Array, "b p 2 s"], completions: Completions
+) -> Bool[Array, "b c"]:
+    """Give each completion token the value of the segment that owns it."""
+    size = segments.shape[-1]
+    owned = (completions.segment >= 0) & (completions.response >= 0)
+    index = jnp.where(owned, completions.response * size + completions.segment, 0)
+    flat = segments.reshape(segments.shape[0], -1)
+    return owned & jnp.take_along_axis(flat, index, axis=1)
 
 
 def _share(

@@ -7,18 +7,18 @@ tokens of segment k, ``r_k`` the segment's score (its aspects' weighted mean).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.objectives import diagnostics, logps
 from jaxalign.objectives.pairwise import check_common, dpo_loss, logistic_loss
-from jaxalign.objectives.policy import PairLogps, pair_logps
-from jaxalign.types import Mean, Metrics, Model, PreferenceBatch
+from jaxalign.objectives.policy import TokenLogps, pair_logps
+from jaxalign.types import Metrics, PreferenceBatch
 
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Selection",
     "aggregate_aspects",
     "dpo2d_loss",
-    "loss_fn",
     "pair_details",
     "resolve_aspect_weights",
     "segment_weights",
@@ -384,7 +383,7 @@ def dpo2d_loss(
     [2D-DPO](https://arxiv.org/abs/2410.19720), eq. 6 and the token-weighted form before
     it. The weights w and the selection are those of :func:`segment_weights` and
     :func:`select_segments`. The anchors ``dpo_weight`` and ``sft_weight`` need whole
-    completions and are added by :func:`loss_fn`.
+    completions and are added by :func:`batch_losses`.
 
     Args:
       chosen_logratios: H_k, sums of log pi - log pi_ref over each segment.
@@ -429,7 +428,7 @@ class BatchLosses(NamedTuple):
 
 
 def batch_losses(
-    pair: PairLogps,
+    tokens: TokenLogps,
     batch: PreferenceBatch,
     config: DPO2DConfig,
     aspects: tuple[str, ...],
@@ -439,10 +438,8 @@ def batch_losses(
     scores = aggregate_aspects(batch.scores, weights)
     mask = batch.segment_mask & ~jnp.isnan(scores)
     shape = (scores.shape[1], scores.shape[3])
-    ratios = logps.segment_sums(
-        pair.token_logps - pair.ref_token_logps, batch.completions, shape
-    )
-    tokens = logps.segment_token_counts(batch.completions, shape)
+    ratios = logps.segment_sums(tokens.logratios, batch.completions, shape)
+    counts = logps.segment_token_counts(batch.completions, shape)
     details = pair_details(
         ratios[..., 0, :],
         ratios[..., 1, :],
@@ -451,63 +448,39 @@ def batch_losses(
         chosen_mask=mask[..., 0, :],
         rejected_mask=mask[..., 1, :],
         config=config,
-        chosen_tokens=tokens[..., 0, :],
-        rejected_tokens=tokens[..., 1, :],
+        chosen_tokens=counts[..., 0, :],
+        rejected_tokens=counts[..., 1, :],
     )
     losses = details.losses
-    if config.dpo_weight:
+    if config.dpo_weight or config.sft_weight:
+        pair = pair_logps(tokens, batch)
         whole = pair.logratios
-        losses = losses + config.dpo_weight * dpo_loss(
-            whole[..., 0], whole[..., 1], beta=config.beta
-        )
-    if config.sft_weight:
         nll = -pair.logps[..., 0] / jnp.maximum(pair.tokens[..., 0], 1)
-        losses = losses + config.sft_weight * nll
+        anchor = dpo_loss(whole[..., 0], whole[..., 1], beta=config.beta)
+        losses = losses + config.dpo_weight * anchor + config.sft_weight * nll
     return BatchLosses(losses, details, scores, mask)
 
 
-def loss_fn(
-    trainable: Any,
-    frozen: Any,
+def batch_metrics(
+    result: BatchLosses,
+    tokens: TokenLogps,
     batch: PreferenceBatch,
-    key: Key[Array, ""] | None,
-    *,
-    model: Model,
     config: DPO2DConfig,
     aspects: tuple[str, ...],
-) -> tuple[Float[Array, ""], Metrics]:
-    """Return the mean 2D-DPO loss over the pairs of a batch, and the metrics.
-
-    Args:
-      trainable: the leaves to differentiate, None elsewhere (``trees.partition``).
-      frozen: all the others; may hold a ``reference`` collection.
-      batch: packed pairs with scores.
-      key: for dropout; None runs without.
-      model: the policy.
-      config: options.
-      aspects: names of the last axis of ``batch.scores``.
-    Raises:
-      UserError: ``aspect_weights`` names an aspect that is not among ``aspects``.
-    """
-    pair = pair_logps(trainable, frozen, batch, key, model=model)
-    result = batch_losses(pair, batch, config, aspects)
-    mask, details = batch.pair_mask, result.details
-    loss = Mean(jnp.where(mask, result.losses, 0).sum(), mask.sum())
-    metrics = {
-        "loss": loss,
-        **diagnostics.pair_metrics(pair, batch, beta=config.beta),
-        **diagnostics.segment_metrics(
-            pair,
-            batch,
-            scores=jnp.where(result.mask, result.scores, 0.0),
-            mask=result.mask,
-            weights=jnp.stack(details.weights, axis=-2),
-            selected=jnp.stack(details.selected, axis=-2),
-            losses=details.losses,
-            num_segment_pairs=details.num_segment_pairs,
-            contradictory=details.contradictory,
-            candidates=details.candidates,
-            beta=config.beta,
-        ),
-    }
-    return loss.total / jnp.maximum(loss.weight, 1), metrics
+) -> Metrics:
+    """Return the metrics of segments, together and aspect by aspect."""
+    details = result.details
+    return diagnostics.segment_metrics(
+        tokens,
+        batch,
+        scores=jnp.where(result.mask, result.scores, 0.0),
+        mask=result.mask,
+        weights=jnp.stack(details.weights, axis=-2),
+        selected=jnp.stack(details.selected, axis=-2),
+        losses=details.losses,
+        num_segment_pairs=details.num_segment_pairs,
+        contradictory=details.contradictory,
+        candidates=details.candidates,
+        beta=config.beta,
+        aspects=aspects,
+    )

@@ -11,7 +11,15 @@ from jaxtyping import Array, Float, Int
 from jaxalign.types import Completions, Variables
 
 
-__all__ = ["response_sums", "segment_sums", "segment_token_counts", "token_logps"]
+__all__ = [
+    "bucket_sums",
+    "response_sums",
+    "segment_sums",
+    "segment_token_counts",
+    "token_logps",
+    "token_logps_and_kl",
+    "token_positions",
+]
 
 LogitsFn = Callable[[Any, Any], Any]
 
@@ -45,103 +53,166 @@ def token_logps(
     Returns:
       Natural logarithms, 0 for padding. Not summed, not weighted.
     """
-    rows, wanted = completions.target.shape
-    if chunk_size is None:
-        # Small, because the last chunk of a row is part padding.
-        chunk_size = max(128, 16 * rows)
-    per_row = min(wanted, max(1, chunk_size // rows))
-    chunks = -(-wanted // per_row)
 
-    def split(x: Array, fill: int) -> Array:
-        padded = jnp.pad(
-            x, [(0, 0), (0, chunks * per_row - wanted)], constant_values=fill
-        )
-        return padded.reshape(rows, chunks, per_row).swapaxes(0, 1)
+    def one(variables: Any, states: Array, aux: Any, fixed: Any) -> tuple[Array]:
+        del fixed
+        logits = logits_fn(variables, states).astype(jnp.float32)
+        chosen = _picked(logits, aux["target"])
+        return (chosen - jax.nn.logsumexp(logits, axis=-1),)
 
-    source = split(completions.source, 0)
-    target = split(completions.target, 0)
-    valid = split(completions.response, -1) >= 0
-    index = source.swapaxes(0, 1).reshape(rows, chunks * per_row, 1)
-    picked = jnp.take_along_axis(hidden, index, axis=1)
-    picked = picked.reshape(rows, chunks, per_row, -1).swapaxes(0, 1)
-    logps = _chunked(logits_fn)(variables, picked, target, valid)
-    return logps.swapaxes(0, 1).reshape(rows, chunks * per_row)[:, :wanted]
+    chunks = _Chunks(completions, chunk_size)
+    out = _chunked(one, logits_fn)(
+        variables, chunks.states(hidden), chunks.aux(completions), ()
+    )
+    return chunks.join(out[0])
 
 
-def _chunk_logps(
+def token_logps_and_kl(
     logits_fn: LogitsFn,
     variables: Variables,
-    hidden: Array,
-    target: Array,
-    valid: Array,
-) -> Array:
-    logits = logits_fn(variables, hidden).astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    logps = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return jnp.where(valid, logps, 0.0)
+    hidden: Float[Array, "b t d"],
+    ref_variables: Variables,
+    ref_hidden: Float[Array, "b t d"],
+    completions: Completions,
+    *,
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "b c"], Float[Array, "b c"], Float[Array, "b c"]]:
+    """Return log-probabilities, the reference's, and KL(reference || policy) a token.
+
+    The divergence is taken over the whole vocabulary at the place that predicts each
+    completion token, ``sum_v p_ref (log p_ref - log p)``, a chunk at a time like
+    :func:`token_logps`; the two full distributions never exist for more than
+    ``chunk_size`` tokens. The reference gets no gradient.
+    """
+
+    def one(variables: Any, states: Array, aux: Any, fixed: Any) -> tuple[Array, ...]:
+        mine = jax.nn.log_softmax(logits_fn(variables, states).astype(jnp.float32))
+        ref = jax.nn.log_softmax(logits_fn(fixed, aux["states"]).astype(jnp.float32))
+        kl = (jnp.exp(ref) * (ref - mine)).sum(-1)
+        return _picked(mine, aux["target"]), _picked(ref, aux["target"]), kl
+
+    chunks = _Chunks(completions, chunk_size)
+    aux = {**chunks.aux(completions), "states": chunks.states(ref_hidden)}
+    out = _chunked(one, logits_fn)(variables, chunks.states(hidden), aux, ref_variables)
+    return chunks.join(out[0]), chunks.join(out[1]), chunks.join(out[2])
 
 
-def _chunked(logits_fn: LogitsFn) -> Callable[..., Array]:
-    """Return ``(variables, hidden [k b m d], target, valid) -> logps [k b m]``."""
+def _picked(logps: Array, target: Array) -> Array:
+    return jnp.take_along_axis(logps, target[..., None], axis=-1)[..., 0]
 
-    def skipping(compute: Callable[..., Any], chunk: tuple[Array, ...]) -> Any:
+
+class _Chunks:
+    """Cuts the completion tokens of a batch into chunks [k, b, m] and joins them."""
+
+    def __init__(self, completions: Completions, chunk_size: int | None):
+        self.rows, self.wanted = completions.target.shape
+        if chunk_size is None:
+            # Small, because the last chunk of a row is part padding.
+            chunk_size = max(128, 16 * self.rows)
+        self.per_row = min(self.wanted, max(1, chunk_size // self.rows))
+        self.count = -(-self.wanted // self.per_row)
+        self.source = self.split(completions.source, 0)
+
+    def split(self, x: Array, fill: int) -> Array:
+        extra = self.count * self.per_row - self.wanted
+        padded = jnp.pad(x, [(0, 0), (0, extra)], constant_values=fill)
+        return padded.reshape(self.rows, self.count, self.per_row).swapaxes(0, 1)
+
+    def aux(self, completions: Completions) -> dict[str, Array]:
+        return {
+            "target": self.split(completions.target, 0),
+            "valid": self.split(completions.response, -1) >= 0,
+        }
+
+    def states(self, hidden: Array) -> Array:
+        """Return the hidden state that predicts each token, [k b m d]."""
+        index = self.source.swapaxes(0, 1).reshape(self.rows, -1, 1)
+        picked = jnp.take_along_axis(hidden, index, axis=1)
+        picked = picked.reshape(self.rows, self.count, self.per_row, -1)
+        return picked.swapaxes(0, 1)
+
+    def join(self, values: Array) -> Array:
+        return values.swapaxes(0, 1).reshape(self.rows, -1)[:, : self.wanted]
+
+
+PerToken = Callable[[Any, Array, Any, Any], tuple[Array, ...]]
+"""``(variables, states [b m d], aux, fixed) -> values [b m]``, each of which depends on
+the state of its own token only. ``aux`` is of the chunk, ``fixed`` of all chunks."""
+
+
+def _chunked(one: PerToken, logits_fn: LogitsFn) -> Callable[..., tuple[Array, ...]]:
+    """Map over chunks, with derivatives towards ``variables`` and ``states`` only."""
+
+    def masked(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
+        values = one(variables, states, aux, fixed)
+        return tuple(jnp.where(aux["valid"], value, 0.0) for value in values)
+
+    def skipping(compute: Callable[..., Any], chunk: Any) -> Any:
         empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, chunk))
-        return jax.lax.cond(jnp.any(chunk[-1]), compute, lambda _: empty, chunk)
+        any_token = jnp.any(chunk[1]["valid"])
+        return jax.lax.cond(any_token, compute, lambda _: empty, chunk)
 
     @jax.custom_vjp
-    def apply(
-        variables: Variables, hidden: Array, target: Array, valid: Array
-    ) -> Array:
-        def compute(chunk: tuple[Array, ...]) -> Array:
-            return _chunk_logps(logits_fn, variables, *chunk)
+    def apply(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
+        def compute(chunk: Any) -> Any:
+            states, aux = chunk
+            return masked(variables, states, aux, fixed)
 
-        return jax.lax.map(lambda c: skipping(compute, c), (hidden, target, valid))
+        return jax.lax.map(lambda c: skipping(compute, c), (states, aux))
 
-    def recomputing(
-        variables: Variables, hidden: Array, target: Array, valid: Array
-    ) -> Array:
-        def compute(chunk: tuple[Array, ...]) -> Array:
-            return _chunk_logps(logits_fn, variables, *chunk)
+    def recomputing(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
+        def compute(chunk: Any) -> Any:
+            states, aux = chunk
+            return masked(variables, states, aux, fixed)
 
         body = jax.checkpoint(lambda c: skipping(compute, c), prevent_cse=False)
-        return jax.lax.map(body, (hidden, target, valid))
+        return jax.lax.map(body, (states, aux))
 
-    def with_gradient(
-        variables: Variables, hidden: Array, target: Array, valid: Array
-    ) -> tuple[Array, Array]:
-        def compute(chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-            states, targets, keep = chunk
-            logps, pull = jax.vjp(
-                lambda h: _chunk_logps(logits_fn, variables, h, targets, keep), states
+    def with_gradient(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
+        def compute(chunk: Any) -> Any:
+            values, pull = jax.vjp(
+                lambda h: masked(variables, h, chunk[1], fixed), chunk[0]
             )
-            return logps, pull(jnp.ones_like(logps))[0]
+            zeros = tuple(jnp.zeros_like(value) for value in values)
+            gradients = [
+                pull((*zeros[:i], jnp.ones_like(value), *zeros[i + 1 :]))[0]
+                for i, value in enumerate(values)
+            ]
+            return values, gradients
 
-        return jax.lax.map(lambda c: skipping(compute, c), (hidden, target, valid))
+        return jax.lax.map(lambda c: skipping(compute, c), (states, aux))
 
-    def forward(
-        variables: Any, hidden: Any, target: Any, valid: Any
-    ) -> tuple[Any, Any]:
-        values = jax.tree.map(lambda leaf: leaf.value, variables)
-        arrays = (hidden.value, target.value, valid.value)
-        if _head_is_trained(logits_fn, variables, hidden.value[0]):
-            logps, pull = jax.vjp(
-                lambda v, h: recomputing(v, h, arrays[1], arrays[2]), values, arrays[0]
+    def forward(variables: Any, states: Any, aux: Any, fixed: Any) -> Any:
+        plain = jax.tree.map(lambda leaf: leaf.value, (variables, states, aux, fixed))
+        if _head_is_trained(logits_fn, variables, states.value[0]):
+            values, pull = jax.vjp(
+                lambda v, h: recomputing(v, h, *plain[2:]), *plain[:2]
             )
-            return logps, (pull, None)
-        logps, gradient = with_gradient(values, *arrays)
-        return logps, (None, gradient)
+            return values, (pull, None)
+        values, gradients = with_gradient(*plain)
+        return values, (None, gradients)
 
-    def backward(residuals: Any, cotangent: Any) -> tuple[Any, Any, None, None]:
-        pull, gradient = residuals
-        if isinstance(cotangent, SymbolicZero):
-            return None, None, None, None
+    def backward(residuals: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
+        pull, gradients = residuals
         if pull is not None:
-            return (*pull(cotangent), None, None)
-        weighted = gradient * cotangent[..., None].astype(gradient.dtype)
-        return None, weighted, None, None
+            return (*pull(jax.tree.map(_filled, cotangents)), None, None)
+        total = None
+        for gradient, cotangent in zip(gradients, cotangents, strict=True):
+            if isinstance(cotangent, SymbolicZero):
+                continue
+            part = gradient * cotangent[..., None].astype(gradient.dtype)
+            total = part if total is None else total + part
+        return None, total, None, None
 
     apply.defvjp(forward, backward, symbolic_zeros=True)
     return apply
+
+
+def _filled(cotangent: Any) -> Any:
+    if isinstance(cotangent, SymbolicZero):
+        aval: Any = cotangent
+        return jnp.zeros(aval.shape, aval.dtype)
+    return cotangent
 
 
 def _head_is_trained(logits_fn: LogitsFn, variables: Any, hidden: Array) -> bool:
@@ -161,7 +232,9 @@ def _head_is_trained(logits_fn: LogitsFn, variables: Any, hidden: Array) -> bool
     )
 
 
-def _bucket_sums(values: Array, index: Array, buckets: int) -> Array:
+def bucket_sums(
+    values: Float[Array, "b c"], index: Int[Array, "b c"], buckets: int
+) -> Float[Array, "b k"]:
     """Sum each row's values by index; negative indices go nowhere."""
     index = jnp.where(index < 0, buckets, index)
 
@@ -176,7 +249,15 @@ def response_sums(
 ) -> Float[Array, "b p 2"]:
     """Sum token values over each response (chosen, rejected) of each pair."""
     rows = values.shape[0]
-    return _bucket_sums(values, response, 2 * pairs).reshape(rows, pairs, 2)
+    return bucket_sums(values, response, 2 * pairs).reshape(rows, pairs, 2)
+
+
+def token_positions(response: Int[Array, "b c"]) -> Int[Array, "b c"]:
+    """Return the place of each token in its own response, from 0."""
+    index = jnp.broadcast_to(jnp.arange(response.shape[1]), response.shape)
+    before = jnp.pad(response[:, :-1], [(0, 0), (1, 0)], constant_values=-2)
+    start = jax.lax.cummax(jnp.where(response != before, index, 0), axis=1)
+    return index - start
 
 
 def segment_sums(
@@ -194,7 +275,7 @@ def segment_sums(
     pairs, segments = shape
     owned = (completions.segment >= 0) & (completions.response >= 0)
     index = jnp.where(owned, completions.response * segments + completions.segment, -1)
-    sums = _bucket_sums(values, index, 2 * pairs * segments)
+    sums = bucket_sums(values, index, 2 * pairs * segments)
     return sums.reshape(values.shape[0], pairs, 2, segments)
 
 

@@ -13,20 +13,40 @@ from jaxalign.types import Model, PreferenceBatch, Variables
 
 __all__ = [
     "PairLogps",
+    "TokenLogps",
     "pair_logps",
+    "policy_and_kl",
     "policy_token_logps",
     "reference_variables",
+    "score_tokens",
+    "tail_weights",
 ]
 
 REFERENCE = "reference"
 """Collection of ``frozen`` that holds reference weights where they differ."""
 
 
-class PairLogps(NamedTuple):
-    """What every preference objective starts from. Padding is 0 everywhere."""
+class TokenLogps(NamedTuple):
+    """What every objective starts from: one number a completion token, 0 for padding.
 
-    token_logps: Float[Array, "b c"]
-    ref_token_logps: Float[Array, "b c"]
+    The reference's are constants: they never get a gradient.
+    """
+
+    policy: Float[Array, "b c"]
+    reference: Float[Array, "b c"]
+    """0 throughout for an objective without a reference."""
+    kl: Float[Array, "b c"] | None = None
+    """KL(reference || policy) where the token is predicted, if it is needed."""
+
+    @property
+    def logratios(self) -> Float[Array, "b c"]:
+        """log pi - log pi_ref of every token."""
+        return self.policy - self.reference
+
+
+class PairLogps(NamedTuple):
+    """Sums over whole responses. Padding is 0 everywhere."""
+
     logps: Float[Array, "b p 2"]
     ref_logps: Float[Array, "b p 2"]
     tokens: Float[Array, "b p 2"]
@@ -76,19 +96,30 @@ def reference_variables(trainable: Variables, frozen: Variables) -> Variables:
     return {"params": frozen["params"]}
 
 
-def pair_logps(
+def score_tokens(
     trainable: Any,
     frozen: Any,
     batch: PreferenceBatch,
     key: Key[Array, ""] | None,
     *,
     model: Model,
-) -> PairLogps:
-    """Score the batch under policy and reference.
+    reference: bool = True,
+    kl: bool = False,
+) -> TokenLogps:
+    """Score the completion tokens of a batch under policy and reference.
 
     The reference is ``batch.ref_logps`` where given, otherwise
     :func:`reference_variables`; it never gets a gradient and never sees dropout.
     A model whose variables are not a dict (an NNX module, say) needs ``ref_logps``.
+
+    Args:
+      trainable: the leaves to differentiate, None elsewhere (``trees.partition``).
+      frozen: all the others; may hold a ``reference`` collection.
+      batch: packed rows.
+      key: for dropout; None runs without.
+      model: the policy.
+      reference: False for an objective that has none.
+      kl: whether to compare the whole distributions, which needs the reference live.
     """
     if isinstance(frozen, dict):
         variables = trees.combine(
@@ -96,25 +127,63 @@ def pair_logps(
         )
     else:
         variables = trees.combine(trainable, frozen)
+    if kl:
+        return policy_and_kl(
+            variables, reference_variables(trainable, frozen), batch, key, model=model
+        )
     policy = policy_token_logps(variables, batch, model=model, key=key)
+    if not reference:
+        return TokenLogps(policy, jnp.zeros_like(policy))
     if batch.ref_logps is not None:
-        reference = batch.ref_logps.astype(jnp.float32)
+        found = batch.ref_logps.astype(jnp.float32)
     else:
-        reference = policy_token_logps(
+        found = policy_token_logps(
             reference_variables(trainable, frozen), batch, model=model
         )
-    reference = jax.lax.stop_gradient(reference)
+    return TokenLogps(policy, jax.lax.stop_gradient(found))
 
-    pairs = batch.pair_mask.shape[1]
+
+def policy_and_kl(
+    variables: Variables,
+    ref_variables: Variables,
+    batch: PreferenceBatch,
+    key: Key[Array, ""] | None,
+    *,
+    model: Model,
+) -> TokenLogps:
+    """Score under both models and compare their whole distributions, chunk by chunk."""
+    keys = {} if key is None else {"key": key}
+    hidden = model.hidden_fn(variables, batch.inputs, **keys)
+    ref_hidden = jax.lax.stop_gradient(model.hidden_fn(ref_variables, batch.inputs))
+    policy, reference, kl = logps.token_logps_and_kl(
+        model.logits_fn, variables, hidden, ref_variables, ref_hidden, batch.completions
+    )
+    return TokenLogps(policy, jax.lax.stop_gradient(reference), kl)
+
+
+def pair_logps(
+    tokens: TokenLogps,
+    batch: PreferenceBatch,
+    weights: Float[Array, "b c"] | None = None,
+) -> PairLogps:
+    """Sum over each response, every token weighed if there are weights."""
     response = batch.completions.response
+    pairs = batch.pair_mask.shape[1]
 
     def sums(values: Array) -> Array:
-        return logps.response_sums(values, response, pairs)
+        weighted = values if weights is None else values * weights
+        return logps.response_sums(weighted, response, pairs)
 
-    return PairLogps(
-        token_logps=policy,
-        ref_token_logps=reference,
-        logps=sums(policy),
-        ref_logps=sums(reference),
-        tokens=sums((response >= 0).astype(jnp.float32)),
-    )
+    count = logps.response_sums((response >= 0).astype(jnp.float32), response, pairs)
+    return PairLogps(sums(tokens.policy), sums(tokens.reference), count)
+
+
+def tail_weights(batch: PreferenceBatch, alpha: float) -> Float[Array, "b c"]:
+    """Weigh the tokens of each response by 1, those beyond the shorter one by alpha."""
+    response = batch.completions.response
+    pairs = batch.pair_mask.shape[1]
+    ones = (response >= 0).astype(jnp.float32)
+    counts = logps.response_sums(ones, response, pairs)
+    shorter = counts.min(-1)
+    mine = jnp.take_along_axis(shorter, jnp.maximum(response, 0) // 2, axis=1)
+    return jnp.where(logps.token_positions(response) < mine, 1.0, alpha)

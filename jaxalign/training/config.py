@@ -1,9 +1,9 @@
 """What a training run is made of, as frozen dataclasses, and their YAML form."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -12,9 +12,8 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
-from jaxalign.objectives import dpo2d, pairwise
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.pairwise import DPOConfig
+from jaxalign.objectives.objective import CONFIGS, Objective, members, needs
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training.metrics import parse_report_to
 from jaxalign.training.optimizer import OptimizerConfig
@@ -22,11 +21,10 @@ from jaxalign.training.optimizer import OptimizerConfig
 
 __all__ = [
     "ADAPTERS",
-    "OBJECTIVES",
     "NoAdapter",
-    "Objective",
     "TrainConfig",
     "check_kind",
+    "default_objective",
     "from_dict",
     "read_yaml",
     "to_dict",
@@ -40,18 +38,6 @@ class NoAdapter:
     name: Literal["none"] = "none"
 
 
-class Objective(NamedTuple):
-    """A loss and the class of its options."""
-
-    config: type
-    loss_fn: Callable[..., Any]
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "dpo2d": Objective(DPO2DConfig, dpo2d.loss_fn),
-    "dpo": Objective(DPOConfig, pairwise.loss_fn),
-    "sigmoid": Objective(DPOConfig, pairwise.loss_fn),
-}
 ADAPTERS: dict[str, type] = {"lora": LoRAConfig, "none": NoAdapter}
 
 
@@ -100,7 +86,7 @@ class TrainConfig:
     eval_data: str | None = None
     reference: str = "adapter_off"
     reference_cache: str | None = None
-    objective: DPO2DConfig | DPOConfig = dataclasses.field(default_factory=DPO2DConfig)
+    objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
     adapter: LoRAConfig | NoAdapter = dataclasses.field(default_factory=LoRAConfig)
     trainable: tuple[str, ...] = ()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -164,12 +150,33 @@ class TrainConfig:
                 "trainable chooses base weights and goes with adapter.name none: got "
                 f"{list(self.trainable)} with adapter.name {self.adapter.name}"
             )
-        if self.reference_cache is not None and self.reference != "cached":
+        self._check_reference()
+        parse_report_to(self.report_to)
+
+    def _check_reference(self) -> None:
+        asked, name = needs(self.objective), self.objective.name
+        if not asked.reference and self.reference != "adapter_off":
+            raise UserError(
+                f"reference has no effect for {name}, which compares with none: got "
+                f"{self.reference}. Leave --reference out"
+            )
+        if asked.kl and self.reference == "cached":
+            raise UserError(
+                f"reference cached keeps one number a token, but {name} compares whole "
+                "distributions: use --reference adapter_off or a directory"
+            )
+        estimated = any(
+            getattr(part, "positive_model", None) for _, part in members(self.objective)
+        )
+        if (
+            self.reference_cache is not None
+            and self.reference != "cached"
+            and not estimated
+        ):
             raise UserError(
                 "reference_cache has no effect without --reference cached: got "
                 f"reference={self.reference}"
             )
-        parse_report_to(self.report_to)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -190,12 +197,10 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
       UserError: an unknown objective, adapter or field, or a value of the wrong kind.
     """
     flat = dict(values)
+    options = _mapping(flat.pop("objective", {}), "objective")
     parts = {
         "objective": _by_name(
-            _mapping(flat.pop("objective", {}), "objective"),
-            {name: objective.config for name, objective in OBJECTIVES.items()},
-            "objective",
-            "dpo2d",
+            options, CONFIGS, "objective", default_objective(options)
         ),
         "adapter": _by_name(
             _mapping(flat.pop("adapter", {}), "adapter"), ADAPTERS, "adapter", "lora"
@@ -204,6 +209,11 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     for name, cls in (("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
         parts[name] = _make(cls, _mapping(flat.pop(name, {}), name), f"{name}.")
     return _make(TrainConfig, {**flat, **parts}, "")
+
+
+def default_objective(options: Iterable[str]) -> str:
+    """Return the objective's name where only its other options are given."""
+    return "mix" if "mix" in options else "dpo2d"
 
 
 def _mapping(values: Any, field: str) -> Mapping[str, Any]:
@@ -220,7 +230,7 @@ def _by_name(
         raise UserError(
             f"{field}.name {name!r} is not known. {did_you_mean(str(name), classes)}"
         )
-    return _make(classes[name], values, f"{field}.")
+    return _make(classes[name], {**values, "name": name}, f"{field}.")
 
 
 def _make(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

@@ -20,20 +20,21 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
-from jaxalign.data import chat, loader, packing, pairs, records, reference_cache
+from jaxalign.data import chat, loader, packing, pairs, records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.layers import DecoderConfig
-from jaxalign.objectives import dpo2d, policy
-from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.objectives import objective
+from jaxalign.objectives.token_level import SePOConfig, TISConfig
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import loop, progress, run_directory
+from jaxalign.training import loop, progress, reference, run_directory
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import step as step_lib
-from jaxalign.training.config import OBJECTIVES, NoAdapter, TrainConfig, to_dict
+from jaxalign.training.checks import check_records, check_tokens
+from jaxalign.training.config import NoAdapter, TrainConfig, to_dict
 from jaxalign.training.loop import Preemption
 from jaxalign.training.step import LossFn, TrainState
 from jaxalign.types import Metrics, Variables
@@ -41,8 +42,6 @@ from jaxalign.types import Metrics, Variables
 
 __all__ = [
     "Policy",
-    "check_scores",
-    "check_tokens",
     "layer_groups",
     "load_policy",
     "train",
@@ -145,13 +144,20 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
     if isinstance(config.adapter, LoRAConfig):
         layers = lora.linear_layers(shapes)
         selection.check_targets(config.adapter.targets, (path for path, _ in layers))
-    if config.reference not in ("adapter_off", "cached"):
-        if load_lib.open_config(config.reference)[0] != model_config:
+    others = [("the reference", config.reference)]
+    for _, part in objective.members(config.objective):
+        if isinstance(part, TISConfig | SePOConfig):
+            others.append(("objective.positive_model", part.positive_model or ""))
+            others.append(("objective.negative_model", part.negative_model or ""))
+    for what, other in others:
+        if other in ("", "adapter_off", "cached"):
+            continue
+        if load_lib.open_config(other)[0] != model_config:
             raise UserError(
-                f"the reference {config.reference} is not of the same architecture as "
+                f"{what} {other} is not of the same architecture as "
                 f"{config.model}: their config.json differ"
             )
-        load_lib.check(config.reference)
+        load_lib.check(other)
     return model_config
 
 
@@ -177,8 +183,9 @@ def _prepare_data(config: TrainConfig, model_config: DecoderConfig) -> _Data:
     train_records = records.read(config.data)
     eval_records = records.read(config.eval_data) if config.eval_data else []
     aspects = records.aspects_of([*train_records, *eval_records])
-    check_scores(config.objective, [*train_records, *eval_records], aspects)
+    check_records(config.objective, [*train_records, *eval_records], aspects)
     tokenizer = chat.load_tokenizer(config.model)
+    asked = objective.needs(config.objective)
 
     def prepare(found: Sequence[records.Record], what: str) -> PairDataset:
         data = pairs.prepare(
@@ -187,6 +194,9 @@ def _prepare_data(config: TrainConfig, model_config: DecoderConfig) -> _Data:
             max_length=config.max_length,
             overflow=config.overflow,
             aspects=aspects,
+            form=asked.form,
+            end_of_turn=asked.end_of_turn,
+            learn_prompt=asked.prompt,
             progress=lambda items, n: progress.track(items, n, f"tokenising {what}"),
         )
         progress.say(f"{what}: {_summary(data.report)}")
@@ -205,62 +215,12 @@ def _prepare_data(config: TrainConfig, model_config: DecoderConfig) -> _Data:
     return _Data(train_data, eval_data, aspects, shape)
 
 
-def check_tokens(data: PairDataset, model_config: DecoderConfig, model: str) -> None:
-    """Refuse tokens that a model has no embedding for.
-
-    Raises:
-      UserError: the tokenizer gives such a token.
-    """
-    largest = max(
-        int(tokens.max())
-        for pair in data.pairs
-        for tokens in (pair.prompt, pair.chosen.tokens, pair.rejected.tokens)
-    )
-    if largest >= model_config.vocab_size:
-        raise UserError(
-            f"the tokenizer gives the token {largest}, but the model {model} has "
-            f"{model_config.vocab_size}: their files are of different checkpoints"
-        )
-
-
 def _summary(report: dict[str, int]) -> str:
     shown = [f"{report['pairs']} pairs"]
     for name, count in report.items():
         if count and name not in ("pairs",):
             shown.append(f"{name.replace('_', ' ')} {count}")
     return ", ".join(shown)
-
-
-def check_scores(
-    objective: Any, found: Sequence[records.Record], aspects: tuple[str, ...]
-) -> None:
-    """Refuse data whose scores the objective cannot use.
-
-    Raises:
-      UserError: 2D-DPO without segments in a record, an unknown aspect, a score outside
-        of 0 to ``max_score`` where the scale matters.
-    """
-    if not isinstance(objective, DPO2DConfig):
-        return
-    dpo2d.resolve_aspect_weights(objective.aspect_weights, aspects)
-    scaled = objective.normalize == "max" or objective.rejected_weight == "inverted"
-    for record in found:
-        for field in ("chosen_segments", "rejected_segments"):
-            segments = getattr(record, field)
-            if segments is None:
-                raise UserError(
-                    f"{record.where}: field {field} is missing, which dpo2d needs: add "
-                    "the scored segments, or use objective.name=dpo"
-                )
-            for i, segment in enumerate(segments):
-                for aspect, score in segment.scores.items():
-                    if scaled and not 0 <= score <= objective.max_score:
-                        raise UserError(
-                            f"{record.where}: field {field}[{i}].scores.{aspect}: "
-                            f"got {score}, expected 0 to objective.max_score="
-                            f"{objective.max_score}. Set objective.max_score to the "
-                            "top of your scale, or objective.normalize=none"
-                        )
 
 
 def _fingerprints(config: TrainConfig) -> dict[str, str]:
@@ -272,6 +232,10 @@ def _fingerprints(config: TrainConfig) -> dict[str, str]:
         sources["eval_data"] = run_directory.hash_file(config.eval_data)
     if config.reference not in ("adapter_off", "cached"):
         sources["reference"] = tensors.fingerprint(Path(config.reference))
+    for _, part in objective.members(config.objective):
+        if isinstance(part, TISConfig | SePOConfig) and part.positive_model:
+            for name in ("positive_model", "negative_model"):
+                sources[name] = tensors.fingerprint(Path(getattr(part, name)))
     return sources
 
 
@@ -299,9 +263,21 @@ def _train(
         f"{trees.num_params(loaded.trainable):,} trained, loaded in "
         f"{time.monotonic() - began:.1f} s"
     )
-    loaded, eval_refs = _with_reference(
-        config, run, loaded, source, data, mesh, sources
+    scorer = reference.Scorer(
+        config,
+        Path(config.reference_cache or run / "reference"),
+        data.train,
+        data.evaluation,
+        data.shape,
+        mesh,
+        sources,
     )
+    weights = reference.estimated_weights(scorer)
+    extra_frozen, cached = reference.reference_of(
+        scorer, loaded.checkpoint, loaded.trainable
+    )
+    loaded = loaded._replace(frozen={**loaded.frozen, **extra_frozen})
+    source.ref_logps, source.token_weights = cached.train, weights.train
     tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
     state = _initial_state(config, loaded, tx, mesh)
     restored = store.restore(state)
@@ -310,20 +286,33 @@ def _train(
         start, state, data_state = restored
         progress.say(f"going on after step {start} of {source.num_steps}")
 
-    loss_fn = functools.partial(
-        OBJECTIVES[config.objective.name].loss_fn,
-        model=loaded.checkpoint.model,
-        config=config.objective,
-        aspects=data.aspects,
-    )
+    options: dict[str, Any] = {"model": loaded.checkpoint.model}
+    options["config"] = config.objective
+    loss_fn = functools.partial(objective.loss_fn, **options, aspects=data.aspects)
+    to_minimise: LossFn | step_lib.Coupled = loss_fn
+    if objective.needs(config.objective).coupled:
+        to_minimise = step_lib.Coupled(
+            functools.partial(objective.score, **options),
+            functools.partial(
+                objective.loss_of_tokens, config=config.objective, aspects=data.aspects
+            ),
+        )
     put = functools.partial(sharding.put_batch, mesh=mesh, leading=1)
-    evaluate = _make_evaluate(config, loaded, data, eval_refs, loss_fn, put, preemption)
+    evaluate = _make_evaluate(
+        config,
+        loaded,
+        data,
+        (cached.evaluation, weights.evaluation),
+        loss_fn,
+        put,
+        preemption,
+    )
     dropout = isinstance(config.adapter, LoRAConfig) and config.adapter.dropout > 0
     began = time.monotonic()
     progress.say("compiling the training step ...")
     step_fn = (
         jax.jit(
-            step_lib.make_train_step(loss_fn, tx, dropout=dropout),
+            step_lib.make_train_step(to_minimise, tx, dropout=dropout),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
         )
@@ -399,105 +388,11 @@ def _initial_state(
     )
 
 
-def _with_reference(
-    config: TrainConfig,
-    run: Path,
-    loaded: Policy,
-    source: loader.StepSource,
-    data: _Data,
-    mesh: Mesh,
-    sources: dict[str, str],
-) -> tuple[Policy, list[np.ndarray] | None]:
-    """Put the reference where the objective looks for it.
-
-    Returns:
-      The policy with a ``reference`` collection where one is needed, and the cached
-      log-probabilities of the evaluation data where they are cached (those of the
-      training data go to ``source``).
-    """
-    frozen = dict(loaded.frozen)
-    if config.reference not in ("adapter_off", "cached"):
-        other = load_lib.load(
-            config.reference,
-            groups=loaded.checkpoint.groups,
-            dtype=jnp.dtype(config.dtype),
-            mesh=mesh,
-        )
-        frozen[policy.REFERENCE] = {"params": other.variables["params"]}
-    elif config.reference == "cached":
-        cached = {}
-        directory = Path(config.reference_cache or run / "reference")
-        variables = loaded.checkpoint.variables
-        for name, part in (("train", data.train), ("eval", data.evaluation)):
-            if part is not None:
-                cached[name] = reference_logps(
-                    loaded.checkpoint,
-                    variables,
-                    part,
-                    data.shape,
-                    path=directory / f"{name}.npz",
-                    key=reference_cache.cache_key(
-                        part.pairs, sources["model"], config.dtype
-                    ),
-                    batch_rows=config.batch_rows,
-                    mesh=mesh,
-                )
-        source.ref_logps = cached["train"]
-        return loaded._replace(frozen=frozen), cached.get("eval")
-    elif loaded.trainable.get("params") is not None and jax.tree.leaves(
-        loaded.trainable["params"]
-    ):
-        frozen[policy.REFERENCE] = {"params": loaded.trainable["params"]}
-    return loaded._replace(frozen=frozen), None
-
-
-def reference_logps(
-    checkpoint: Checkpoint,
-    variables: Variables,
-    data: PairDataset,
-    shape: packing.BatchShape,
-    *,
-    path: Path | None,
-    key: str,
-    batch_rows: int,
-    mesh: Mesh,
-) -> list[np.ndarray]:
-    """Return log-probabilities of every pair's completion tokens, kept on disk.
-
-    Raises:
-      UserError: ``path`` holds those of other data or another model.
-    """
-    if path is not None:
-        stored = reference_cache.read(path, key)
-        if stored is not None:
-            progress.say(f"reference: read from {path}")
-            return stored
-    source = loader.StepSource(
-        data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
-    )
-    score = jax.jit(
-        functools.partial(policy.policy_token_logps, model=checkpoint.model)
-    )
-    found: dict[int, np.ndarray] = {}
-    steps = range(len(source))
-    for step in progress.track(steps, len(source), "reference log-probabilities"):
-        batch = jax.tree.map(lambda leaf: leaf[0], source[step])
-        values = np.asarray(score(variables, sharding.put_batch(batch, mesh)))
-        for r, row in enumerate(source.rows_of_step(step)):
-            for slot, index in enumerate(row):
-                mine = batch.completions.response[r] // 2 == slot
-                found[index] = values[r][mine & (batch.completions.response[r] >= 0)]
-    logps = [found[index] for index in range(len(data.pairs))]
-    if path is not None:
-        reference_cache.write(path, key, logps)
-    return logps
-
-
 def _make_evaluate(
     config: TrainConfig,
     loaded: Policy,
     data: _Data,
-    ref_logps: list[np.ndarray] | None,
+    per_token: tuple[list[np.ndarray] | None, list[np.ndarray] | None],
     loss_fn: LossFn,
     put: Callable[[Any], Any],
     preemption: Preemption | None,
@@ -509,7 +404,8 @@ def _make_evaluate(
         data.shape,
         loader.BatchPlan(config.batch_rows, 1, 0, shuffle=False),
         num_epochs=1,
-        ref_logps=ref_logps,
+        ref_logps=per_token[0],
+        token_weights=per_token[1],
     )
     eval_step = jax.jit(step_lib.make_eval_step(loss_fn))
 
@@ -524,6 +420,20 @@ def _make_evaluate(
                 return {}
             part = jax.device_get(eval_step(state.trainable, loaded.frozen, batch))
             total = part if total is None else metrics_lib.merge(total, part)
-        return metrics_lib.to_floats(total or {}, "eval_")
+        return _with_mixed_loss(
+            metrics_lib.to_floats(total or {}, "eval_"), config.objective
+        )
 
     return evaluate
+
+
+def _with_mixed_loss(
+    values: dict[str, float], mix: objective.Objective
+) -> dict[str, float]:
+    """Make a mix's loss of its members' exact means over all batches."""
+    if isinstance(mix, objective.MixConfig):
+        parts = objective.members(mix)
+        values["eval_loss"] = sum(
+            factor * values[f"eval_loss/{part.name}"] for factor, part in parts
+        )
+    return values

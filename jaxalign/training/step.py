@@ -11,12 +11,19 @@ from jaxtyping import Array, Int, Key
 from jaxalign.types import Mean, Metrics, PreferenceBatch
 
 
-__all__ = ["LossFn", "TrainState", "init", "make_eval_step", "make_train_step"]
+__all__ = [
+    "Coupled",
+    "LossFn",
+    "TrainState",
+    "init",
+    "make_eval_step",
+    "make_train_step",
+]
 
 LossFn = Callable[[Any, Any, PreferenceBatch, Any], tuple[Any, Metrics]]
 """``(trainable, frozen, batch, key) -> (mean loss, metrics)``.
 
-The metrics hold ``loss`` with the number of pairs as its weight."""
+The metrics hold ``loss`` with what the mean is over (pairs, tokens) as its weight."""
 
 
 class TrainState(NamedTuple):
@@ -36,54 +43,51 @@ def init(
     return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), key)
 
 
+class Coupled(NamedTuple):
+    """A loss in two parts, for when a pair's loss depends on the whole batch."""
+
+    score: Callable[[Any, Any, PreferenceBatch, Any], Any]
+    """``(trainable, frozen, batch, key) -> arrays [rows, ...]``, row by row."""
+    loss: Callable[[Any, PreferenceBatch], tuple[Any, Metrics]]
+    """``(arrays, batch) -> (loss, metrics)`` of all rows together."""
+
+
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, *, dropout: bool = False
+    loss_fn: LossFn | Coupled,
+    tx: optax.GradientTransformation,
+    *,
+    dropout: bool = False,
 ) -> Callable[[TrainState, Any, PreferenceBatch], tuple[TrainState, Metrics]]:
     """Return ``(state, frozen, batch) -> (state, metrics)``.
 
-    The batch has the leading axes [accumulation, rows]. Each micro-batch's gradient is
-    weighed by its pairs, so that a step equals that of one large batch exactly, however
-    the pairs fall on the micro-batches. An update that is not finite is left out and
-    counted in ``nonfinite``.
+    The batch has the leading axes [accumulation, rows]. A step equals that of one large
+    batch exactly, however the pairs fall on the micro-batches: each one's gradient is
+    weighed by what its mean is over, and a coupled loss is taken of all micro-batches'
+    scores, which costs one more forward pass. An update that is not finite is left out
+    and counted in ``nonfinite``.
 
     Args:
       loss_fn: what to minimise.
       tx: optimiser over the trained leaves.
       dropout: whether ``loss_fn`` gets a key, another one for each micro-batch.
     """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def one(
-        state: TrainState, frozen: Any, batch: PreferenceBatch, micro: Array
+    def key_of(state: TrainState, micro: Any) -> Any:
+        if not dropout:
+            return None
+        return jax.random.fold_in(jax.random.fold_in(state.key, state.step), micro)
+
+    def gradients(
+        state: TrainState, frozen: Any, batch: PreferenceBatch
     ) -> tuple[Any, Metrics]:
-        key = None
-        if dropout:
-            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), micro)
-        (_, metrics), grads = gradient(state.trainable, frozen, batch, key)
-        weight = metrics["loss"].weight
-        return jax.tree.map(lambda g: g * weight.astype(g.dtype), grads), metrics
-
-    def accumulate(
-        state: TrainState, frozen: Any, batches: PreferenceBatch
-    ) -> tuple[Any, Metrics]:
-        count = batches.pair_mask.shape[0]
-        first = jax.tree.map(lambda leaf: leaf[0], batches)
-        if count == 1:
-            return one(state, frozen, first, jnp.zeros((), jnp.int32))
-        shapes = jax.eval_shape(one, state, frozen, first, jnp.zeros((), jnp.int32))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-        def body(total: Any, xs: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one(state, frozen, *xs)), None
-
-        return jax.lax.scan(body, zeros, (batches, jnp.arange(count)))[0]
+        if isinstance(loss_fn, Coupled):
+            return _coupled_gradients(loss_fn, state, frozen, batch, key_of)
+        return _mean_gradients(loss_fn, state, frozen, batch, key_of)
 
     def train_step(
         state: TrainState, frozen: Any, batch: PreferenceBatch
     ) -> tuple[TrainState, Metrics]:
-        sums, metrics = accumulate(state, frozen, batch)
-        pairs = jnp.maximum(metrics["loss"].weight, 1)
-        grads = jax.tree.map(lambda g: g / pairs.astype(g.dtype), sums)
+        grads, metrics = gradients(state, frozen, batch)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
         safe = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
@@ -102,12 +106,83 @@ def make_train_step(
         one_step = jnp.ones(())
         metrics["grad_norm"] = Mean(norm, one_step)
         metrics["nonfinite"] = Mean((~finite).astype(jnp.float32), one_step)
-        metrics["pairs"] = Mean(metrics["loss"].weight, one_step)
+        metrics["pairs"] = Mean(batch.pair_mask.sum(), one_step)
         tokens = (batch.inputs.sequence_ids > 0).sum()
         metrics["tokens"] = Mean(tokens, one_step)
         return new, metrics
 
     return train_step
+
+
+KeyOf = Callable[[TrainState, Any], Any]
+
+
+def _mean_gradients(
+    loss_fn: LossFn, state: TrainState, frozen: Any, batches: Any, key_of: KeyOf
+) -> tuple[Any, Metrics]:
+    """Return the gradient of a mean over all micro-batches."""
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def one(batch: PreferenceBatch, micro: Any) -> tuple[Any, Metrics]:
+        (_, metrics), grads = gradient(
+            state.trainable, frozen, batch, key_of(state, micro)
+        )
+        weight = metrics["loss"].weight
+        return jax.tree.map(lambda g: g * weight.astype(g.dtype), grads), metrics
+
+    sums, metrics = _sum_over_micro_batches(one, batches)
+    total = jnp.maximum(metrics["loss"].weight, 1)
+    return jax.tree.map(lambda g: g / total.astype(g.dtype), sums), metrics
+
+
+def _coupled_gradients(
+    coupled: Coupled, state: TrainState, frozen: Any, batches: Any, key_of: KeyOf
+) -> tuple[Any, Metrics]:
+    """Return the gradient of a loss of all micro-batches' scores together.
+
+    The scores are computed once without derivatives, the loss gives each score its
+    derivative, and the chain rule is then applied to one micro-batch after the other.
+    """
+    count = batches.pair_mask.shape[0]
+    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
+
+    def score(trainable: Any, batch: PreferenceBatch, micro: Any) -> Any:
+        return coupled.score(trainable, frozen, batch, key_of(state, micro))
+
+    if count == 1:
+
+        def whole(trainable: Any) -> tuple[Any, Metrics]:
+            return coupled.loss(score(trainable, rows, 0), rows)
+
+        (_, metrics), grads = jax.value_and_grad(whole, has_aux=True)(state.trainable)
+        return grads, metrics
+    index = jnp.arange(count)
+    scores = jax.lax.map(lambda x: score(state.trainable, *x), (batches, index))
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), scores)
+    (_, metrics), slopes = jax.value_and_grad(coupled.loss, has_aux=True)(flat, rows)
+    slopes = jax.tree.map(lambda s, like: s.reshape(like.shape), slopes, scores)
+
+    def one(batch: tuple[PreferenceBatch, Any], micro: Any) -> Any:
+        inputs, slope = batch
+        _, pull = jax.vjp(lambda t: score(t, inputs, micro), state.trainable)
+        return pull(slope)[0]
+
+    return _sum_over_micro_batches(one, (batches, slopes)), metrics
+
+
+def _sum_over_micro_batches(one: Callable[[Any, Any], Any], batches: Any) -> Any:
+    """Add up ``one(micro-batch, its index)``."""
+    count = jax.tree.leaves(batches)[0].shape[0]
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    if count == 1:
+        return one(first, jnp.zeros((), jnp.int32))
+    shapes = jax.eval_shape(one, first, jnp.zeros((), jnp.int32))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(total: Any, xs: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(*xs)), None
+
+    return jax.lax.scan(body, zeros, (batches, jnp.arange(count)))[0]
 
 
 def make_eval_step(

@@ -19,7 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import score as score_lib
 from jaxalign.evaluation.score import ScoreConfig, Scorer, score_records
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.pairwise import DPOConfig
+from jaxalign.objectives.pairwise import PairwiseConfig
 from jaxalign.types import Model
 from tests import scenes, synthetic
 from tests.checkpoints.test_export import peft_model, save_with_peft
@@ -467,7 +467,7 @@ def test_every_option_of_2d_dpo_matters(tables) -> None:
 )
 def test_dpo(tables, options) -> None:
     for name in ("dpo", "sigmoid"):
-        results = tables.results(DPOConfig(name=name, **options))
+        results = tables.results(PairwiseConfig(name=name, **options))
         for i, (result, record) in enumerate(zip(results, tables.records, strict=True)):
             check(
                 result,
@@ -482,7 +482,7 @@ def test_dpo(tables, options) -> None:
 
 def test_equal_models_give_the_logarithm_of_2(tables) -> None:
     same = tables._replace(reference=tables.policy)
-    for result in same.results(DPOConfig()):
+    for result in same.results(PairwiseConfig()):
         assert result["loss"] == pytest.approx(math.log(2))
         assert result["rewards"] == {"chosen": 0.0, "rejected": 0.0, "margin": 0.0}
     # One term of ln 2 for every pair of segments: the shorter side's number of those
@@ -578,9 +578,9 @@ def test_a_reference_of_a_smaller_vocabulary(scene, make_llama, tmp_path) -> Non
 
 def test_a_row_that_is_too_short(tables, scene, tmp_path) -> None:
     longest = int(tables.data.lengths.max())
-    tables.results(DPOConfig(), row_length=longest)
+    tables.results(PairwiseConfig(), row_length=longest)
     with pytest.raises(UserError, match=f"takes {longest} places.*has {longest - 1}"):
-        tables.results(DPOConfig(), row_length=longest - 1)
+        tables.results(PairwiseConfig(), row_length=longest - 1)
     # Nothing half-written is left.
     (tmp_path / "out.jsonl").write_text("an earlier result")
     with pytest.raises(UserError, match="places"):

@@ -14,7 +14,7 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import loader
 from jaxalign.errors import UserError
 from jaxalign.models.families import llama
-from jaxalign.objectives import dpo2d
+from jaxalign.objectives import dpo2d, objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from tests import scenes
@@ -37,7 +37,7 @@ def value_and_grad(directory, mesh_config, lora_options):
     source = loader.StepSource(data, shape, loader.BatchPlan(8, 1, 0), num_epochs=1)
     batch = jax.tree.map(lambda leaf: leaf[0], source[0])
     loss_fn = functools.partial(
-        dpo2d.loss_fn,
+        objective.loss_fn,
         model=loaded.model,
         config=dpo2d.DPO2DConfig(),
         aspects=data.aspects,

@@ -12,7 +12,7 @@ from jaxalign import trees
 from jaxalign.adapters import lora
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import loader
-from jaxalign.objectives import dpo2d, pairwise, policy
+from jaxalign.objectives import dpo2d, objective, pairwise, policy
 from jaxalign.training import step as step_lib
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from tests import scenes
@@ -31,7 +31,7 @@ def scene(tiny_llama):
         variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
     )
     loss_fn = functools.partial(
-        dpo2d.loss_fn,
+        objective.loss_fn,
         model=loaded.model,
         config=dpo2d.DPO2DConfig(),
         aspects=data.aspects,
@@ -107,12 +107,11 @@ def test_loss_at_step_0_is_ln_2(tiny_llama) -> None:
         min(len(pair.chosen.scored), len(pair.rejected.scored)) for pair in data.pairs
     ]
     for config, want in (
-        (pairwise.DPOConfig(), LN2),
+        (pairwise.PairwiseConfig(), LN2),
         (dpo2d.DPO2DConfig(form="vanilla"), LN2),
         (dpo2d.DPO2DConfig(), np.mean(pairs) * LN2),
     ):
-        module = pairwise if isinstance(config, pairwise.DPOConfig) else dpo2d
-        loss, metrics = module.loss_fn(
+        loss, metrics = objective.loss_fn(
             *split, batch, None, model=loaded.model, config=config, aspects=data.aspects
         )
         assert float(loss) == pytest.approx(want, rel=1e-6)
@@ -127,7 +126,7 @@ def test_loss_at_step_0_is_ln_2(tiny_llama) -> None:
 def test_base_weights_need_a_reference(scene) -> None:
     data, loaded, *_ = scene
     loss_fn = functools.partial(
-        pairwise.loss_fn, model=loaded.model, config=pairwise.DPOConfig()
+        objective.loss_fn, model=loaded.model, config=pairwise.PairwiseConfig()
     )
     mask = trees.mask_from_patterns(loaded.variables, [".*norm.*"])
     trainable, frozen = trees.partition(loaded.variables, mask)
@@ -162,16 +161,16 @@ def test_dropout_is_for_the_policy_in_training_alone(tiny_llama) -> None:
     batch = scenes.batch(data)
 
     def pair(key):
-        return policy.pair_logps(*split, batch, key, model=loaded.model)
+        return policy.score_tokens(*split, batch, key, model=loaded.model)
 
     calm, one, again, two = (
         pair(key)
         for key in (None, jax.random.key(1), jax.random.key(1), jax.random.key(2))
     )
-    np.testing.assert_array_equal(one.token_logps, again.token_logps)
-    assert not np.allclose(one.token_logps, two.token_logps)
-    assert not np.allclose(one.token_logps, calm.token_logps)
-    np.testing.assert_array_equal(one.ref_token_logps, calm.ref_token_logps)
+    np.testing.assert_array_equal(one.policy, again.policy)
+    assert not np.allclose(one.policy, two.policy)
+    assert not np.allclose(one.policy, calm.policy)
+    np.testing.assert_array_equal(one.reference, calm.reference)
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted(scene) -> None:

@@ -1,0 +1,102 @@
+"""What a record becomes for an objective: a pair, or completions on their own."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxalign.data.records import Record
+from jaxalign.errors import UserError
+
+
+__all__ = ["Form", "shape"]
+
+Form = Literal["pairs", "labelled", "labelled_kl", "completions"]
+"""``pairs`` as they are; ``labelled`` one completion at a time, desirable or not;
+``labelled_kl`` the same, each beside the completion of another prompt; ``completions``
+desirable ones only."""
+
+
+def shape(
+    records: Sequence[Record], form: Form
+) -> tuple[Sequence[Record], Sequence[int]]:
+    """Give records the form that an objective reads.
+
+    Returns:
+      The records, and for each the index of the one it was made from. With
+      ``labelled_kl`` the mismatched completion stands in ``rejected``.
+    Raises:
+      UserError: a record cannot have that form.
+    """
+    if form == "pairs":
+        return [_paired(record) for record in records], range(len(records))
+    split: list[Record] = []
+    origins: list[int] = []
+    for index, record in enumerate(records):
+        for single in _singles(record, form):
+            split.append(single)
+            origins.append(index)
+    if not split:
+        raise UserError(
+            f"none of the {len(records)} record(s) has a desirable completion to learn"
+        )
+    if form == "labelled_kl":
+        split = _with_mismatch(split)
+    return split, origins
+
+
+def _paired(record: Record) -> Record:
+    if record.rejected is None:
+        raise UserError(
+            f"{record.where}: a single completion, but the objective compares two. "
+            "Give chosen and rejected, or use objective.name kto, bco or sft"
+        )
+    return record
+
+
+def _singles(record: Record, form: Form) -> list[Record]:
+    if record.rejected is None:
+        if form == "completions":
+            return [] if record.label is False else [record]
+        if record.label is None:
+            raise UserError(
+                f"{record.where}: field label is missing: expected true for a "
+                "desirable completion or false for an undesirable one"
+            )
+        return [record]
+
+    def single(text: str, label: bool) -> Record:
+        return Record(
+            *(record.prompt, text, None, None, None, record.where),
+            label=label,
+            weight=record.weight,
+        )
+
+    if form == "completions":
+        return [single(record.chosen, True)]
+    return [single(record.chosen, True), single(record.rejected, False)]
+
+
+def _with_mismatch(records: Sequence[Record]) -> list[Record]:
+    """Give each record the completion of the next one that has another prompt.
+
+    That depends on the data alone, so neither packing nor the size of a batch changes
+    what the KL estimate of KTO is made of.
+    """
+    count = len(records)
+    others: list[int] = [0] * count
+    # From the end, the next record with another prompt is the next one, or its own.
+    start = next(
+        (i for i in range(1, count) if records[i].prompt != records[0].prompt), None
+    )
+    if start is None:
+        raise UserError(
+            f"all {count} record(s) have the same prompt, but the KL estimate of kto "
+            "needs completions of other prompts. Use objective.name bco, or add prompts"
+        )
+    others[count - 1] = start if records[count - 1].prompt == records[0].prompt else 0
+    for i in reversed(range(count - 1)):
+        same = records[i].prompt == records[i + 1].prompt
+        others[i] = others[i + 1] if same else i + 1
+    return [
+        record._replace(rejected=records[other].chosen)
+        for record, other in zip(records, others, strict=True)
+    ]

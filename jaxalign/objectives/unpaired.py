@@ -1,0 +1,126 @@
+"""Objectives over single completions with a label: KTO and BCO."""
+
+import dataclasses
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxalign.errors import UserError
+from jaxalign.objectives.pairwise import check_common
+
+
+__all__ = ["BCOConfig", "KTOConfig", "bco_loss", "kto_loss"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KTOConfig:
+    """Options of KTO.
+
+    Attributes:
+      name: the objective.
+      beta: temperature.
+      desirable_weight: weight of desirable completions.
+      undesirable_weight: weight of undesirable ones.
+    """
+
+    name: Literal["kto"] = "kto"
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_common(self.beta, 0.0)
+        for field in ("desirable_weight", "undesirable_weight"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise UserError(
+                    f"objective.{field} must be at least 0: got {getattr(self, field)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BCOConfig:
+    """Options of BCO.
+
+    Attributes:
+      name: the objective.
+      beta: temperature.
+    """
+
+    name: Literal["bco"] = "bco"
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_common(self.beta, 0.0)
+
+
+def kto_loss(
+    logratios: Float[Array, "*batch"],
+    labels: Bool[Array, "*batch"],
+    kl: Float[Array, ""],
+    *,
+    config: KTOConfig,
+) -> Float[Array, "*batch"]:
+    """Return the KTO loss of every completion.
+
+    ``w_D (1 - s(beta (H - z0)))`` for a desirable completion and
+    ``w_U (1 - s(beta (z0 - H)))`` for an undesirable one, with the constant
+    ``z0 = max(0, mean H of mismatched prompts and completions)``.
+    [KTO](https://arxiv.org/abs/2402.01306), eq. 8.
+
+    Args:
+      logratios: H of each completion.
+      labels: whether it is desirable.
+      kl: mean of H over the mismatched completions of the whole batch; it gets no
+        gradient.
+      config: options.
+    Returns:
+      One loss a completion; not averaged, not masked.
+    """
+    chex.assert_equal_shape([logratios, labels])
+    anchor = jax.lax.stop_gradient(jnp.maximum(kl, 0.0))
+    better = jnp.where(labels, 1.0, -1.0) * (logratios - anchor)
+    weight = jnp.where(labels, config.desirable_weight, config.undesirable_weight)
+    return weight * jax.nn.sigmoid(-config.beta * better)
+
+
+def bco_loss(
+    logratios: Float[Array, "*batch"],
+    labels: Bool[Array, "*batch"],
+    *,
+    config: BCOConfig,
+    mask: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Return the BCO loss of every completion.
+
+    ``-log s(r - delta)`` for a desirable and ``-log s(-(r - delta))`` for an
+    undesirable one, with rewards ``r = beta H`` and the constant
+    ``delta = (mean r of the desirable + mean r of the undesirable) / 2`` over the batch
+    (of one kind alone where the other is missing).
+    [Binary classifier optimization](https://arxiv.org/abs/2404.04656), eq. 11.
+
+    Args:
+      logratios: H of each completion.
+      labels: whether it is desirable.
+      config: options.
+      mask: which completions exist.
+    Returns:
+      One loss a completion; not averaged, not masked.
+    """
+    chex.assert_equal_shape([logratios, labels])
+    rewards = config.beta * logratios
+    there = jnp.ones(labels.shape, bool) if mask is None else mask
+
+    def mean(of: Array) -> tuple[Array, Array]:
+        count = of.sum()
+        total = jnp.where(of, rewards, 0.0).sum()
+        return total / jnp.maximum(count, 1), count > 0
+
+    good, any_good = mean(labels & there)
+    bad, any_bad = mean(~labels & there)
+    kinds = any_good.astype(jnp.float32) + any_bad.astype(jnp.float32)
+    delta = jax.lax.stop_gradient((good + bad) / jnp.maximum(kinds, 1))
+    better = jnp.where(labels, 1.0, -1.0) * (rewards - delta)
+    return -jax.nn.log_sigmoid(better)

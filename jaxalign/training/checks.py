@@ -1,0 +1,114 @@
+"""What must hold between an objective, its data and a model, before compute starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxalign.data import records
+from jaxalign.data.pairs import PairDataset
+from jaxalign.errors import UserError
+from jaxalign.models.layers import DecoderConfig
+from jaxalign.objectives import dpo2d, objective
+from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.objectives.pairwise import PairwiseConfig
+from jaxalign.objectives.token_level import SePOConfig, TISConfig
+
+
+__all__ = ["check_records", "check_tokens"]
+
+
+def check_records(
+    config: objective.Objective,
+    found: Sequence[records.Record],
+    aspects: tuple[str, ...],
+) -> None:
+    """Refuse data that the objective cannot use.
+
+    Raises:
+      UserError: segments or token weights that are missing, an unknown aspect, a score
+        outside of 0 to ``max_score`` where the scale matters, pair weights for an
+        objective that sorts the batch.
+    """
+    asked = objective.needs(config)
+    parts = [part for _, part in objective.members(config)]
+    for record in found:
+        if asked.segments and record.rejected is not None:
+            _check_segments(record, config.name)
+    for part in parts:
+        if isinstance(part, DPO2DConfig):
+            dpo2d.resolve_aspect_weights(part.aspect_weights, aspects)
+            _check_scale(part, found)
+        elif isinstance(part, TISConfig | SePOConfig):
+            _check_token_weights(part, found)
+        elif isinstance(part, PairwiseConfig) and part.coupled:
+            for record in found:
+                if record.weight != 1:
+                    raise UserError(
+                        f"{record.where}: field weight has no meaning for {part.name}, "
+                        "which compares sorted values of the whole batch: leave the "
+                        "column out or choose another objective"
+                    )
+
+
+def _check_segments(record: records.Record, name: str) -> None:
+    for field in ("chosen_segments", "rejected_segments"):
+        if getattr(record, field) is None:
+            raise UserError(
+                f"{record.where}: field {field} is missing, which {name} needs: add "
+                "the scored segments, or use objective.name=dpo"
+            )
+
+
+def _check_token_weights(
+    part: TISConfig | SePOConfig, found: Sequence[records.Record]
+) -> None:
+    given = part.positive_model is not None
+    for record in found:
+        for field in ("chosen_token_weights", "rejected_token_weights"):
+            there = getattr(record, field) is not None
+            if there and given:
+                raise UserError(
+                    f"{record.where}: field {field} would be ignored, as "
+                    "objective.positive_model and negative_model give the weights: "
+                    "leave out one of the two"
+                )
+            if not there and not given:
+                raise UserError(
+                    f"{record.where}: field {field} is missing, which {part.name} "
+                    "needs: add one number for each completion token, or give "
+                    "objective.positive_model and objective.negative_model"
+                )
+
+
+def _check_scale(part: DPO2DConfig, found: Sequence[records.Record]) -> None:
+    if part.normalize != "max" and part.rejected_weight != "inverted":
+        return
+    for record in found:
+        for field in ("chosen_segments", "rejected_segments"):
+            segments: Any = getattr(record, field) or ()
+            for i, segment in enumerate(segments):
+                for aspect, score in segment.scores.items():
+                    if not 0 <= score <= part.max_score:
+                        raise UserError(
+                            f"{record.where}: field {field}[{i}].scores.{aspect}: "
+                            f"got {score}, expected 0 to objective.max_score="
+                            f"{part.max_score}. Set objective.max_score to the "
+                            "top of your scale, or objective.normalize=none"
+                        )
+
+
+def check_tokens(data: PairDataset, model_config: DecoderConfig, model: str) -> None:
+    """Refuse tokens that a model has no embedding for.
+
+    Raises:
+      UserError: the tokenizer gives such a token.
+    """
+    largest = max(
+        int(tokens.max())
+        for pair in data.pairs
+        for tokens in (pair.prompt, pair.chosen.tokens, pair.rejected.tokens)
+    )
+    if largest >= model_config.vocab_size:
+        raise UserError(
+            f"the tokenizer gives the token {largest}, but the model {model} has "
+            f"{model_config.vocab_size}: their files are of different checkpoints"
+        )

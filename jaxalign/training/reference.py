@@ -1,0 +1,193 @@
+"""Numbers that frozen models give to the data: the reference, token weights."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.data import loader, packing, reference_cache
+from jaxalign.data.chat import TokenizedPair
+from jaxalign.data.pairs import PairDataset
+from jaxalign.objectives import objective, policy, token_level
+from jaxalign.objectives.token_level import SePOConfig, TISConfig
+from jaxalign.parallel import sharding
+from jaxalign.training import progress
+from jaxalign.training.config import TrainConfig
+from jaxalign.types import Variables
+
+
+__all__ = ["PerToken", "Scorer", "estimated_weights", "reference_logps", "reference_of"]
+
+
+class PerToken(NamedTuple):
+    """Numbers for each completion token of the training and the evaluation data."""
+
+    train: list[np.ndarray] | None = None
+    evaluation: list[np.ndarray] | None = None
+
+
+class Scorer(NamedTuple):
+    """What it takes to run a frozen model over all data of a run."""
+
+    config: TrainConfig
+    directory: Path
+    """Where the numbers are kept."""
+    train: PairDataset
+    evaluation: PairDataset | None
+    shape: packing.BatchShape
+    mesh: Mesh
+    sources: Mapping[str, str]
+    """Fingerprints of the models by their option's name."""
+
+    def score(self, checkpoint: Checkpoint, name: str) -> PerToken:
+        """Return a model's log-probabilities of all data, kept on disk."""
+        suffix = "" if name == "model" else f"_{name}"
+
+        def part(what: str, data: PairDataset) -> list[np.ndarray]:
+            return reference_logps(
+                checkpoint,
+                checkpoint.variables,
+                data,
+                self.shape,
+                path=self.directory / f"{what}{suffix}.npz",
+                key=reference_cache.cache_key(
+                    data.pairs, self.sources[name], self.config.dtype
+                ),
+                batch_rows=self.config.batch_rows,
+                mesh=self.mesh,
+            )
+
+        evaluation = self.evaluation
+        return PerToken(
+            part("train", self.train),
+            None if evaluation is None else part("eval", evaluation),
+        )
+
+
+def reference_of(
+    scorer: Scorer, checkpoint: Checkpoint, trainable: Variables
+) -> tuple[Variables, PerToken]:
+    """Return the reference in the form that the objective looks for.
+
+    Returns:
+      What ``frozen`` must hold beside the weights (a ``reference`` collection, or
+      nothing), and the log-probabilities where they are cached.
+    """
+    config = scorer.config
+    if not objective.needs(config.objective).reference:
+        return {}, PerToken()
+    if config.reference == "cached":
+        return {}, scorer.score(checkpoint, "model")
+    if config.reference != "adapter_off":
+        other = load_lib.load(
+            config.reference,
+            groups=checkpoint.groups,
+            dtype=jnp.dtype(config.dtype),
+            mesh=scorer.mesh,
+        )
+        return {policy.REFERENCE: {"params": other.variables["params"]}}, PerToken()
+    if jax.tree.leaves(trainable.get("params")):
+        return {policy.REFERENCE: {"params": trainable["params"]}}, PerToken()
+    return {}, PerToken()
+
+
+def estimated_weights(scorer: Scorer) -> PerToken:
+    """Return token weights made from two models, where the objective asks for them."""
+    for _, part in objective.members(scorer.config.objective):
+        if not isinstance(part, TISConfig | SePOConfig) or part.positive_model is None:
+            continue
+        good, bad = (
+            scorer.score(
+                load_lib.load(
+                    getattr(part, name),
+                    dtype=jnp.dtype(scorer.config.dtype),
+                    mesh=scorer.mesh,
+                ),
+                name,
+            )
+            for name in ("positive_model", "negative_model")
+        )
+
+        evaluation = scorer.evaluation
+        return PerToken(
+            _weights(part, scorer.train, good.train, bad.train),
+            None
+            if evaluation is None
+            else _weights(part, evaluation, good.evaluation, bad.evaluation),
+        )
+    return PerToken()
+
+
+def _weights(
+    part: TISConfig | SePOConfig, data: PairDataset, good: Any, bad: Any
+) -> list[np.ndarray]:
+    return [
+        _weights_of_pair(part, *values)
+        for values in zip(data.pairs, good, bad, strict=True)
+    ]
+
+
+def _weights_of_pair(
+    part: TISConfig | SePOConfig, pair: TokenizedPair, good: np.ndarray, bad: np.ndarray
+) -> np.ndarray:
+    logratios = good - bad
+    if isinstance(part, SePOConfig):
+        return logratios
+    chosen, rejected = np.split(logratios, [pair.chosen.num_completion_tokens])
+    return np.concatenate(
+        [
+            np.asarray(
+                token_level.tis_weights(jnp.asarray(side), chosen=kind, config=part)
+            )
+            for side, kind in ((chosen, True), (rejected, False))
+        ]
+    )
+
+
+def reference_logps(
+    checkpoint: Checkpoint,
+    variables: Variables,
+    data: PairDataset,
+    shape: packing.BatchShape,
+    *,
+    path: Path | None,
+    key: str,
+    batch_rows: int,
+    mesh: Mesh,
+) -> list[np.ndarray]:
+    """Return log-probabilities of every pair's completion tokens, kept on disk.
+
+    Raises:
+      UserError: ``path`` holds those of other data or another model.
+    """
+    if path is not None:
+        stored = reference_cache.read(path, key)
+        if stored is not None:
+            progress.say(f"reference: read from {path}")
+            return stored
+    source = loader.StepSource(
+        data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
+    )
+    score = jax.jit(
+        functools.partial(policy.policy_token_logps, model=checkpoint.model)
+    )
+    found: dict[int, np.ndarray] = {}
+    steps = range(len(source))
+    for step in progress.track(steps, len(source), "reference log-probabilities"):
+        batch = jax.tree.map(lambda leaf: leaf[0], source[step])
+        values = np.asarray(score(variables, sharding.put_batch(batch, mesh)))
+        for r, row in enumerate(source.rows_of_step(step)):
+            for slot, index in enumerate(row):
+                mine = batch.completions.response[r] // 2 == slot
+                found[index] = values[r][mine & (batch.completions.response[r] >= 0)]
+    logps = [found[index] for index in range(len(data.pairs))]
+    if path is not None:
+        reference_cache.write(path, key, logps)
+    return logps
