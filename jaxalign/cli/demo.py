@@ -110,27 +110,8 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     )
     run = train(run_config, preemption=preemption)
     steps = metrics.read(run / "metrics.jsonl")
-    before, after = steps[0], steps[max(steps)]
     figures = [
-        report.Figures(
-            "segment accuracy",
-            before["eval_segments/accuracy"],
-            after["eval_segments/accuracy"],
-            "share of (chosen, rejected) segment couples that the learned reward a "
-            "token orders as their scores do; 0.5 is chance",
-        ),
-        report.Figures(
-            "reward margin",
-            before["eval_rewards/margins"],
-            after["eval_rewards/margins"],
-            "β × (log-ratio of the chosen − of the rejected answer)",
-        ),
-        report.Figures(
-            "accuracy",
-            before["eval_rewards/accuracies"],
-            after["eval_rewards/accuracies"],
-            "share of pairs with a positive margin",
-        ),
+        figure for figure in report.held_out_figures(run) if figure.name != "loss"
     ]
     restored = restore.load_run(run)
     if not (out / "merged").exists():

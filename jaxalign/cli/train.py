@@ -1,6 +1,7 @@
 """``jaxalign train``: train on feedback records."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxalign.cli import devices, parsing
 
@@ -10,6 +11,8 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and train; 42 asks to be run again (after SIGTERM)."""
+    from jaxalign.evaluation import report
+    from jaxalign.objectives.objective import beta_of
     from jaxalign.training import config as config_lib
     from jaxalign.training import progress
     from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
@@ -36,5 +39,14 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingDiverged as error:
         progress.say(f"jaxalign: error: {error}")
         return 1
+    report.write_report(
+        out / "report.html",
+        title=f"jaxalign: {config.objective.name} on {Path(config.model).name}",
+        run=out,
+        figures=report.held_out_figures(out),
+        examples=(),
+        facts={"data": Path(config.data).name, "adapter": config.adapter.name},
+        beta=beta_of(config.objective),
+    )
     print(f"trained: {out}")
     return 0

@@ -9,7 +9,7 @@ from jaxalign.data.records import Record, Segment
 from jaxalign.training import metrics as metrics_lib
 
 
-__all__ = ["Example", "Figures", "write_report"]
+__all__ = ["Example", "Figures", "held_out_figures", "write_report"]
 
 
 class Figures(NamedTuple):
@@ -92,7 +92,6 @@ def write_report(
       beta: temperature, by which log-ratios become rewards.
     """
     steps = metrics_lib.read(run / "metrics.jsonl")
-    top = _top(examples, beta)
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
@@ -105,13 +104,8 @@ def write_report(
         "<h2>Curves</h2><div class='curves'>",
         *(_curve(steps, *curve) for curve in _CURVES),
         "</div>",
-        "<h2>Held-out answers</h2>",
-        "<p>Each segment is coloured by the reward that the model learned for it: "
-        "β × (log π − log π<sub>ref</sub>) a token. "
-        f"<span class='mute'>−{top:.3f}</span> <span class='scale'></span> "
-        f"<span class='mute'>+{top:.3f}</span>. The table beside it has the given "
-        "scores.</p>",
-        *(_pair(example, beta, top) for example in examples),
+        _diagnostics(steps),
+        *_held_out(examples, beta),
         "<h2>Settings</h2><pre>",
         html.escape((run / "config.yaml").read_text(encoding="utf-8")),
         "</pre></html>\n",
@@ -122,7 +116,132 @@ def write_report(
     return path
 
 
+def held_out_figures(run: Path) -> list[Figures]:
+    """Return what a run's evaluations say, at its start and at its end."""
+    steps = metrics_lib.read(run / "metrics.jsonl")
+    evaluated = [step for step, values in steps.items() if "eval_loss" in values]
+    if len(evaluated) < 2:
+        return []
+    before, after = steps[evaluated[0]], steps[evaluated[-1]]
+    return [
+        Figures(name, before[key], after[key], meaning)
+        for key, name, meaning in _HELD_OUT
+        if key in before and key in after
+    ]
+
+
+_HELD_OUT = (
+    (
+        "eval_segments/accuracy",
+        "segment accuracy",
+        "share of (chosen, rejected) segment couples that the learned reward a "
+        "token orders as their scores do; 0.5 is chance",
+    ),
+    (
+        "eval_rewards/margins",
+        "reward margin",
+        "β × (log-ratio of the chosen − of the rejected answer)",
+    ),
+    ("eval_rewards/accuracies", "accuracy", "share of pairs with a positive margin"),
+    ("eval_loss", "loss", "mean over the held-out pairs"),
+)
+
+_DIAGNOSTICS = (
+    (
+        "logps/chosen_drop",
+        "fall of the chosen answers",
+        "nats an answer below the reference. Growing with the margin it is likelihood "
+        "displacement: add a supervised term, raise beta or lower the learning rate",
+    ),
+    (
+        "kl/data",
+        "KL to the reference",
+        "nats a token, estimated on the data's answers. Large: raise beta",
+    ),
+    (
+        "rewards/longer_preferred",
+        "longer answer preferred",
+        "share of pairs; compare with the next line. Higher: length is being learned "
+        "(r_dpo, ld_dpo, simpo and mean1 correct for it)",
+    ),
+    ("tokens/longer_chosen", "longer answer chosen", "share of pairs in the data"),
+    (
+        "segments/contradictory",
+        "contradictory segment pairs",
+        "share whose chosen segment is scored no higher. Many: skip_contradictory",
+    ),
+    (
+        "segments/zero_weights",
+        "selected segments of weight 0",
+        "share without any gradient. Many: rejected_weight inverted or uniform",
+    ),
+    (
+        "segments/drift_selected",
+        "drift of selected tokens",
+        "mean |log-ratio| of tokens that the loss moves",
+    ),
+    (
+        "segments/drift_unselected",
+        "drift of the other tokens",
+        "mean |log-ratio| of tokens that it does not. Large: add dpo_weight",
+    ),
+)
+
+
+def _diagnostics(steps: Mapping[int, Mapping[str, Any]]) -> str:
+    """Show the last value of what warns, of the held-out part where there is one."""
+    last: dict[str, Any] = {}
+    for values in steps.values():
+        last.update(values)
+
+    def find(key: str) -> Any:
+        return last.get(f"eval_{key}", last.get(key))
+
+    aspects = sorted(
+        {
+            key.removeprefix("eval_")
+            for key in last
+            if key.removeprefix("eval_").startswith("segments/accuracy/")
+        }
+    )
+    shown = [
+        *_DIAGNOSTICS,
+        *(
+            (
+                key,
+                f"segment accuracy, {key.rsplit('/', 1)[1]}",
+                "couples ordered as this aspect's scores order them; 0.5 is chance",
+            )
+            for key in aspects
+        ),
+    ]
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td class='n'>{find(key):.3f}</td>"
+        f"<td class='mute'>{html.escape(meaning)}</td></tr>"
+        for key, name, meaning in shown
+        if _number(find(key))
+    )
+    return f"<h2>Diagnostics</h2><table>{rows}</table>" if rows else ""
+
+
+def _held_out(examples: Sequence[Example], beta: float) -> list[str]:
+    if not examples:
+        return []
+    top = _top(examples, beta)
+    return [
+        "<h2>Held-out answers</h2>",
+        "<p>Each segment is coloured by the reward that the model learned for it: "
+        "β × (log π − log π<sub>ref</sub>) a token. "
+        f"<span class='mute'>−{top:.3f}</span> <span class='scale'></span> "
+        f"<span class='mute'>+{top:.3f}</span>. The table beside it has the given "
+        "scores.</p>",
+        *(_pair(example, beta, top) for example in examples),
+    ]
+
+
 def _figures_table(figures: Sequence[Figures]) -> str:
+    if not figures:
+        return ""
     rows = "".join(
         f"<tr><td>{html.escape(f.name)}</td><td class='n'>{f.before:.3f}</td>"
         f"<td class='n'><b>{f.after:.3f}</b></td>"
@@ -153,7 +272,7 @@ def _curve(
     last = max(s for s, _ in points) or 1
     width, height, left, bottom = 360, 190, 46, 24
 
-    def place(step: float, value: float) -> str:
+    def place(step: int, value: float) -> str:
         x = left + (width - left - 8) * step / last
         y = 8 + (height - bottom - 8) * (1 - (value - low) / (high - low))
         return f"{x:.1f},{y:.1f}"

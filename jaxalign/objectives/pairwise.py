@@ -431,7 +431,7 @@ def _sorted_loss(
     return jnp.zeros_like(losses).at[order].set(losses).reshape(shape)
 
 
-def names() -> tuple[str, ...]:
+def names() -> tuple[Name, ...]:
     """Return the names of the pairwise objectives."""
     return get_args(Name)
 

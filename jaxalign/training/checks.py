@@ -106,6 +106,7 @@ def check_tokens(data: PairDataset, model_config: DecoderConfig, model: str) -> 
         int(tokens.max())
         for pair in data.pairs
         for tokens in (pair.prompt, pair.chosen.tokens, pair.rejected.tokens)
+        if tokens.size
     )
     if largest >= model_config.vocab_size:
         raise UserError(

@@ -12,6 +12,7 @@ import jax
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
+from jaxalign.training.alarms import DisplacementAlarm
 from jaxalign.training.metrics import MetricsLog
 from jaxalign.training.step import TrainState
 from jaxalign.types import Metrics
@@ -76,6 +77,7 @@ def fit(
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     extra: Callable[[int], Mapping[str, float]] = lambda step: {},
     show: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+    warn: Callable[[str], None] = lambda text: None,
     preemption: Preemption | None = None,
 ) -> TrainState:
     """Train from step ``start`` to the end and return the final state.
@@ -95,13 +97,15 @@ def fit(
       data_state: the data iterator's state, saved with each checkpoint.
       evaluate: returns ``eval_*`` values.
       extra: more values for a step's line (learning rate, epoch).
-      show: tells the user.
+      show: tells the user how a step went.
+      warn: tells the user what the metrics show together.
       preemption: checked after every step and evaluation batch.
     Raises:
       Preempted: after saving, when SIGTERM came.
       TrainingDiverged: after several updates in a row that were not finite.
     """
     clock = _Clock()
+    alarm = DisplacementAlarm()
     nonfinite = 0
 
     def finish(step: int, fetched: Metrics, evaluated: dict[str, float]) -> None:
@@ -129,6 +133,9 @@ def fit(
             }
             log.write(step, line)
             show(step, line)
+            warning = alarm.update(step, line)
+            if warning is not None:
+                warn(warning)
 
     pending: tuple[int, Metrics, dict[str, float]] | None = None
     if preemption is not None:

@@ -359,6 +359,7 @@ def _train(
             evaluate=evaluate,
             extra=extra,
             show=display.show,
+            warn=progress.say,
             preemption=preemption,
         )
 

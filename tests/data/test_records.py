@@ -94,8 +94,8 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
     "message a text": ({"prompt": ["x"]}, "field prompt[0]: input should be a valid d"),
     "no role": (
         {"prompt": [{"content": "x"}]},
-        "field prompt[0].role is missing. A record needs prompt, chosen and rejected; "
-        "a message role and content",
+        "field prompt[0].role is missing. A record needs prompt, chosen and rejected "
+        "(or prompt, completion and label); a message role and content",
     ),
     "empty role": ({"prompt": [turn("", "x")]}, "field prompt[0].role: string should"),
     "content a list": (
@@ -136,7 +136,8 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
     "no end": (
         {"chosen_segments": [{"start": 0, "scores": {"x": 1}}]},
         "field chosen_segments[0].end is missing. A record needs prompt, chosen and "
-        "rejected; a message role and content; a segment start, end and scores",
+        "rejected (or prompt, completion and label); a message role and content; a "
+        "segment start, end and scores",
     ),
     "start a bool": (
         {"chosen_segments": [segment(False)]},

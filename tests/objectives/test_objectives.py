@@ -7,7 +7,7 @@ several pairs a row, unused places, one-token completions and unequal lengths.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from jaxalign.objectives.token_level import (
     StepDPOConfig,
     TDPOConfig,
     TISConfig,
+    select_tokens,
     tis_weights,
 )
 from jaxalign.objectives.unpaired import BCOConfig, KTOConfig
@@ -61,6 +62,21 @@ class Scene(NamedTuple):
     def tokens(self, dtype: Any = None) -> TokenLogps:
         """Return the numbers as JAX arrays, in float64 where that is on."""
         return TokenLogps(*(jnp.asarray(x, dtype) for x in self[1:]))
+
+
+def make_batch(
+    response: Any, segment: Any, *pairs: Any, **options: Any
+) -> PreferenceBatch:
+    """Make a batch; tokens do not matter where log-probabilities are given."""
+    make: Any = PreferenceBatch
+    zeros: Any = np.zeros_like(response)
+    completions: Any = (zeros, zeros, response, segment)
+    return make(
+        ModelInputs(zeros, zeros, zeros, zeros),
+        Completions(*completions),
+        *pairs,
+        **options,
+    )
 
 
 Layout = tuple[tuple[tuple[int, int] | None, ...], ...]
@@ -100,9 +116,10 @@ def make_scene(
                 here = slice(at, at + length)
                 at += length
                 response[row, here] = 2 * place + side
-                count = int(rng.integers(1, min(SEGMENTS, length) + 1))
-                owner = np.minimum(np.arange(length) * count // length, count - 1)
-                owner[count:][rng.random(length - count) < 0.2] = -1
+                count = int(rng.integers(1, max(1, min(SEGMENTS, length)) + 1))
+                owner = np.arange(length) * count // max(length, 1)
+                later = owner[count:]
+                later[rng.random(len(later)) < 0.2] = -1
                 segment[row, here] = owner
                 there = [k in owner for k in range(SEGMENTS)]
                 segment_mask[row, place, side] = np.cumprod(there)
@@ -114,11 +131,10 @@ def make_scene(
                 shift = rng.normal(0, 0.5, length)
                 ref_logps[row, here] = policy_logps[row, here] - shift
                 kl[row, here] = rng.uniform(0, 0.7, length)
-    zeros = np.zeros((rows, wanted), np.int32)
     return Scene(
-        PreferenceBatch(
-            ModelInputs(zeros, zeros, zeros, zeros),
-            Completions(zeros, zeros, response, segment),
+        make_batch(
+            response,
+            segment,
             scores,
             segment_mask,
             pair_mask,
@@ -153,7 +169,7 @@ class Case(NamedTuple):
         default = type(self.config)
         fresh = default(**_name(self.config))
         given = [
-            f"{k.rstrip('_')}={_short(v)}"
+            _short(v) if k == "mix" else f"{k.rstrip('_')}={_short(v)}"
             for k, v in dataclasses.asdict(self.config).items()
             if v != getattr(fresh, k)
         ]
@@ -168,7 +184,7 @@ def _name(config: objective.Objective) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return "+".join(f"{v:g} {k}" for k, v in value.items())
+        return "+".join(f"{v:g}*{k}" for k, v in value.items())
     return str(value)
 
 
@@ -189,21 +205,26 @@ PLAIN = (
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 
 
+def pairwise(name: str, **options: Any) -> PairwiseConfig:
+    config: Any = PairwiseConfig
+    return config(name=name, **options)
+
+
 def trl_configs() -> Iterator[objective.Objective]:
     """Yield what TRL's DPO and KTO can compute too."""
     yield PairwiseConfig(name="dpo")
     for name in DIVERGENT:
         for options in DIVERGENCES:
-            yield PairwiseConfig(name=name, beta=0.5, **options)
+            yield pairwise(name, beta=0.5, **options)
     for name in PLAIN:
-        yield PairwiseConfig(name=name)
+        yield pairwise(name)
     for name in (*DIVERGENT, *PLAIN):
-        yield PairwiseConfig(name=name, ld_alpha=0.3)
+        yield pairwise(name, ld_alpha=0.3)
     for alpha in (0.0, 1.0):
         yield PairwiseConfig(name="sigmoid", ld_alpha=alpha)
     for name in SMOOTHED:
         for smoothing in (0.1, 0.4):
-            yield PairwiseConfig(name=name, label_smoothing=smoothing, beta=0.7)
+            yield pairwise(name, label_smoothing=smoothing, beta=0.7)
     for tau in (0.2, 1.0):
         yield PairwiseConfig(name="discopop", discopop_tau=tau, beta=1.3)
     yield PairwiseConfig(
@@ -237,7 +258,7 @@ def other_configs() -> Iterator[objective.Objective]:
     yield PairwiseConfig(name="cdpo", beta=0.9, label_smoothing=0.3, ld_alpha=0.5)
     yield PairwiseConfig(name="cdpo", f_divergence_type="js_divergence")
     for name in ("dpop", "rpo", "r_dpo", "simpo", "orpo", "cpo"):
-        yield PairwiseConfig(name=name)
+        yield pairwise(name)
     yield PairwiseConfig(name="dpop", lambda_=2.5, beta=0.4)
     yield PairwiseConfig(name="rpo", alpha=0.3, beta=0.4)
     yield PairwiseConfig(name="r_dpo", alpha=0.5, beta=0.4)
@@ -257,6 +278,10 @@ def other_configs() -> Iterator[objective.Objective]:
     yield SePOConfig(beta=2.0, chosen_share=0.5, rejected_share=0.75)
     yield BCOConfig()
     yield BCOConfig(beta=0.7)
+    yield KTOConfig()
+    yield SFTConfig()
+    yield pairwise("aot", beta=0.6)
+    yield pairwise("aot_unpaired", beta=0.6)
     yield DPO2DConfig()
     yield DPO2DConfig(
         form="vanilla", beta=0.5, dpo_weight=0.4, sft_weight=0.3, normalize="mean1"
@@ -482,3 +507,448 @@ def test_agrees_with_trl(case) -> None:
 def test_every_objective_has_a_source() -> None:
     compared = {c.config.name for c in FORMULA_CASES}
     assert compared == set(objective.CONFIGS)
+
+
+# Gradients.
+
+ONE_EACH: list[objective.Objective] = [
+    *(pairwise(name) for name in names()),
+    PairwiseConfig(name="aot_unpaired", label_smoothing=0.2, ld_alpha=0.3),
+    TDPOConfig(name="tdpo1"),
+    TDPOConfig(name="tdpo2"),
+    TISConfig(),
+    SePOConfig(),
+    StepDPOConfig(),
+    SDPOConfig(),
+    KTOConfig(undesirable_weight=1.5),
+    BCOConfig(),
+    SFTConfig(),
+    DPO2DConfig(),
+    DPO2DConfig(form="vanilla", normalize="mean1", rejected_weight="centred"),
+    MixConfig(mix={"sigmoid": 1.0, "sft": 0.2, "aot": 0.5}, beta=0.3),
+]
+
+
+def name_of(config: objective.Objective) -> str:
+    return Case(config, "").label.replace(" ", ",")
+
+
+@pytest.mark.parametrize(
+    "config",
+    # The reward shift of bco is a constant that depends on all values.
+    [config for config in ONE_EACH if not isinstance(config, BCOConfig)],
+    ids=name_of,
+)
+def test_gradients_are_those_of_the_loss(config) -> None:
+    data = scene(True)
+    fixed = np.zeros(data.policy.shape, bool)
+    if isinstance(config, KTOConfig):
+        # z0 is a constant: its derivative is left out on purpose.
+        fixed = np.asarray(data.batch.completions.response) % 2 == 1
+    with jax.enable_x64(True):
+        batch = jax.tree.map(jnp.asarray, data.batch)
+
+        @jax.jit
+        def total(values: Any) -> Any:
+            values = jnp.where(fixed, data.policy, values)
+            tokens = data.tokens()._replace(policy=values)
+            return objective.loss_of_tokens(
+                tokens, batch, config=config, aspects=ASPECTS
+            )[0]
+
+        check_grads(total, (jnp.asarray(data.policy),), order=1, modes=("rev",))
+
+
+def test_the_constants_of_kto_and_tdpo2_get_no_gradient() -> None:
+    data = scene(False)
+    response = np.asarray(data.batch.completions.response)
+    chosen, rejected = (
+        (response >= 0) & (response % 2 == 0),
+        (response >= 0) & (response % 2 == 1),
+    )
+    got = ours(KTOConfig(beta=0.3), data).gradient
+    assert np.abs(got[chosen]).min() > 0
+    np.testing.assert_array_equal(got[rejected], 0.0)
+    got = ours(TDPOConfig(name="tdpo2"), data).kl_gradient
+    assert np.abs(got[rejected]).min() > 0
+    np.testing.assert_array_equal(got[chosen], 0.0)
+    got = ours(TDPOConfig(name="tdpo1"), data).kl_gradient
+    assert np.abs(got[chosen | rejected]).min() > 0
+
+
+# Layout.
+
+
+@pytest.mark.parametrize("config", ONE_EACH, ids=name_of)
+def test_padding_pairs_and_layout_change_nothing(config) -> None:
+    pairs = [pair for row in LAYOUT for pair in row if pair is not None]
+    spread = make_scene((*((pair, None) for pair in pairs), (None, None)), wanted=11)
+    got, want = ours(config, spread), ours(config, scene(True))
+    assert got.loss == pytest.approx(want.loss, rel=1e-12)
+    there = [
+        np.asarray(x.batch.completions.response) >= 0 for x in (spread, scene(True))
+    ]
+    for a, b in ((got.gradient, want.gradient), (got.kl_gradient, want.kl_gradient)):
+        np.testing.assert_allclose(a[there[0]], b[there[1]], rtol=1e-10, atol=1e-14)
+        np.testing.assert_array_equal(a[~there[0]], 0.0)
+        np.testing.assert_array_equal(b[~there[1]], 0.0)
+
+
+def test_aot_compares_ranks_of_the_whole_batch() -> None:
+    # Margins 1, -3, 2 against the reference's 0, 0.5, -1, in two rows with one unused
+    # place: sorted -3, 1, 2 against -1, 0, 0.5 gives differences -2, 1, 1.5.
+    response = np.array([[0, 2], [0, -1]], np.int32)
+    batch = make_batch(
+        response,
+        np.full_like(response, -1),
+        np.zeros((2, 2, 2, 1, 1)),
+        np.zeros((2, 2, 2, 1), bool),
+        np.array([[True, True], [True, False]]),
+    )
+    tokens = TokenLogps(
+        jnp.array([[1.0, -3], [2, 0]]), jnp.array([[0.0, 0.5], [-1, 0]])
+    )
+    batch = jax.tree.map(jnp.asarray, batch)
+    losses = objective.pair_losses(tokens, batch, PairwiseConfig(name="aot", beta=1.0))
+    want = [math.log1p(math.exp(-d)) for d in (1.0, -2.0, 1.5)]
+    np.testing.assert_allclose(losses[np.asarray(batch.pair_mask)], want, rtol=1e-6)
+    loss, _ = objective.loss_of_tokens(
+        tokens, batch, config=PairwiseConfig(name="aot", beta=1.0)
+    )
+    assert float(loss) == pytest.approx(sum(want) / 3, rel=1e-6)
+
+
+# Numbers that a person can redo.
+
+
+def tiny_batch(response: list[int], labels: list[bool] | None = None) -> Any:
+    """Make one row whose places are all used, without segments."""
+    given = np.array([response])
+    places = max(response) // 2 + 1
+    batch = make_batch(
+        given,
+        np.full_like(given, -1),
+        np.zeros((1, places, 2, 1, 1)),
+        np.zeros((1, places, 2, 1), bool),
+        np.ones((1, places), bool),
+        labels=None if labels is None else np.array([labels]),
+    )
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def test_tail_weights_are_one_as_far_as_the_shorter_response() -> None:
+    batch = tiny_batch([0, 0, 0, 1, 2, 3, 3, 4, 5, -1])
+    got = policy.tail_weights(batch, 0.25)
+    want = [1, 0.25, 0.25, 1, 1, 1, 0.25, 1, 1]
+    np.testing.assert_array_equal(got[0, :9], want)
+    ones = jnp.ones((1, 10)).at[0, 9].set(0.0)
+    sums = policy.pair_logps(TokenLogps(ones, 0 * ones), batch, got).logps
+    np.testing.assert_array_equal(sums[0], [[1.5, 1], [1, 1.25], [1, 1]])
+
+
+def test_kto_z0_is_cut_at_zero_and_is_a_constant() -> None:
+    batch = tiny_batch([0, 1, 2, 3], [True, False])
+    config = KTOConfig(beta=1.0, undesirable_weight=2.0)
+
+    def loss(mismatched: float) -> tuple[Any, Any]:
+        def total(values: Any) -> Any:
+            tokens = TokenLogps(values, jnp.zeros((1, 4)))
+            return objective.loss_of_tokens(tokens, batch, config=config)[0]
+
+        return jax.value_and_grad(total)(
+            jnp.array([[1.0, mismatched - 1, -2.0, mismatched + 1]])
+        )
+
+    def want(z0: float) -> float:
+        good = 1 - 1 / (1 + math.exp(-(1.0 - z0)))
+        bad = 1 - 1 / (1 + math.exp(-(z0 + 2.0)))
+        return (good + 2 * bad) / 2
+
+    for mismatched, z0 in ((-7.0, 0.0), (0.5, 0.5), (3.0, 3.0)):
+        value, gradient = loss(mismatched)
+        assert float(value) == pytest.approx(want(z0), rel=1e-5)
+        np.testing.assert_array_equal(gradient[0, [1, 3]], 0.0)
+        assert np.abs(np.asarray(gradient[0, [0, 2]])).min() > 0
+
+
+def test_kto_and_bco_work_with_labels_of_one_kind_and_no_mismatched_completion() -> (
+    None
+):
+    batch = tiny_batch([0, 2], [True, True])
+    tokens = TokenLogps(jnp.array([[1.0, 3.0]]), jnp.zeros((1, 2)))
+    loss, _ = objective.loss_of_tokens(tokens, batch, config=KTOConfig(beta=1.0))
+    want = (1 / (1 + math.exp(1)) + 1 / (1 + math.exp(3))) / 2
+    assert float(loss) == pytest.approx(want, rel=1e-6)
+    # The reward shift is the mean of the one kind there is: 2.
+    loss, _ = objective.loss_of_tokens(tokens, batch, config=BCOConfig(beta=1.0))
+    want = (math.log1p(math.exp(1)) + math.log1p(math.exp(-1))) / 2
+    assert float(loss) == pytest.approx(want, rel=1e-6)
+
+
+def test_tis_weights() -> None:
+    config = TISConfig(
+        positive_model="p", negative_model="n", mu=2.0, lower=-1.0, upper=0.5, scale=3.0
+    )
+    ratios = jnp.array([-4.0, 0.25, 2.0])
+    for chosen, sign in ((True, 1), (False, -1)):
+        want = [3 * math.exp(sign * 2 * h) for h in (-1, 0.25, 0.5)]
+        got = tis_weights(ratios, chosen=chosen, config=config)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_sepo_keeps_the_best_chosen_and_the_worst_rejected_tokens() -> None:
+    scores = jnp.array([[5.0, 1, 7, 5, 2, 9, 2, 4, 3, 99]])
+    response = jnp.array([[0, 0, 0, 0, 1, 1, 1, 1, 1, -1]])
+    config = SePOConfig(chosen_share=0.5, rejected_share=0.2)
+    got = select_tokens(scores, response, config)
+    # Two of four: 7 and the first of the two 5; one of five: the first 2.
+    assert np.flatnonzero(got[0]).tolist() == [0, 2, 4]
+
+
+def test_sft_is_a_mean_over_tokens_and_a_mix_adds_weighted_means() -> None:
+    batch = tiny_batch([0, 1, 2, 2, 2, 3])
+    tokens = TokenLogps(jnp.array([[-1.0, -9, -2, -3, -6, -9]]), jnp.zeros((1, 6)))
+    loss, _ = objective.loss_of_tokens(tokens, batch, config=SFTConfig())
+    assert float(loss) == pytest.approx(3.0)
+    config = MixConfig(mix={"sft": 0.5, "hinge": 2.0}, beta=0.1)
+    loss, metrics = objective.loss_of_tokens(tokens, batch, config=config)
+    # D = 8 and -2: hinge 0.2 and 1.2.
+    assert float(loss) == pytest.approx(0.5 * 3 + 2 * 0.7, rel=1e-6)
+    assert float(metrics["loss"].value) == pytest.approx(float(loss))
+    assert float(metrics["loss/sft"].value) == pytest.approx(3.0)
+    assert float(metrics["loss/hinge"].value) == pytest.approx(0.7)
+
+
+# Values that must stay finite, in float32.
+
+HARD: list[objective.Objective] = [
+    *ONE_EACH,
+    *(pairwise(name, **options) for name in DIVERGENT for options in DIVERGENCES[1:]),
+    PairwiseConfig(name="discopop", discopop_tau=1.0, beta=10.0),
+    PairwiseConfig(name="exo_pair", beta=10.0),
+    PairwiseConfig(name="orpo", beta=10.0),
+    PairwiseConfig(name="cdpo", beta=10.0),
+    SePOConfig(chosen_share=1.0, rejected_share=1.0),
+]
+
+
+@functools.cache
+def hard_scenes() -> dict[str, Scene]:
+    shape: Layout = ((None, None, None),) * len(LAYOUT)
+    base = make_scene()
+    masked = base._replace(
+        batch=base.batch._replace(pair_mask=np.zeros_like(base.batch.pair_mask))
+    )
+    empty: Layout = (((0, 3), (4, 0), None), ((0, 0), (2, 2), None), *shape[2:])
+    found = {
+        "no pair": make_scene(shape),
+        "only pairs that do not count": masked,
+        "empty responses": make_scene(empty),
+        "nothing but empty responses": make_scene((((0, 0),) * 3,) * len(LAYOUT)),
+        "one token each": make_scene((((1, 1),) * 3,) * len(LAYOUT)),
+    }
+    response = np.asarray(base.batch.completions.response)
+    for side in (0, 1):
+        mine = (response >= 0) & (response % 2 == side)
+        far = np.where(mine, -1e4, base.policy), np.where(mine, -1e4, base.reference)
+        found[f"policy far below, side {side}"] = base._replace(policy=far[0])
+        found[f"reference far below, side {side}"] = base._replace(reference=far[1])
+        found[f"policy certain, side {side}"] = base._replace(
+            policy=np.where(mine, 0.0, base.policy)
+        )
+        found[f"divergence large, side {side}"] = base._replace(
+            kl=np.where(mine, 1e4, base.kl)
+        )
+    found["both far below"] = base._replace(
+        policy=np.where(response % 2 == 0, -1e4, 0.0) * (response >= 0),
+        reference=np.where(response % 2 == 1, -1e4, 0.0) * (response >= 0),
+    )
+    found["equal"] = base._replace(reference=base.policy)
+    return found
+
+
+@pytest.mark.parametrize("config", HARD, ids=name_of)
+def test_stays_finite(config) -> None:
+    @jax.jit
+    def compute(policy: Any, reference: Any, kl: Any, batch: Any) -> Any:
+        return jax.value_and_grad(
+            lambda p, k: objective.loss_of_tokens(
+                TokenLogps(p, reference, k), batch, config=config, aspects=ASPECTS
+            ),
+            argnums=(0, 1),
+            has_aux=True,
+        )(policy, kl)
+
+    for title, data in hard_scenes().items():
+        values = compute(*data.tokens(jnp.float32)[:3], data.batch)
+        for leaf in jax.tree.leaves(values):
+            assert leaf.dtype == jnp.float32
+            assert np.isfinite(leaf).all(), title
+        if not data.batch.pair_mask.any():
+            for leaf in jax.tree.leaves(values[1]):
+                np.testing.assert_array_equal(leaf, 0.0)
+            assert float(values[0][0]) == 0.0
+
+
+# The divergence of whole distributions.
+
+
+def dense(
+    hidden: np.ndarray, head: np.ndarray, source: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the states [b c d] and log-probabilities [b c v] in float64."""
+    states = np.stack([h[s] for h, s in zip(hidden, source, strict=True)])
+    logits = states @ head
+    top = logits.max(-1, keepdims=True)
+    total = np.log(np.exp(logits - top).sum(-1, keepdims=True)) + top
+    return states, logits - total
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_divergences_agree_with_dense_float64(chunk, trained) -> None:
+    rng = np.random.default_rng(5)
+    rows, length, wanted, width, vocabulary = 2, 9, 7, 5, 11
+    hidden, ref_hidden = rng.normal(size=(2, rows, length, width))
+    head, ref_head = rng.normal(size=(2, width, vocabulary))
+    source = rng.integers(0, length, (rows, wanted))
+    target = rng.integers(0, vocabulary, (rows, wanted))
+    response = np.array([[0, 0, 1, 1, 2, 3, -1], [0, 1, 1, -1, -1, -1, -1]])
+    by_logp, by_kl = rng.normal(size=(2, rows, wanted))
+
+    there = (response >= 0)[..., None]
+    states, full = dense(hidden, head, source)
+    _, ref_full = dense(ref_hidden, ref_head, source)
+    picked = np.eye(vocabulary)[target]
+    want = (
+        (there * picked * full).sum(-1),
+        (there * picked * ref_full).sum(-1),
+        (there * np.exp(ref_full) * (ref_full - full)).sum(-1),
+    )
+    # d logp / d logits = onehot - p and d KL / d logits = p - p_ref.
+    p, p_ref = np.exp(full), np.exp(ref_full)
+    slope = there * (by_logp[..., None] * (picked - p) + by_kl[..., None] * (p - p_ref))
+    hidden_gradient = np.zeros_like(hidden)
+    for row in range(rows):
+        np.add.at(hidden_gradient[row], source[row], slope[row] @ head.T)
+    head_gradient = np.einsum("bcd,bcv->dv", states, slope)
+
+    completions = Completions(
+        *(jnp.asarray(x) for x in (source, target, response, response * 0))
+    )
+
+    def scored(head: Any, hidden: Any, ref_head: Any, ref_hidden: Any) -> Any:
+        return logps.token_logps_and_kl(
+            lambda v, h: h @ v["head"],
+            *({"head": head}, hidden, {"head": ref_head}, ref_hidden, completions),
+            chunk_size=chunk,
+        )
+
+    def total(*values: Any) -> Any:
+        logp, ref_logp, kl = scored(*values)
+        return (by_logp * logp + by_kl * kl + ref_logp).sum()
+
+    given = [jnp.asarray(x, jnp.float32) for x in (head, hidden, ref_head, ref_hidden)]
+    for got, wanted_values in zip(scored(*given), want, strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, wanted_values, rtol=1e-5, atol=3e-6)
+    arguments = (0, 1) if trained else (1,)
+    found = jax.grad(total, argnums=arguments)(*given)
+    if trained:
+        np.testing.assert_allclose(found[0], head_gradient, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[-1], hidden_gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_is_zero_where_the_models_agree_and_never_negative() -> None:
+    rng = np.random.default_rng(6)
+    hidden = jnp.asarray(rng.normal(0, 30, (2, 4, 5)), jnp.float32)
+    head = jnp.asarray(rng.normal(0, 3, (5, 50)), jnp.float32)
+    other = hidden + jnp.asarray(rng.normal(0, 1, hidden.shape), jnp.float32)
+    zeros = jnp.zeros((2, 4), jnp.int32)
+    source = jnp.tile(jnp.arange(4), (2, 1))
+    completions = Completions(source, zeros, zeros, zeros)
+    variables = {"head": head}
+
+    def kl(ref_hidden: Any) -> Any:
+        return logps.token_logps_and_kl(
+            lambda v, h: h @ v["head"],
+            *(variables, hidden, variables, ref_hidden, completions),
+        )[2]
+
+    np.testing.assert_array_equal(kl(hidden), 0.0)
+    assert float(kl(other).min()) >= -1e-5
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: PairwiseConfig(gamma=0.5), "gamma has no effect for sigmoid: got 0.5"),
+        (lambda: PairwiseConfig(name="hinge", label_smoothing=0.1), "label_smoothing"),
+        (lambda: PairwiseConfig(name="simpo", ld_alpha=0.5), "ld_alpha has no effect"),
+        (
+            lambda: PairwiseConfig(name="aot", f_divergence_type="js_divergence"),
+            "f_divergence_type has no effect for aot",
+        ),
+        (lambda: TDPOConfig(name="tdpo1", alpha=0.5), "alpha has no effect for tdpo1"),
+        (lambda: TDPOConfig(alpha=-1.0), "alpha must be at least 0"),
+        (
+            lambda: PairwiseConfig(f_alpha_divergence_coef=0.7),
+            "f_alpha_divergence_coef has no effect without",
+        ),
+        (
+            lambda: MixConfig(mix={"sigmiod": 1.0}),
+            "cannot hold 'sigmiod'.*sigmoid",
+        ),
+        (lambda: MixConfig(mix={"kto": 1.0}), "cannot hold 'kto'"),
+        (lambda: MixConfig(mix={}), "mix is empty"),
+        (lambda: MixConfig(mix={"sft": 0.0}), "weight of sft must be positive"),
+        (
+            lambda: MixConfig(mix={"sigmoid": 1.0, "sft": 0.1}, gamma=0.5),
+            "gamma has no effect: no member of the mix sigmoid, sft",
+        ),
+        (
+            lambda: MixConfig(mix={"tdpo1": 1.0}, alpha=0.5),
+            "alpha has no effect: no member",
+        ),
+        (
+            lambda: MixConfig(mix={"robust": 1.0}, label_smoothing=0.5),
+            "below 0.5 for robust",
+        ),
+        (
+            lambda: PairwiseConfig(name="robust", label_smoothing=0.5),
+            "below 0.5 for robust",
+        ),
+        (
+            lambda: PairwiseConfig(name="exo_pair", label_smoothing=0.0),
+            "above 0 for exo_pair",
+        ),
+        (lambda: PairwiseConfig(name="cdpo", label_smoothing=0.7), "must lie in"),
+        (lambda: PairwiseConfig(beta=-0.1), "beta must be a positive number"),
+        (lambda: PairwiseConfig(beta=float("inf")), "beta must be a positive number"),
+        (lambda: PairwiseConfig(name="ld_dpo", alpha=1.5), "alpha must lie between 0"),
+        (lambda: PairwiseConfig(ld_alpha=-0.1), "ld_alpha must lie between 0 and 1"),
+        (lambda: PairwiseConfig(name="dpop", lambda_=-1.0), "lambda_ must lie between"),
+        (
+            lambda: PairwiseConfig(name="discopop", discopop_tau=0.0),
+            "discopop_tau must lie in",
+        ),
+        (lambda: TISConfig(mu=1.0), "mu has no effect without objective.positive_mod"),
+        (lambda: TISConfig(positive_model="p"), "negative_model is missing"),
+        (lambda: SePOConfig(negative_model="n"), "positive_model is missing"),
+        (lambda: SePOConfig(chosen_share=0.0), "chosen_share must lie in"),
+        (
+            lambda: TISConfig(
+                positive_model="p", negative_model="n", lower=1.0, upper=0.0
+            ),
+            "lower and upper must lie between",
+        ),
+        (lambda: KTOConfig(desirable_weight=-1.0), "desirable_weight must be at least"),
+        (lambda: BCOConfig(beta=0.0), "beta must be a positive number"),
+    ],
+)
+def test_bad_options_are_refused_by_name(make, match) -> None:
+    with pytest.raises(UserError, match=match):
+        make()

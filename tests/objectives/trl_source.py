@@ -6,17 +6,24 @@ CPO and ORPO lend their preference term alone: their likelihood term is a mean o
 tokens of a batch, prompts included.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from trl import DPOTrainer, KTOTrainer
-from trl.experimental.cpo import CPOTrainer
-from trl.experimental.orpo import ORPOTrainer
 
 from tests.objectives.reference_objectives import Example, Side
+
+
+with warnings.catch_warnings():
+    # Of being experimental.
+    warnings.simplefilter("ignore")
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.kto_trainer import KTOTrainer
 
 
 LOSS_TYPES = (
