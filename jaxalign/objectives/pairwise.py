@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import chex
@@ -365,23 +366,33 @@ def _given(value: float | None) -> float:
 
 
 def _divergence(ratio: Array, config: PairwiseConfig) -> Array:
-    """Return f'(exp(ratio)) up to a constant; the exponent is capped to stay finite."""
+    """Return f'(exp(ratio)) up to a constant."""
     match config.f_divergence_type:
         case "forward_kl":
-            return 1 - jnp.exp(jnp.minimum(-ratio, _CAP))
+            return -_expm1(-ratio)
         case "js_divergence":
             return jnp.log(2.0) + jax.nn.log_sigmoid(ratio)
         case "alpha_divergence":
             power = _given(config.f_alpha_divergence_coef) - 1
             if abs(power) < 1e-6:
                 return ratio
-            return (jnp.exp(jnp.minimum(power * ratio, _CAP)) - 1) / power
+            return _expm1(power * ratio) / power
         case _:
             return ratio
 
 
-_CAP = 40.0
-"""The square of exp(40) is still a float32."""
+def _expm1(x: Array) -> Array:
+    """Return exp(x) - 1, going on as a straight line where it would grow too large.
+
+    Its square stays a float32, and a response that has fallen that far still gets a
+    gradient.
+    """
+    return jnp.expm1(jnp.minimum(x, _LINEAR_FROM)) + math.exp(
+        _LINEAR_FROM
+    ) * jax.nn.relu(x - _LINEAR_FROM)
+
+
+_LINEAR_FROM = 30.0
 
 
 def _without_reference(

@@ -287,7 +287,7 @@ def select_tokens(
     )
     share = jnp.where(rejected, config.rejected_share, config.chosen_share)
     # Rounded first: 0.3 × 10 is a little more than 3 in floating point.
-    kept = jnp.ceil(jnp.round(share * count, 4))
+    kept = jnp.maximum(jnp.ceil(jnp.round(share * count, 4)), 1)
     return (response >= 0) & (rank < kept)
 
 

@@ -729,6 +729,16 @@ HARD: list[objective.Objective] = [
     PairwiseConfig(name="orpo", beta=10.0),
     PairwiseConfig(name="cdpo", beta=10.0),
     SePOConfig(chosen_share=1.0, rejected_share=1.0),
+    SePOConfig(chosen_share=1e-5, rejected_share=1e-5),
+    # Just above 1, the coefficient divides a large exponential by next to nothing.
+    *(
+        PairwiseConfig(
+            name="ipo",
+            f_divergence_type="alpha_divergence",
+            f_alpha_divergence_coef=coefficient,
+        )
+        for coefficient in (1.001, 1.01, 2.0)
+    ),
 ]
 
 

@@ -175,7 +175,7 @@ def test_weights_are_refused_where_the_batch_is_sorted(files, tmp_path) -> None:
         run(files, tmp_path / "run", "weighted.jsonl", {"name": "aot"})
 
 
-def test_train_from_the_command_line_writes_a_report(files, tmp_path, capsys) -> None:
+def test_train_from_the_command_line_writes_a_report(files, tmp_path) -> None:
     model, directory = files
     flags = {
         "model": model,
@@ -190,7 +190,9 @@ def test_train_from_the_command_line_writes_a_report(files, tmp_path, capsys) ->
         "objective.mix": json.dumps({"hinge": 1.0, "sft": 0.2}),
         "objective.beta": 0.2,
     }
-    assert main(["train", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *(f"--{name}={value}" for name, value in flags.items())])
+    assert ended.value.code == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "jaxalign: mix on" in page and "Diagnostics" in page
     assert "fall of the chosen answers" in page
