@@ -22,16 +22,19 @@ def masked_mean(values: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Mean:
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.astype(jnp.float32).sum())
 
 
-def pair_metrics(tokens: TokenLogps, batch: PreferenceBatch, *, beta: float) -> Metrics:
+def pair_metrics(
+    tokens: TokenLogps, batch: PreferenceBatch, *, beta: float, reference: bool = True
+) -> Metrics:
     """Return the metrics of whole pairs under TRL's names.
 
     ``rewards/*`` are beta × (log pi - log pi_ref) of whole completions, whatever the
-    objective; a tie counts as not accurate. ``rewards/longer_preferred`` is how often
-    the longer response has the higher reward, beside ``tokens/longer_chosen``, how
-    often it should. ``logps/chosen_drop`` is how far the chosen responses have fallen
-    below the reference, in nats a response. ``kl/data`` estimates KL(pi_ref || pi) a
-    token on the data's completions, ``mean(exp(h) - 1 - h)`` with h = log pi -
-    log pi_ref (http://joschu.net/blog/kl-approx.html, k3); h is capped at 20.
+    objective (beta × log pi without a reference); a tie counts as not accurate.
+    ``rewards/longer_preferred`` is how often the longer response has the higher reward,
+    beside ``tokens/longer_chosen``, how often it should. ``logps/chosen_drop`` is how
+    far the chosen responses have fallen below the reference, in nats a response.
+    ``kl/data`` estimates KL(pi_ref || pi) a token on the data's completions,
+    ``mean(exp(h) - 1 - h)`` with h = log pi - log pi_ref, capped at 20
+    (http://joschu.net/blog/kl-approx.html, k3).
     """
     pair = pair_logps(tokens, batch)
     mask = batch.pair_mask
@@ -39,6 +42,10 @@ def pair_metrics(tokens: TokenLogps, batch: PreferenceBatch, *, beta: float) -> 
     margins = rewards[..., 0] - rewards[..., 1]
     longer = pair.tokens[..., 0] - pair.tokens[..., 1]
     unequal = mask & (longer != 0)
+    against_reference = {
+        "logps/chosen_drop": masked_mean(-pair.logratios[..., 0], mask),
+        "kl/data": _kl_on_data(tokens, batch),
+    }
     return {
         "rewards/chosen": masked_mean(rewards[..., 0], mask),
         "rewards/rejected": masked_mean(rewards[..., 1], mask),
@@ -49,11 +56,10 @@ def pair_metrics(tokens: TokenLogps, batch: PreferenceBatch, *, beta: float) -> 
         ),
         "logps/chosen": masked_mean(pair.logps[..., 0], mask),
         "logps/rejected": masked_mean(pair.logps[..., 1], mask),
-        "logps/chosen_drop": masked_mean(-pair.logratios[..., 0], mask),
         "tokens/chosen": masked_mean(pair.tokens[..., 0], mask),
         "tokens/rejected": masked_mean(pair.tokens[..., 1], mask),
         "tokens/longer_chosen": masked_mean(_as_float(longer > 0), unequal),
-        "kl/data": _kl_on_data(tokens, batch),
+        **(against_reference if reference else {}),
     }
 
 

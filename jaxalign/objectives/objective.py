@@ -188,7 +188,7 @@ class Needs(NamedTuple):
     kl: bool
     """Whether whole distributions are compared, so that it cannot be cached."""
     coupled: bool
-    """Whether a loss depends on other pairs of the batch."""
+    """Whether a loss depends on other pairs: of the step, or of an evaluation batch."""
     segments: bool
     """Whether records must have segments."""
     token_weights: bool
@@ -429,13 +429,14 @@ def _metrics(
     config: Objective,
     aspects: tuple[str, ...],
 ) -> Metrics:
-    form = needs(config).form
-    if form == "completions":
+    asked, beta = needs(config), beta_of(config)
+    if asked.form == "completions":
         return diagnostics.completion_metrics(tokens, batch)
-    beta = beta_of(config)
-    if form != "pairs":
+    if asked.form != "pairs":
         return diagnostics.label_metrics(tokens, batch, beta=beta)
-    metrics = diagnostics.pair_metrics(tokens, batch, beta=beta)
+    metrics = diagnostics.pair_metrics(
+        tokens, batch, beta=beta, reference=asked.reference
+    )
     for _, part in members(config):
         if isinstance(part, DPO2DConfig):
             result = dpo2d.batch_losses(tokens, batch, part, aspects)

@@ -308,7 +308,7 @@ def sdpo_loss(
     Args:
       chosen_logratios: sums of log-ratios over each segment, in text order.
       rejected_logratios: the same of the other response.
-      chosen_mask: which segments there are; the true ones come first.
+      chosen_mask: which segments there are; a place counts where both sides have one.
       rejected_mask: the same of the other response.
       beta: temperature.
     """

@@ -144,6 +144,7 @@ def fit(
         before = evaluate(state)
         log.write(0, before)
         show(0, before)
+        alarm.update(0, before)
     clock.start()
     for step in range(start + 1, config.num_steps + 1):
         state, fetched = step_fn(state, frozen, put(next(batches)))

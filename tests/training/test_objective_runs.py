@@ -217,3 +217,20 @@ def test_the_displacement_alarm_goes_off_once() -> None:
     for drop, margin in ((1.0, 0.2), (1.0, 0.2), (0.1, 0.2), (1.0, 0.2), (1.0, -0.1)):
         assert calm.update(1, values(drop, margin)) is None
     assert DisplacementAlarm().update(1, {"loss": 1.0}) is None
+
+
+def test_without_a_reference_the_first_evaluation_is_the_measure() -> None:
+    def values(logp: float, margin: float) -> dict[str, float]:
+        return {
+            "eval_logps/chosen": logp,
+            "eval_tokens/chosen": 10.0,
+            "eval_rewards/margins": margin,
+        }
+
+    alarm = DisplacementAlarm()
+    steps = [(-20.0, -1.0), (-21.0, -0.5), (-22.0, 0.0), (-23.0, 0.5)]
+    said = [alarm.update(i, values(*step)) for i, step in enumerate(steps)]
+    assert [text is not None for text in said] == [False, False, False, True]
+    assert said[3] is not None and "0.30 nats a token" in said[3]
+    # Training steps between evaluations say nothing.
+    assert DisplacementAlarm().update(1, {"logps/chosen": -5.0}) is None
