@@ -21,6 +21,7 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.cli import env, parsing
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
+from jaxalign.evaluation import report
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.training import run as run_lib
 from jaxalign.training import run_directory
@@ -77,6 +78,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         return Path(config.out)
 
     monkeypatch.setattr(run_lib, "train", train)
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(report, "held_out_figures", lambda _: [])
     return found
 
 
@@ -127,7 +130,10 @@ def test_commands(shell, tmp_path, monkeypatch, arguments, match) -> None:
         (["--learning_rat", "1"], "--learning_rat. .*mean --optimizer.learning_rate"),
         (["--objective.nam=dpo"], "--objective.nam. Did you mean --objective.name"),
         (["--objective.name", "dop"], "--objective.name 'dop' .*Did you mean dpo?"),
-        (["--objective.name"], "--objective.name '' is not known. Known: dpo, dpo2d"),
+        (
+            ["--objective.name"],
+            "--objective.name '' is not known. Known: aot, ",
+        ),
         (["--adapter.name", "loar"], "--adapter.name 'loar' .*Did you mean lora?"),
         # Of another objective or adapter.
         (
@@ -515,7 +521,7 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
         if what == "replace":
             where[name] = draw(JSON)
         elif what == "drop":
-            where.pop(name)
+            where.pop(name, None)
         else:
             where[draw(st.text(max_size=6))] = draw(JSON)
     return values
