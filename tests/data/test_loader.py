@@ -158,7 +158,7 @@ def test_reference_numbers_follow_their_pair(
 ) -> None:
     # Each number says its pair and its place in it.
     numbers = [
-        1000 * i + np.arange(sum(side.num_completion_tokens for side in pair[1:]))
+        1000 * i + np.arange(sum(side.num_completion_tokens for side in pair[1:3]))
         for i, pair in enumerate(data.pairs)
     ]
     plan = BatchPlan(2, 1, seed=0)

@@ -160,7 +160,7 @@ def check(
     # Tokens that are not in the rendering, before and after what is.
     added = (int(plain and kind.options != {}), int(plain))
     renderings, firsts = [], []
-    for branch, text, side in zip(found[0][1:], texts, borders, strict=True):
+    for branch, text, side in zip(found[0][1:3], texts, borders, strict=True):
         tokens = [*found[0].prompt.tolist(), *branch.tokens.tolist()]
         body = text.strip() if kind.trims else text
         lead = len(text) - len(text.lstrip()) if kind.trims else 0
