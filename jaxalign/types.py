@@ -6,7 +6,7 @@ completion tokens a row, ``p`` pairs a row, 2 responses of a pair (chosen, rejec
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 __all__ = [
     "Completions",
+    "Form",
     "Mean",
     "Metrics",
     "Model",
@@ -21,6 +22,11 @@ __all__ = [
     "PreferenceBatch",
     "Variables",
 ]
+
+Form = Literal["pairs", "labelled", "labelled_kl", "completions"]
+"""What a record becomes for an objective: ``pairs`` as they are; ``labelled`` one
+completion at a time, desirable or not; ``labelled_kl`` the same, each beside the
+completion of another prompt; ``completions`` desirable ones only."""
 
 Variables = dict[str, Any]
 """Flax collections: ``{"params": ..., "lora": ...}``, plain nested dicts of arrays."""

@@ -25,14 +25,7 @@ def chosen_name(
 
     The flags that a command takes depend on it, so it is looked up before parsing.
     """
-    name: Any = default
-    for i, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        following = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
-        if flag == "--config":
-            name = _name_in_file(following, field) or name
-        elif flag == f"--{field}.name":
-            name = following
+    name = _given(arguments, field).get("name", default)
     if not isinstance(name, str) or name not in choices:
         raise UserError(
             f"--{field}.name {name!r} is not known. {did_you_mean(str(name), choices)}"
@@ -45,18 +38,22 @@ def chosen_objective(arguments: Sequence[str]) -> type:
     from jaxalign.objectives.objective import CONFIGS
     from jaxalign.training.config import default_objective
 
-    given = {a.partition("=")[0].removeprefix("--objective.") for a in arguments}
-    for i, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        if flag == "--config":
-            path = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
-            given |= set(_part_in_file(path, "objective"))
-    default = default_objective(given)
+    default = default_objective(_given(arguments, "objective"))
     return CONFIGS[chosen_name(arguments, "objective", CONFIGS, default)]
 
 
-def _name_in_file(path: str, field: str) -> Any:
-    return _part_in_file(path, field).get("name")
+def _given(arguments: Sequence[str], field: str) -> dict[str, Any]:
+    """Return what flags and config files say of a part, the later ones over earlier."""
+    given: dict[str, Any] = {}
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        following = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+        if flag == "--config":
+            found = _part_in_file(following, field)
+            given.update({k: v for k, v in found.items() if v or k != "name"})
+        elif flag.startswith(f"--{field}."):
+            given[flag.removeprefix(f"--{field}.")] = following
+    return given
 
 
 def _part_in_file(path: str, field: str) -> dict[str, Any]:

@@ -1,18 +1,13 @@
 """What a record becomes for an objective: a pair, or completions on their own."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from jaxalign.data.records import Record
 from jaxalign.errors import UserError
+from jaxalign.types import Form
 
 
-__all__ = ["Form", "shape"]
-
-Form = Literal["pairs", "labelled", "labelled_kl", "completions"]
-"""``pairs`` as they are; ``labelled`` one completion at a time, desirable or not;
-``labelled_kl`` the same, each beside the completion of another prompt; ``completions``
-desirable ones only."""
+__all__ = ["shape"]
 
 
 def shape(

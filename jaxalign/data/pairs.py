@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxalign.data import chat, forms
 from jaxalign.data.chat import Branch, TokenizedPair
-from jaxalign.data.forms import Form
 from jaxalign.data.records import Record, aspects_of
 from jaxalign.errors import UserError
+from jaxalign.types import Form
 
 
 __all__ = ["Overflow", "PairDataset", "prepare", "truncate"]
@@ -71,7 +71,7 @@ def prepare(
         prompt's head, then the completions' tails, and the scores of cut segments;
         ``error`` refuses.
       aspects: names of the score axis; default those of the records.
-      form: what the objective reads, see ``data.forms``.
+      form: what the objective reads, see ``types.Form``.
       end_of_turn: False leaves the end of turn out (a step is not an ending).
       learn_prompt: whether the prompt's own tokens are wanted like a completion's.
       progress: wraps the iteration to show it, ``(iterable, total) -> iterable``.

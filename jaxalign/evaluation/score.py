@@ -25,6 +25,7 @@ from jaxalign.objectives.objective import (
     needs,
     pair_losses,
     score_under,
+    weight_models,
 )
 from jaxalign.objectives.pairwise import PairwiseConfig
 from jaxalign.objectives.policy import pair_logps
@@ -85,7 +86,7 @@ class ScoreConfig:
                 "own, as it depends on the batch. Score with another objective, such "
                 "as sigmoid; the log-probabilities are the same"
             )
-        if any(getattr(part, "positive_model", None) for part in parts):
+        if weight_models(self.objective):
             raise UserError(
                 "objective.positive_model has no effect here: score reads token "
                 "weights from the records, chosen_token_weights and "

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.objectives import logps
-from jaxalign.objectives.policy import TokenLogps, pair_logps
+from jaxalign.objectives.policy import PairLogps, TokenLogps, pair_logps
 from jaxalign.types import Completions, Mean, Metrics, PreferenceBatch
 
 
@@ -12,6 +12,7 @@ __all__ = [
     "completion_metrics",
     "label_metrics",
     "masked_mean",
+    "mismatched_kl",
     "pair_metrics",
     "segment_metrics",
 ]
@@ -76,7 +77,6 @@ def label_metrics(
     rewards = beta * pair.logratios[..., 0]
     good, bad = batch.pair_mask & batch.labels, batch.pair_mask & ~batch.labels
     right = jnp.where(batch.labels, rewards > 0, rewards < 0)
-    mismatched = batch.pair_mask & (pair.tokens[..., 1] > 0)
     return {
         "rewards/chosen": masked_mean(rewards, good),
         "rewards/rejected": masked_mean(rewards, bad),
@@ -86,9 +86,15 @@ def label_metrics(
         "logps/chosen_drop": masked_mean(-pair.logratios[..., 0], good),
         "tokens/chosen": masked_mean(pair.tokens[..., 0], good),
         "tokens/rejected": masked_mean(pair.tokens[..., 0], bad),
-        "kl": masked_mean(pair.logratios[..., 1], mismatched),
+        "kl": mismatched_kl(pair, batch),
         "kl/data": _kl_on_data(tokens, batch),
     }
+
+
+def mismatched_kl(pair: PairLogps, batch: PreferenceBatch) -> Mean:
+    """Return KTO's estimate of the KL to the reference: H of mismatched completions."""
+    mismatched = batch.pair_mask & (pair.tokens[..., 1] > 0)
+    return masked_mean(pair.logratios[..., 1], mismatched)
 
 
 def completion_metrics(tokens: TokenLogps, batch: PreferenceBatch) -> Metrics:

@@ -40,7 +40,7 @@ from jaxalign.objectives.token_level import (
     TISConfig,
 )
 from jaxalign.objectives.unpaired import BCOConfig, KTOConfig
-from jaxalign.types import Mean, Metrics, Model, PreferenceBatch, Variables
+from jaxalign.types import Form, Mean, Metrics, Model, PreferenceBatch, Variables
 
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "pair_losses",
     "score",
     "score_under",
+    "weight_models",
 ]
 
 Single = (
@@ -181,8 +182,8 @@ def _options(name: str) -> set[str]:
 class Needs(NamedTuple):
     """What an objective asks of data and model."""
 
-    form: Literal["pairs", "labelled", "labelled_kl", "completions"]
-    """What a record becomes, see ``data.forms``."""
+    form: Form
+    """What a record becomes."""
     reference: bool
     """Whether there is a reference at all."""
     kl: bool
@@ -206,7 +207,7 @@ def needs(config: Objective) -> Needs:
     def of(*kinds: type) -> bool:
         return any(isinstance(part, kinds) for part in parts)
 
-    form: Literal["pairs", "labelled", "labelled_kl", "completions"] = "pairs"
+    form: Form = "pairs"
     if of(KTOConfig):
         form = "labelled_kl"
     elif of(BCOConfig):
@@ -235,6 +236,16 @@ def needs(config: Objective) -> Needs:
             for part in parts
         ),
     )
+
+
+def weight_models(config: Objective) -> dict[str, str]:
+    """Return the checkpoints that token weights come from, by their option's name."""
+    return {
+        name: getattr(part, name)
+        for _, part in members(config)
+        if isinstance(part, TISConfig | SePOConfig) and part.positive_model is not None
+        for name in ("positive_model", "negative_model")
+    }
 
 
 def beta_of(config: Objective) -> float:
@@ -277,7 +288,7 @@ def score_under(
 ) -> TokenLogps:
     """Score the completion tokens under two given models, without training."""
     if needs(config).kl:
-        return policy_and_kl(variables, ref_variables, batch, None, model=models[0])
+        return policy_and_kl(variables, ref_variables, batch, None, models=models)
     return TokenLogps(
         policy_token_logps(variables, batch, model=models[0]),
         policy_token_logps(ref_variables, batch, model=models[1]),
@@ -381,11 +392,10 @@ def _labelled_losses(
             f"form={needs(config).form!r}"
         )
     pair = pair_logps(tokens, batch)
-    own, other = pair.logratios[..., 0], pair.logratios[..., 1]
+    own = pair.logratios[..., 0]
     if isinstance(config, BCOConfig):
         return unpaired.bco_loss(own, batch.labels, config=config, mask=batch.pair_mask)
-    mismatched = batch.pair_mask & (pair.tokens[..., 1] > 0)
-    kl = diagnostics.masked_mean(other, mismatched).value
+    kl = diagnostics.mismatched_kl(pair, batch).value
     return unpaired.kto_loss(own, batch.labels, kl, config=config)
 
 
@@ -401,7 +411,7 @@ def loss_of_tokens(
     The loss is the mean over pairs (or single completions) of weight × loss, for sft
     over the tokens; of a mix the weighted sum of those.
     """
-    parts = members(config)
+    parts, mixed = members(config), isinstance(config, MixConfig)
     loss: Any = jnp.zeros(())
     metrics: Metrics = {}
     pairs = batch.pair_mask.sum().astype(jnp.float32)
@@ -415,9 +425,8 @@ def loss_of_tokens(
             count = jnp.where(batch.pair_mask, of_chosen, 0).sum()
         mean = Mean(jnp.where(batch.pair_mask, losses, 0).sum(), count)
         loss = loss + factor * mean.total / jnp.maximum(mean.weight, 1)
-        mixed = isinstance(config, MixConfig)
         metrics[f"loss/{part.name}" if mixed else "loss"] = mean
-    if isinstance(config, MixConfig):
+    if mixed:
         metrics["loss"] = Mean(loss * pairs, pairs)
     metrics.update(_metrics(tokens, batch, config, aspects))
     return loss, metrics

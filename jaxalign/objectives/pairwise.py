@@ -23,6 +23,8 @@ __all__ = [
     "check_common",
     "dpo_loss",
     "logistic_loss",
+    "names",
+    "options",
     "pairwise_loss",
 ]
 

@@ -128,9 +128,9 @@ def score_tokens(
     else:
         variables = trees.combine(trainable, frozen)
     if kl:
-        return policy_and_kl(
-            variables, reference_variables(trainable, frozen), batch, key, model=model
-        )
+        ref_variables = reference_variables(trainable, frozen)
+        models = (model, model)
+        return policy_and_kl(variables, ref_variables, batch, key, models=models)
     policy = policy_token_logps(variables, batch, model=model, key=key)
     if not reference:
         return TokenLogps(policy, jnp.zeros_like(policy))
@@ -149,12 +149,16 @@ def policy_and_kl(
     batch: PreferenceBatch,
     key: Key[Array, ""] | None,
     *,
-    model: Model,
+    models: tuple[Model, Model],
 ) -> TokenLogps:
-    """Score under both models and compare their whole distributions, chunk by chunk."""
+    """Score under policy and reference and compare their whole distributions.
+
+    The two models may have cut their layers differently; their heads are the same.
+    """
+    model, ref_model = models
     keys = {} if key is None else {"key": key}
     hidden = model.hidden_fn(variables, batch.inputs, **keys)
-    ref_hidden = jax.lax.stop_gradient(model.hidden_fn(ref_variables, batch.inputs))
+    ref_hidden = jax.lax.stop_gradient(ref_model.hidden_fn(ref_variables, batch.inputs))
     policy, reference, kl = logps.token_logps_and_kl(
         model.logits_fn, variables, hidden, ref_variables, ref_hidden, batch.completions
     )

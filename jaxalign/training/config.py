@@ -13,7 +13,7 @@ from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.objective import CONFIGS, Objective, members, needs
+from jaxalign.objectives.objective import CONFIGS, Objective, needs, weight_models
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training.metrics import parse_report_to
 from jaxalign.training.optimizer import OptimizerConfig
@@ -165,14 +165,8 @@ class TrainConfig:
                 f"reference cached keeps one number a token, but {name} compares whole "
                 "distributions: use --reference adapter_off or a directory"
             )
-        estimated = any(
-            getattr(part, "positive_model", None) for _, part in members(self.objective)
-        )
-        if (
-            self.reference_cache is not None
-            and self.reference != "cached"
-            and not estimated
-        ):
+        kept = self.reference == "cached" or weight_models(self.objective)
+        if self.reference_cache is not None and not kept:
             raise UserError(
                 "reference_cache has no effect without --reference cached: got "
                 f"reference={self.reference}"

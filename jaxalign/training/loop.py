@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from jaxalign.checkpoints.state import StateStore
-from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training.alarms import DisplacementAlarm
 from jaxalign.training.metrics import MetricsLog
@@ -219,10 +218,3 @@ class _Pause:
 
     def __exit__(self, *_: object) -> None:
         self.clock._mark += time.perf_counter() - self.begin
-
-
-def check_positive(**values: int | None) -> None:
-    """Refuse counts below 1."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1: got {value}")

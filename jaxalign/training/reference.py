@@ -106,13 +106,11 @@ def estimated_weights(scorer: Scorer) -> PerToken:
         good, bad = (
             scorer.score(
                 load_lib.load(
-                    getattr(part, name),
-                    dtype=jnp.dtype(scorer.config.dtype),
-                    mesh=scorer.mesh,
+                    path, dtype=jnp.dtype(scorer.config.dtype), mesh=scorer.mesh
                 ),
                 name,
             )
-            for name in ("positive_model", "negative_model")
+            for name, path in objective.weight_models(scorer.config.objective).items()
         )
 
         evaluation = scorer.evaluation

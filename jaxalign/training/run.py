@@ -26,7 +26,6 @@ from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.layers import DecoderConfig
 from jaxalign.objectives import objective
-from jaxalign.objectives.token_level import SePOConfig, TISConfig
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
 from jaxalign.training import loop, progress, reference, run_directory
@@ -144,14 +143,13 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
     if isinstance(config.adapter, LoRAConfig):
         layers = lora.linear_layers(shapes)
         selection.check_targets(config.adapter.targets, (path for path, _ in layers))
-    others = [("the reference", config.reference)]
-    for _, part in objective.members(config.objective):
-        if isinstance(part, TISConfig | SePOConfig):
-            others.append(("objective.positive_model", part.positive_model or ""))
-            others.append(("objective.negative_model", part.negative_model or ""))
-    for what, other in others:
-        if other in ("", "adapter_off", "cached"):
-            continue
+    others = {
+        f"objective.{name}": path
+        for name, path in objective.weight_models(config.objective).items()
+    }
+    if config.reference not in ("adapter_off", "cached"):
+        others["the reference"] = config.reference
+    for what, other in others.items():
         if load_lib.open_config(other)[0] != model_config:
             raise UserError(
                 f"{what} {other} is not of the same architecture as "
@@ -232,10 +230,8 @@ def _fingerprints(config: TrainConfig) -> dict[str, str]:
         sources["eval_data"] = run_directory.hash_file(config.eval_data)
     if config.reference not in ("adapter_off", "cached"):
         sources["reference"] = tensors.fingerprint(Path(config.reference))
-    for _, part in objective.members(config.objective):
-        if isinstance(part, TISConfig | SePOConfig) and part.positive_model:
-            for name in ("positive_model", "negative_model"):
-                sources[name] = tensors.fingerprint(Path(getattr(part, name)))
+    for name, path in objective.weight_models(config.objective).items():
+        sources[name] = tensors.fingerprint(Path(path))
     return sources
 
 

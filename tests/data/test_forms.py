@@ -7,6 +7,7 @@ import pytest
 
 from jaxalign.data import chat, forms, loader, pairs, records
 from jaxalign.errors import UserError
+from jaxalign.types import Form
 from tests import synthetic
 
 
@@ -19,7 +20,7 @@ def parse(*rows: dict[str, Any]) -> list[records.Record]:
     return [records.parse(row, f"f:{i + 1}") for i, row in enumerate(rows)]
 
 
-def shaped(form: forms.Form, *rows: dict[str, Any]) -> list[tuple[Any, ...]]:
+def shaped(form: Form, *rows: dict[str, Any]) -> list[tuple[Any, ...]]:
     found, origins = forms.shape(parse(*rows), form)
     return [
         (origin, record.prompt, record.chosen, record.rejected, record.label)
