@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import trees
-from jaxalign.adapters import lora, selection
+from jaxalign.adapters import adapter, lora, selection
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors
 from jaxalign.data import chat, loader, pairs, records, reference_cache
@@ -203,9 +203,7 @@ class _Bench:
         base = self.checkpoint.variables
         adapters = lora.init(jax.random.key(seed), base["params"], config)
         variables = {**base, "lora": adapters}
-        return trees.partition(
-            variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-        )
+        return trees.partition(variables, adapter.trained(variables))
 
     def step(self, variant: Variant) -> Callable[..., Any]:
         """Return the training step of an objective; jit compiles it once."""

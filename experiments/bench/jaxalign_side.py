@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import adapter, lora
 from jaxalign.checkpoints.load import load
 from jaxalign.data import chat, loader, packing, pairs, records
 from jaxalign.objectives import objective, pairwise, policy
@@ -59,7 +59,7 @@ def main() -> None:
     config = lora.LoRAConfig(rank=args.lora_rank, alpha=args.lora_alpha)
     base = checkpoint.variables
     variables = {**base, "lora": lora.init(jax.random.key(0), base["params"], config)}
-    mask = trees.mask_from_patterns(variables, lora.TRAINABLE)
+    mask = adapter.trained(variables)
     trainable, frozen = trees.partition(variables, mask)
     reference_seconds = 0.0
     if args.cached:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import adapter, lora
 from jaxalign.checkpoints.load import load
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.records import Record, Segment
@@ -82,9 +82,7 @@ def main() -> None:
         **base,
         "lora": lora.init(jax.random.key(0), base["params"], lora.LoRAConfig()),
     }
-    trainable, frozen = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    trainable, frozen = trees.partition(variables, adapter.trained(variables))
     found = [_halved(r) for r in records.read(args.data)[: args.pairs]]
     make = functools.partial(
         _side, args, checkpoint.model, tokenizer, found, trainable, frozen

@@ -1,6 +1,6 @@
 """Adapters: what is trained instead of the base weights."""
 
-from jaxalign.adapters import lora, selection
+from jaxalign.adapters import adapter, gates, hybrid, lora, prefix, selection
 
 
-__all__ = ["lora", "selection"]
+__all__ = ["adapter", "gates", "hybrid", "lora", "prefix", "selection"]

@@ -1,27 +1,35 @@
 """LoRA adapters as PEFT's config and tensors, and back.
 
 Tensors ``base_model.model.<module>.lora_A.weight`` [rank, in] and ``.lora_B.weight``
-[out, rank]; ours are their transposes, stacked over the layers of a group.
+[out, rank], for DoRA ``.lora_magnitude_vector`` [out], of the embeddings
+``.lora_embedding_A`` [rank, vocabulary] and ``_B`` [width, rank]; ours are their
+transposes, stacked over the layers of a group.
 """
 
 import collections
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.adapters import selection
-from jaxalign.adapters.lora import linear_layers
+from jaxalign.adapters import gates, lora, selection
 from jaxalign.errors import UserError
 
 
-__all__ = ["adapted_layers", "check_config", "from_peft", "to_peft"]
+__all__ = ["PeftLoRA", "adapted_layers", "check_config", "from_peft", "to_peft"]
 
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+_NAMES = {
+    "a": "lora_A.weight",
+    "b": "lora_B.weight",
+    "magnitude": "lora_magnitude_vector",
+}
+_EMBEDDING_NAMES = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
+_LEAVES = {name: leaf for leaf, name in (*_NAMES.items(), *_EMBEDDING_NAMES.items())}
+_TENSOR = re.compile(rf"base_model\.model\.(.+)\.({'|'.join(map(re.escape, _LEAVES))})")
+_GATE = re.compile(rf"(.+)\.({'|'.join(gates.FEATURE_GATES)})")
 
 _REFUSED = {
-    "use_dora": False,
     "lora_bias": False,
     "bias": "none",
     "fan_in_fan_out": False,
@@ -34,6 +42,8 @@ _REFUSED = {
     "monteclora_config": None,
     "arrow_config": None,
     "kasa_config": None,
+    "velora_config": None,
+    "target_parameters": None,
 }
 """Options of PEFT that change the numbers, with the value at which they do not."""
 
@@ -44,30 +54,51 @@ Module = tuple[str, int | None]
 """A path without its group, such as ``self_attn/q_proj``, and the layer."""
 
 
+class PeftLoRA(NamedTuple):
+    """What a PEFT directory of LoRA holds, and beside it gates that PEFT lacks."""
+
+    config: dict[str, Any]
+    """``adapter_config.json``."""
+    tensors: dict[str, np.ndarray]
+    """Of ``adapter_model.safetensors``."""
+    gates: dict[str, np.ndarray]
+    """``<module>.token_gate`` and the like, [in]; empty where PEFT alone is exact."""
+
+
 def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
-    """Take the stacks apart: one entry for each adapted module of each layer."""
+    """Take the stacks apart: one entry for each adapted module of each layer.
+
+    What only folds into the factors is folded: static gates, the part of the weight
+    that PiSSA takes away.
+    """
     found: dict[Module, dict[str, np.ndarray]] = {}
 
     def walk(tree: Any, path: tuple[str, ...]) -> None:
-        if "a" in tree and "b" in tree:
-            leaf = {name: np.asarray(tree[name], np.float32) for name in ("a", "b")}
-            scale = np.asarray(tree["scale"], np.float32)
-            group = selection.group_of_name(path[0])
-            if group is None:
-                found["/".join(path), None] = {**leaf, "scale": scale}
-                return
-            for i, layer in enumerate(range(*group)):
-                found["/".join(path[1:]), layer] = {
-                    "a": leaf["a"][i],
-                    "b": leaf["b"][i],
-                    "scale": scale[i],
-                }
+        if "a" not in tree:
+            for name, child in tree.items():
+                walk(child, (*path, name))
             return
-        for name, child in tree.items():
-            walk(child, (*path, name))
+        leaf = {name: np.asarray(tree[name], np.float32) for name in tree}
+        group = selection.group_of_name(path[0])
+        if group is None:
+            found["/".join(path), None] = _folded(leaf)
+            return
+        for i, layer in enumerate(range(*group)):
+            single = {name: value[i] for name, value in leaf.items()}
+            found["/".join(path[1:]), layer] = _folded(single)
 
     walk(adapters, ())
     return found
+
+
+def _folded(leaf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    leaf = dict(leaf)
+    if "a0" in leaf:
+        leaf["a"] = np.concatenate([leaf["a"], leaf.pop("a0")], axis=1)
+        leaf["b"] = np.concatenate([leaf["b"], -leaf.pop("b0")], axis=0)
+    if "gate" in leaf:
+        leaf["b"] = leaf["b"] * leaf.pop("gate")
+    return leaf
 
 
 def to_peft(
@@ -77,11 +108,12 @@ def to_peft(
     num_layers: int,
     dropout: float = 0.0,
     base_model: str | None = None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return ``adapter_config.json`` and the tensors of ``adapter_model.safetensors``.
+) -> PeftLoRA:
+    """Return the files' contents for a LoRA adapter.
 
     Only keys that every PEFT understands are written. Ranks and scales that differ from
-    the most common ones go to ``rank_pattern`` and ``alpha_pattern``.
+    the most common ones go to ``rank_pattern`` and ``alpha_pattern``. PiSSA becomes
+    plain LoRA of twice the rank, ``[A; A0]`` and ``[B, -B0]``.
 
     Args:
       adapters: the ``lora`` collection.
@@ -92,18 +124,26 @@ def to_peft(
     """
     modules = _modules(adapters)
     tensors: dict[str, np.ndarray] = {}
+    gated: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
+    scales: dict[str, float] = {}
     for (path, layer), leaf in modules.items():
         name = module_name(path, layer)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(
-            leaf["a"].T
-        )
-        tensors[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(
-            leaf["b"].T
-        )
+        kinds = _EMBEDDING_NAMES if path == "embed_tokens" else _NAMES
+        for kind, suffix in kinds.items():
+            if kind in leaf:
+                tensor = np.ascontiguousarray(leaf[kind].T)
+                tensors[f"base_model.model.{name}.{suffix}"] = tensor
+        for kind in gates.FEATURE_GATES:
+            if kind in leaf:
+                gated[f"{name}.{kind}"] = leaf[kind]
         ranks[name] = leaf["a"].shape[-1]
-        alphas[name] = _round(float(leaf["scale"]) * ranks[name])
+        scales[name] = float(leaf["scale"])
+    rslora = _looks_rslora(ranks, scales)
+    alphas = {
+        name: _round(scale * (ranks[name] ** 0.5 if rslora else ranks[name]))
+        for name, scale in scales.items()
+    }
     rank = collections.Counter(ranks.values()).most_common(1)[0][0]
     alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
     config = {
@@ -117,12 +157,25 @@ def to_peft(
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "use_rslora": False,
+        "use_rslora": rslora,
+        "use_dora": any("magnitude" in leaf for leaf in modules.values()),
         "rank_pattern": {n: r for n, r in sorted(ranks.items()) if r != rank},
         "alpha_pattern": {n: a for n, a in sorted(alphas.items()) if a != alpha},
         **_targets(modules, module_name, num_layers),
     }
-    return dict(sorted(config.items())), tensors
+    return PeftLoRA(dict(sorted(config.items())), tensors, gated)
+
+
+def _looks_rslora(ranks: Mapping[str, int], scales: Mapping[str, float]) -> bool:
+    """Tell whether alphas are rounder as rsLoRA's; both ways say the same scales."""
+
+    def round_ones(power: float) -> int:
+        alphas = (
+            _round(scale * ranks[name] ** power) for name, scale in scales.items()
+        )
+        return sum(alpha == int(alpha) for alpha in alphas)
+
+    return round_ones(0.5) > round_ones(1.0)
 
 
 def _round(alpha: float) -> float:
@@ -159,7 +212,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"adapter_config.json: peft_type {config.get('peft_type')!r} is not "
-            "supported: expected LORA"
+            "supported: expected LORA or PREFIX_TUNING"
         )
     for option, neutral in _REFUSED.items():
         value = config.get(option, neutral)
@@ -178,20 +231,21 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def adapted_layers(
-    names: Sequence[str], locate: Callable[[str], Module | None]
+    tensors: Mapping[str, np.ndarray], locate: Callable[[str], Module | None]
 ) -> list[tuple[int, ...]]:
-    """Return for each kind of module the layers that have an adapter on it.
+    """Return for each kind and rank of module the layers that have an adapter on it.
 
     Cutting the layers into groups by these choices makes every group uniform.
 
     Raises:
-      UserError: a tensor that is no LoRA factor of a linear layer of the model.
+      UserError: a tensor that is no LoRA factor of a layer of the model.
     """
-    layers: dict[str, set[int]] = collections.defaultdict(set)
-    for name in names:
-        path, layer = _parse(name, locate)[0]
+    layers: dict[Any, set[int]] = collections.defaultdict(set)
+    for name, tensor in tensors.items():
+        (path, layer), kind = _parse(name, locate)
         if layer is not None:
-            layers[path].add(layer)
+            rank = tensor.shape[0] if kind == "a" and tensor.ndim else kind
+            layers[path, rank].add(layer)
     return [tuple(sorted(chosen)) for chosen in layers.values()]
 
 
@@ -203,12 +257,11 @@ def _parse(name: str, locate: Callable[[str], Module | None]) -> tuple[Module, s
             f"the adapter's tensor {name!r} is no LoRA factor of a linear layer of "
             "this model: expected base_model.model.<module>.lora_A.weight or B"
         )
-    return module, match.group(2).lower()
+    return module, _LEAVES[match.group(2)]
 
 
 def from_peft(
-    config: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
+    stored: PeftLoRA,
     *,
     params: Any,
     locate: Callable[[str], Module | None],
@@ -216,25 +269,31 @@ def from_peft(
     """Return the ``lora`` collection of a PEFT LoRA adapter.
 
     Args:
-      config: of adapter_config.json.
-      tensors: of adapter_model.safetensors.
+      stored: contents of its files.
       params: base weights or shapes, with groups cut by :func:`adapted_layers`.
       locate: path and layer of a Hugging Face module name; None if there is none.
     Raises:
       UserError: another kind of adapter, an option that is not implemented, a factor
         that is missing or of the wrong shape.
     """
+    config = stored.config
     check_config(config)
-    if not tensors:
+    if not stored.tensors:
         raise UserError("the adapter holds no tensors: save it again")
     factors: dict[Module, dict[str, np.ndarray]] = collections.defaultdict(dict)
     names: dict[Module, str] = {}
-    for name, value in tensors.items():
+    for name, value in stored.tensors.items():
         module, factor = _parse(name, locate)
         factors[module][factor] = np.asarray(value, np.float32).T
-        names[module] = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+        names[module] = _TENSOR.fullmatch(name).group(1)  # pyright: ignore[reportOptionalMemberAccess]
+    for name, value in stored.gates.items():
+        match = _GATE.fullmatch(name)
+        module = locate(match.group(1)) if match else None
+        if match is None or module not in factors:
+            raise UserError(f"the gate {name!r} is of no layer that the adapter adapts")
+        factors[module][match.group(2)] = np.asarray(value, np.float32)
     adapters: dict[str, Any] = {}
-    for path, kernel in linear_layers(params):
+    for path, weight in lora.adaptable(params):
         head, _, rest = path.partition("/")
         group = selection.group_of_name(head)
         modules = [(rest, i) for i in range(*group)] if group else [(path, None)]
@@ -246,14 +305,15 @@ def from_peft(
                 f"the group {head} is cut through: load it with other groups"
             )
         leaves = [
-            _leaf(factors[m], names[m], kernel.shape[-2:], config) for m in modules
+            _leaf(factors[m], names[m], weight.shape[-2:], config) for m in modules
         ]
-        most = max(leaf["a"].shape[-1] for leaf in leaves)
-        # A lower rank is the same update with zero columns.
+        if len({frozenset(leaf) for leaf in leaves}) > 1:
+            raise UserError(
+                f"the adapter of {rest or path} has gates or magnitudes in some of its "
+                "layers only"
+            )
         stacked = {
-            "a": np.stack([_widen(leaf["a"], most, 1) for leaf in leaves]),
-            "b": np.stack([_widen(leaf["b"], most, 0) for leaf in leaves]),
-            "scale": np.stack([leaf["scale"] for leaf in leaves]),
+            name: np.stack([leaf[name] for leaf in leaves]) for name in leaves[0]
         }
         if group is None:
             stacked = {name: value[0] for name, value in stacked.items()}
@@ -278,8 +338,14 @@ def _leaf(
     shape: Sequence[int],
     config: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    if set(factors) != {"a", "b"}:
+    if not {"a", "b"} <= set(factors):
         raise UserError(f"the adapter of {name} has one factor only: expected A and B")
+    if bool(config.get("use_dora")) != ("magnitude" in factors):
+        raise UserError(
+            f"the adapter of {name} "
+            f"{'has a' if 'magnitude' in factors else 'lacks its'} magnitude vector, "
+            f"but adapter_config.json says use_dora={config.get('use_dora', False)!r}"
+        )
     a, b = factors["a"], factors["b"]
     if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[1] == b.shape[0]:
         raise UserError(f"the adapter of {name} has factors that do not fit each other")
@@ -289,6 +355,13 @@ def _leaf(
             f"{b.shape[1]} outputs: got one of {shape[0]} and {shape[1]}. It belongs "
             "to another model"
         )
+    for kind, value in factors.items():
+        want = shape[1] if kind == "magnitude" else shape[0]
+        if kind not in ("a", "b") and value.shape != (want,):
+            raise UserError(
+                f"the {kind} of {name} has the shape {list(value.shape)}: expected "
+                f"[{want}]"
+            )
     rank = a.shape[1]
     alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
     numeric = isinstance(alpha, int | float) and not isinstance(alpha, bool)
@@ -297,7 +370,7 @@ def _leaf(
             f"adapter_config.json: lora_alpha must be a number: got {alpha!r}"
         )
     divisor = rank**0.5 if config.get("use_rslora") else rank
-    return {"a": a, "b": b, "scale": np.asarray(alpha / divisor, np.float32)}
+    return {**factors, "scale": np.asarray(alpha / divisor, np.float32)}
 
 
 def _pattern(patterns: Any, name: str, default: Any) -> Any:
@@ -317,9 +390,3 @@ def _pattern(patterns: Any, name: str, default: Any) -> Any:
         if found:
             return value
     return default
-
-
-def _widen(x: np.ndarray, size: int, axis: int) -> np.ndarray:
-    pad = [(0, 0), (0, 0)]
-    pad[axis] = (0, size - x.shape[axis])
-    return np.pad(x, pad)

@@ -8,6 +8,7 @@ from jaxalign.errors import UserError, did_you_mean
 
 __all__ = [
     "Group",
+    "check_regex",
     "check_targets",
     "cut_groups",
     "group_name",
@@ -27,7 +28,8 @@ def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
 
     Args:
       spec: ``all``; indices and closed ranges ``0-11,28-31``; ``bottom:8`` or ``top:8``
-        for a number of layers, ``bottom:0.75`` for a share of them (rounded).
+        for a number of layers, ``bottom:0.75`` for a share of them (rounded, but
+        neither none nor all of them, where there are two or more).
       num_layers: layers of the model.
     Raises:
       UserError: the text is no choice, names a layer twice or one that is not there, or
@@ -44,7 +46,9 @@ def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers))
     if share := _SHARE.fullmatch(spec):
         end, text = share.groups()
-        count = round(float(text) * num_layers) if "." in text else int(text)
+        count = int(text) if "." not in text else round(float(text) * num_layers)
+        if 0 < float(text) < 1 and "." in text:
+            count = max(1, min(count, num_layers - 1))
         if not 1 <= count <= num_layers:
             raise UserError(
                 f"layers {spec!r} chooses {count} of {num_layers} layers: expected 1 "
@@ -98,21 +102,50 @@ def group_of_name(name: str) -> Group | None:
     return (int(match.group(1)), int(match.group(2))) if match else None
 
 
-def check_targets(targets: Sequence[str], modules: Iterable[str]) -> None:
-    """Refuse a target that names no linear layer.
+def check_regex(field: str, pattern: str) -> None:
+    """Refuse a pattern that is no regular expression.
 
+    Raises:
+      UserError: with the field that it is of.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"{field}: {pattern!r} is not a regular expression: {error}"
+        ) from None
+
+
+def check_targets(targets: Sequence[str], modules: Iterable[str]) -> None:
+    """Refuse a target that matches no layer, or one that another matches too.
+
+    Args:
+      targets: regular expressions for a module's whole name or whole path.
+      modules: paths of the modules, such as ``mlp/down_proj``.
     Raises:
       UserError: with the near names.
     """
-    names = {path.split("/")[-1] for path in modules}
+    if not targets:
+        raise UserError("adapter.targets is empty: name at least one linear layer")
+    paths = list(dict.fromkeys(modules))
+    names = dict.fromkeys(path.split("/")[-1] for path in paths)
+    by: dict[str, str] = {}
     for target in targets:
-        if target not in names:
+        check_regex("adapter.targets", target)
+        mine = [
+            path
+            for path in paths
+            if re.fullmatch(target, path) or re.fullmatch(target, path.split("/")[-1])
+        ]
+        if not mine:
             raise UserError(
                 f"the adapter target {target!r} is no linear layer of this model. "
                 f"{did_you_mean(target, names)}"
             )
-    if not targets:
-        raise UserError("adapter.targets is empty: name at least one linear layer")
-    twice = {target for target in targets if list(targets).count(target) > 1}
-    if twice:
-        raise UserError(f"adapter.targets names {sorted(twice)[0]!r} twice")
+        for path in mine:
+            if path in by:
+                raise UserError(
+                    f"adapter.targets names {path.split('/')[-1]!r} twice, by "
+                    f"{by[path]!r} and {target!r}"
+                )
+            by[path] = target

@@ -1,20 +1,19 @@
-"""Checkpoints out: Hugging Face directories and PEFT adapters, whole or not at all."""
+"""Checkpoints out: Hugging Face directories, whole or not at all."""
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxalign.adapters import lora, peft_format
-from jaxalign.adapters.selection import Group
+from jaxalign import trees
+from jaxalign.adapters import gates, lora
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -22,7 +21,7 @@ from jaxalign.errors import UserError
 from jaxalign.types import Variables
 
 
-__all__ = ["parse_size", "save_hf", "save_peft"]
+__all__ = ["check_mergeable", "parse_size", "save_hf", "whole_directory", "write"]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -92,9 +91,11 @@ def save_hf(
       max_shard_size: of a file, such as 5GB; default the files of the source.
       card: text of README.md; default the source's.
     Raises:
-      UserError: ``out`` is not empty, or the size is not understood.
+      UserError: ``out`` is not empty, the size is not understood, or the adapter cannot
+        be merged.
     """
     limit = None if max_shard_size is None else parse_size(max_shard_size)
+    check_mergeable(checkpoint, variables)
     with whole_directory(Path(out)) as directory:
         for source in sorted(checkpoint.path.iterdir()):
             if source.is_file() and not any(source.match(p) for p in _WEIGHTS):
@@ -113,6 +114,33 @@ def save_hf(
         else:
             _write_split(info, limit, directory, value)
     return Path(out)
+
+
+def check_mergeable(checkpoint: Checkpoint, variables: Variables) -> None:
+    """Refuse adapters that no merged weights can stand for.
+
+    Raises:
+      UserError: a prefix, a gate that depends on the input, or an update of embeddings
+        that the head shares.
+    """
+    if variables.get("prefix"):
+        raise UserError(
+            "the adapter has a prefix, which cannot be merged: its keys and values are "
+            "no weights of the model. Use --format peft"
+        )
+    adapters = variables.get("lora") or {}
+    for path in trees.paths(adapters):
+        if path.split("/")[-1] in gates.FEATURE_GATES:
+            raise UserError(
+                f"the adapter has a {path.split('/')[-1]}, which depends on the input, "
+                "so no merged weight can stand for it: use --format peft, or train "
+                "with gate none or static"
+            )
+    if "embed_tokens" in adapters and checkpoint.config.tie_embeddings:
+        raise UserError(
+            "the adapter changes the embeddings, but not the head, which config.json "
+            "ties to them: merged weights would change both. Use --format peft"
+        )
 
 
 def _write_as_source(
@@ -144,7 +172,7 @@ def _write_split(
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write({name: value(name) for name in names}, directory / file)
+        write({name: value(name) for name in names}, directory / file)
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         size = sum(_bytes(i) for i in info.values())
@@ -170,7 +198,8 @@ def _split(info: dict[str, tensor_files.TensorInfo], limit: int) -> list[list[st
     return shards
 
 
-def _write(values: dict[str, np.ndarray], path: Path) -> None:
+def write(values: dict[str, np.ndarray], path: Path) -> None:
+    """Write a safetensors file through to the disk."""
     save_file(values, path, metadata={"format": "pt"})
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -188,12 +217,10 @@ def _tensor(checkpoint: Checkpoint, variables: Variables, name: str) -> np.ndarr
         return np.asarray(leaf if place.layer is None else leaf[place.layer])
 
     value = fetch(_descend(variables["params"], place.path))
-    if place.path.endswith("/kernel"):
-        adapter = _descend(variables.get("lora"), place.path.removesuffix("/kernel"))
-        if adapter is not None:
-            value = lora.merge({"kernel": value}, jax.tree.map(fetch, adapter))[
-                "kernel"
-            ]
+    module, _, leaf = place.path.rpartition("/")
+    adapter = _descend(variables.get("lora"), module)
+    if adapter is not None and leaf in ("kernel", "embedding"):
+        value = lora.merge({leaf: value}, jax.tree.map(fetch, adapter))[leaf]
     return value.T if place.rule.transpose else value
 
 
@@ -210,80 +237,3 @@ def _from_source(directory: Path, name: str) -> np.ndarray:
             with file.open() as handle:
                 return handle.get_tensor(name)
     raise UserError(f"{directory} no longer holds the tensor {name!r}")
-
-
-def save_peft(
-    checkpoint: Checkpoint,
-    adapters: Any,
-    out: str | Path,
-    *,
-    dropout: float = 0.0,
-    card: str | None = None,
-) -> Path:
-    """Write a LoRA adapter as a PEFT directory, which ``peft`` loads unchanged.
-
-    Raises:
-      UserError: ``out`` is not empty.
-    """
-    rules = checkpoint.family.RULES
-
-    def module_name(path: str, layer: int | None) -> str:
-        where = path if layer is None else f"layers/{path}"
-        for rule in rules:
-            if rule.path == f"{where}/kernel":
-                return rule.name(layer).removesuffix(".weight")
-        raise ValueError(f"no rule gives {where}")
-
-    config, tensors = peft_format.to_peft(
-        adapters,
-        module_name=module_name,
-        num_layers=checkpoint.config.num_layers,
-        dropout=dropout,
-        base_model=checkpoint.path.name,
-    )
-    with whole_directory(Path(out)) as directory:
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (directory / "adapter_config.json").write_text(text, encoding="utf-8")
-        _write(tensors, directory / "adapter_model.safetensors")
-        if card is not None:
-            (directory / "README.md").write_text(card, encoding="utf-8")
-    return Path(out)
-
-
-class PeftAdapter:
-    """A PEFT directory, read in two steps: what it adapts, then the weights.
-
-    The layers have to be cut into groups, which the model is loaded with, before the
-    adapter's weights can be stacked to fit.
-    """
-
-    def __init__(self, directory: Path, family: ModuleType, num_layers: int):
-        self.config = tensor_files.read_json(directory / "adapter_config.json")
-        peft_format.check_config(self.config)
-        self.tensors: dict[str, np.ndarray] = {}
-        for file in tensor_files.list_files(directory, "adapter_model"):
-            with file.open() as handle:
-                for name in file.tensors:
-                    self.tensors[name] = handle.get_tensor(name)
-        self._rules = family.RULES
-        self._num_layers = num_layers
-
-    def _locate(self, module: str) -> peft_format.Module | None:
-        everything: Sequence[Group] = ((0, self._num_layers),)
-        place = load_lib.locate(f"{module}.weight", self._rules, everything)
-        if place is None or not place.path.endswith("/kernel"):
-            return None
-        path = place.path.removesuffix("/kernel")
-        if place.layer is None:
-            return path, None
-        return path.partition("/")[2], place.layer
-
-    def choices(self) -> list[tuple[int, ...]]:
-        """Return the layers by which to cut the groups."""
-        return peft_format.adapted_layers(list(self.tensors), self._locate)
-
-    def adapters(self, params: Any) -> dict[str, Any]:
-        """Return the ``lora`` collection for these base weights."""
-        return peft_format.from_peft(
-            self.config, self.tensors, params=params, locate=self._locate
-        )

@@ -20,6 +20,7 @@ class ExportConfig:
       out: new directory; it appears only when complete.
       run: run directory to export from.
       model: checkpoint to write as it is, instead of a run.
+      adapter: adapter directory on top of the model.
       step: of the run's checkpoint; default the newest.
       format: ``merged`` is a whole Hugging Face checkpoint, ``peft`` the adapter.
       max_shard_size: of a weight file, such as 5GB; default the files of the source.
@@ -28,6 +29,7 @@ class ExportConfig:
     out: str
     run: str | None = None
     model: str | None = None
+    adapter: str | None = None
     step: int | None = None
     format: Literal["merged", "peft"] = "merged"
     max_shard_size: str | None = None
@@ -35,10 +37,16 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if (self.run is None) == (self.model is None):
             raise UserError("give either --run RUN or --model DIR, one of them")
-        if self.model is not None and (self.step is not None or self.format == "peft"):
+        if self.run is not None and self.adapter is not None:
+            raise UserError("--run has its own adapter: leave out --adapter")
+        if self.model is not None and self.step is not None:
+            raise UserError("--step chooses a checkpoint of --run: leave it out")
+        if self.run is None and self.adapter is None and self.format == "peft":
             raise UserError(
-                "--step and --format peft need --run: --model has no adapter"
+                "--format peft writes an adapter: give --run, or --model and --adapter"
             )
+        if self.format == "peft" and self.max_shard_size is not None:
+            raise UserError("--max_shard_size has no effect with --format peft")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -55,6 +63,14 @@ def run(arguments: Sequence[str]) -> int:
             out,
             form=config.format,
             step=config.step,
+            max_shard_size=config.max_shard_size,
+        )
+    elif config.adapter is not None:
+        publish.publish_adapted(
+            config.model,
+            config.adapter,
+            out,
+            form=config.format,
             max_shard_size=config.max_shard_size,
         )
     else:

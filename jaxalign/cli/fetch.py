@@ -27,6 +27,6 @@ def run(arguments: Sequence[str]) -> int:
 
     parser = parsing.make_parser("fetch", FetchConfig, description=__doc__ or "")
     parser.add_argument("name", help=f"one of {', '.join(fetch.ASSETS)}")
-    name, config = parsing.parse_with_name(parser, arguments, FetchConfig)
+    name, config = parsing.parse_with("name", parser, arguments, FetchConfig)
     print(f"fetched: {fetch.fetch(name, Path(config.out))}")
     return 0

@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "fetch a small model, train it on packaged feedback, export and report",
     "train": "train on feedback records",
     "score": "write log-probabilities, losses and rewards of records",
+    "describe": "count what an adapter trains and what it costs, from config.json",
     "export": "write a run as a Hugging Face checkpoint or a PEFT adapter",
     "fetch": "get a small real model without a hub",
     "env": "print versions, devices and kernels for a bug report",

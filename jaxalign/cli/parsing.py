@@ -15,7 +15,14 @@ import yaml
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["chosen_name", "chosen_objective", "make_parser", "parse", "parse_with_name"]
+__all__ = [
+    "chosen_adapter",
+    "chosen_name",
+    "chosen_objective",
+    "make_parser",
+    "parse",
+    "parse_with",
+]
 
 
 def chosen_name(
@@ -31,6 +38,13 @@ def chosen_name(
             f"--{field}.name {name!r} is not known. {did_you_mean(str(name), choices)}"
         )
     return name
+
+
+def chosen_adapter(arguments: Sequence[str]) -> type:
+    """Find out which class of options the adapter has."""
+    from jaxalign.adapters.adapter import CONFIGS
+
+    return CONFIGS[chosen_name(arguments, "adapter", CONFIGS, "lora")]
 
 
 def chosen_objective(arguments: Sequence[str]) -> type:
@@ -127,12 +141,16 @@ def _parse(
     return values
 
 
-def parse_with_name(
-    parser: jsonargparse.ArgumentParser, arguments: Sequence[str], config_class: type
-) -> tuple[str, Any]:
-    """Parse a command that takes one positional ``name`` beside its options."""
+def parse_with(
+    name: str,
+    parser: jsonargparse.ArgumentParser,
+    arguments: Sequence[str],
+    config_class: type,
+    parts: Mapping[str, type] | None = None,
+) -> tuple[Any, Any]:
+    """Parse a command that has one more argument than its dataclass has fields."""
     values = _parse(parser, arguments)
-    return values.pop("name"), _build(config_class, values, {})
+    return values.pop(name), _build(config_class, values, dict(parts or {}))
 
 
 def _build(

@@ -20,9 +20,7 @@ def run(arguments: Sequence[str]) -> int:
 
     parts = {
         "objective": parsing.chosen_objective(arguments),
-        "adapter": config_lib.ADAPTERS[
-            parsing.chosen_name(arguments, "adapter", config_lib.ADAPTERS, "lora")
-        ],
+        "adapter": parsing.chosen_adapter(arguments),
     }
     parser = parsing.make_parser(
         "train", config_lib.TrainConfig, parts, description=__doc__ or ""

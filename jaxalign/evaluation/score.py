@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.adapters import adapter
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
@@ -48,7 +49,7 @@ class ScoreConfig:
       model: Hugging Face checkpoint directory.
       data: feedback records.
       out: JSON Lines file to write, one object a record, in order; nothing is dropped.
-      adapter: PEFT directory or run directory on top of the model.
+      adapter: PEFT directory, exported hybrid or run directory on top of the model.
       reference: another checkpoint; default the model without the adapter.
       objective: the loss that is reported.
       token_logps: whether to write every completion token.
@@ -132,6 +133,12 @@ def score(config: ScoreConfig) -> Path:
     restored = restore.load_adapted(
         config.model, config.adapter, dtype=dtype, mesh=mesh
     )
+    if adapter.reads_ahead(restored.variables):
+        raise UserError(
+            f"--adapter {config.adapter} has a mean_gate, which averages over the "
+            "whole sequence, answer included: a prompt has no one value for the two "
+            "responses that score compares. Train with gate token or sequence instead"
+        )
     model = restored.checkpoint.model
     scorer = Scorer(model, restored.variables, model, restored.base)
     if config.reference is not None:

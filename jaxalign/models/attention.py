@@ -22,6 +22,7 @@ __all__ = [
     "Implementation",
     "RowLayout",
     "attention",
+    "attention_with_lse",
     "available",
     "row_layout",
 ]
@@ -49,6 +50,11 @@ class RowLayout(NamedTuple):
     branch_ids: Int[Array, "b t"]
     starts: Int[Array, " t"]
     """For each index the first one that any row's token there can see."""
+
+    @property
+    def ids(self) -> tuple[Int[Array, "b t"], Int[Array, "b t"]]:
+        """Return sequences and branches, all that a gate's mean needs."""
+        return self.sequence_ids, self.branch_ids
 
 
 def row_layout(inputs: ModelInputs) -> RowLayout:
@@ -87,6 +93,25 @@ def attention(
         is the plain formula, for comparison.
       block: queries of a block.
     """
+    return attention_with_lse(
+        q, k, v, layout, scale=scale, implementation=implementation, block=block
+    )[0]
+
+
+def attention_with_lse(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b t g h"],
+    v: Float[Array, "b t g h"],
+    layout: RowLayout,
+    *,
+    scale: float,
+    implementation: Implementation = "xla",
+    block: int = 64,
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """Return :func:`attention` and the log-sum-exp of the scores that each query sees.
+
+    With it, attention over further keys can be joined exactly. 0 for padding.
+    """
     if implementation == "dense":
         return _dense(q, k, v, layout, scale)
     rows, length, heads, width = q.shape
@@ -106,9 +131,14 @@ def attention(
     queries = q.reshape(rows, -1, groups, heads // groups, width)
     queries = jnp.transpose(queries, (0, 2, 3, 1, 4))
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out: Any = _blocked(queries * scale, keys, values, layout, block)
-    out = out.transpose(0, 3, 1, 2, 4).reshape(rows, -1, heads, width)
-    return out[:, :length]
+    found: Any = _blocked(queries * scale, keys, values, layout, block)
+    out, lse = found
+
+    def rows_first(x: Any) -> Any:
+        x = x.transpose(0, 3, 1, 2, 4)
+        return x.reshape(rows, -1, heads, x.shape[-1])[:, :length]
+
+    return rows_first(out), rows_first(lse)[..., 0]
 
 
 def _visible(
@@ -130,7 +160,9 @@ def _visible(
     return (same & mine & causal[None])[:, None, None]
 
 
-def _dense(q: Array, k: Array, v: Array, layout: RowLayout, scale: float) -> Array:
+def _dense(
+    q: Array, k: Array, v: Array, layout: RowLayout, scale: float
+) -> tuple[Array, Array]:
     rows, length, heads, width = q.shape
     groups = k.shape[2]
     q = q.reshape(rows, length, groups, heads // groups, width)
@@ -141,7 +173,11 @@ def _dense(q: Array, k: Array, v: Array, layout: RowLayout, scale: float) -> Arr
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1, where=mask)
     weights = jnp.where(mask, weights, 0.0)
     out = jnp.einsum("bgmqk,bkgh->bqgmh", weights.astype(v.dtype), v)
-    return out.reshape(rows, length, heads, width)
+    seen = mask.any(-1)
+    safe = jnp.where(mask, scores, jnp.where(seen[..., None], _LOW, 0.0))
+    lse = jnp.where(seen, jax.nn.logsumexp(safe, axis=-1), 0.0)
+    lse = jnp.moveaxis(lse, 3, 1).reshape(rows, length, heads)
+    return out.reshape(rows, length, heads, width), lse
 
 
 # In blocks of queries. A block's keys are the stretch from the first one that any of
@@ -153,8 +189,10 @@ def _dense(q: Array, k: Array, v: Array, layout: RowLayout, scale: float) -> Arr
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocked(q: Array, k: Array, v: Array, layout: RowLayout, block: int) -> Array:
-    return _forward(q, k, v, layout, block)[0]
+def _blocked(
+    q: Array, k: Array, v: Array, layout: RowLayout, block: int
+) -> tuple[Array, Array]:
+    return _forward(q, k, v, layout, block)
 
 
 def _slice(x: Array, begin: Any, size: int) -> Array:
@@ -230,7 +268,7 @@ def _unblock(x: Array) -> Array:
 
 def _blocked_fwd(
     q: Array, k: Array, v: Array, layout: RowLayout, block: int
-) -> tuple[Array, Any]:
+) -> tuple[tuple[Array, Array], Any]:
     # The masks do not depend on the layer, so under a scan of rematerialised layers the
     # compiler would compute all of them once, [t, t] for every head, and read them back
     # in each layer. Tied to the queries, they stay where they are used.
@@ -238,13 +276,18 @@ def _blocked_fwd(
     out, lse = _forward(q, k, v, tied, block)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
-    return out, (q, k, v, layout, out, lse)
+    return (out, lse), (q, k, v, layout, out, lse)
 
 
-def _blocked_bwd(block: int, residuals: Any, grad: Array) -> tuple[Any, ...]:
+def _blocked_bwd(
+    block: int, residuals: Any, grads: tuple[Array, Array]
+) -> tuple[Any, ...]:
     q, k, v, layout, out, lse = residuals
-    # sum_j p_ij dp_ij, which the softmax's derivative subtracts.
+    grad, d_lse = grads
+    # sum_j p_ij dp_ij, which the softmax's derivative subtracts; the log-sum-exp's own
+    # derivative is p_ij.
     inner = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    inner = inner - d_lse
 
     def one(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
         q_block, g_block, lse_block, inner_block = (

@@ -14,11 +14,11 @@ from jaxalign.models.layers import DecoderConfig, Runtime
 from jaxalign.types import Model, ModelInputs, Variables
 
 
-__all__ = ["Decoder", "Remat", "make_model", "param_shapes"]
+__all__ = ["Decoder", "Remat", "keys_and_values", "make_model", "param_shapes"]
 
 Remat = Literal["none", "dots", "full"]
 
-_ADAPTERS = ("lora",)
+_ADAPTERS = ("lora", "prefix")
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool] | None:
@@ -52,14 +52,18 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = nn.Embed(config.vocab_size, config.width)
+        self.embed_tokens = layers.Embedding(
+            config.vocab_size, config.width, self.runtime
+        )
         block = layers.Block
         if self.remat != "none":
             block = nn.remat(block, policy=remat_policy(self.remat), prevent_cse=False)
         for group in self.groups:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0, **dict.fromkeys(_ADAPTERS, 0)},
+                variable_axes=dict.fromkeys(
+                    ("params", *_ADAPTERS, layers.KEYS_AND_VALUES), 0
+                ),
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=group[1] - group[0],
@@ -73,11 +77,11 @@ class Decoder(nn.Module):
     def hidden(self, inputs: ModelInputs) -> Float[Array, "b t d"]:
         """Return the last hidden state of every token, after the final norm."""
         config = self.config
-        x = self.embed_tokens.embedding[inputs.tokens].astype(self.runtime.dtype)
+        x = self.embed_tokens(inputs.tokens)
         speeds = rotary.inverse_frequencies(
             config.head_dim, config.rope_theta, dict(config.rope_scaling)
         )
-        tables = rotary.rotary_tables(inputs.positions, speeds)
+        tables = rotary.make_tables(inputs.positions, speeds)
         layout = attention.row_layout(inputs)
         for group in self.groups:
             x, _ = getattr(self, group_name(group))(x, tables, layout)
@@ -86,10 +90,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """Return the logits of hidden states, in float32."""
         if self.config.tie_embeddings:
-            weights = self.embed_tokens.embedding.astype(hidden.dtype)
-            return jnp.einsum(
-                "...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32
-            )
+            return self.embed_tokens.attend(hidden)
         return self.lm_head(hidden).astype(jnp.float32)
 
     def __call__(self, inputs: ModelInputs) -> Float[Array, "b t v"]:
@@ -146,6 +147,26 @@ def make_model(
         return out
 
     return Model(hidden_fn, logits_fn)
+
+
+def keys_and_values(
+    config: DecoderConfig,
+    variables: Variables,
+    inputs: ModelInputs,
+    *,
+    groups: Sequence[Group],
+    dtype: Any = jnp.float32,
+) -> Any:
+    """Return every layer's keys, before rotation, and values of all tokens.
+
+    Returns:
+      ``{group: {"self_attn": {"key": (x,), "value": (x,)}}}`` with x of shape
+      [l, b, t, kv heads, head size].
+    """
+    decoder = Decoder(config, tuple(groups), layers.Runtime(dtype=dtype))
+    name = layers.KEYS_AND_VALUES
+    _, found = decoder.apply(variables, inputs, method=Decoder.hidden, mutable=[name])
+    return found[name]
 
 
 def param_shapes(config: DecoderConfig, groups: Sequence[Group] | None = None) -> Any:

@@ -1,15 +1,16 @@
 """The layers of a decoder: thin Linen modules that read adapters they find."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxalign.adapters import lora
+from jaxalign.adapters import gates, lora, prefix
 from jaxalign.models import attention as attention_lib
 from jaxalign.models import rotary
 
@@ -18,8 +19,10 @@ __all__ = [
     "MLP",
     "Attention",
     "Block",
+    "KEYS_AND_VALUES",
     "DecoderConfig",
     "Dense",
+    "Embedding",
     "RMSNorm",
     "Runtime",
     "SAVED_NAMES",
@@ -28,6 +31,10 @@ __all__ = [
 
 SAVED_NAMES = ("dense_out", lora.SAVED_NAME)
 """Names under which a remat policy may keep what linear layers compute."""
+
+KEYS_AND_VALUES = "keys_and_values"
+"""Collection that, where a caller makes it mutable, gets keys (before rotation) and
+values of every token."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,17 @@ class Runtime:
     deterministic: bool = True
 
 
+def _leaves(
+    module: nn.Module, collection: str, names: Sequence[str]
+) -> dict[str, Array]:
+    """Return what a collection holds for a module."""
+    return {
+        name: module.get_variable(collection, name)
+        for name in names
+        if module.has_variable(collection, name)
+    }
+
+
 class Dense(nn.Module):
     """A linear layer, with a LoRA update if the ``lora`` collection has one for it."""
 
@@ -69,25 +87,59 @@ class Dense(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n fan_in"]) -> Float[Array, "*n features"]:
+    def __call__(
+        self,
+        x: Float[Array, "*n fan_in"],
+        layout: attention_lib.RowLayout | None = None,
+    ) -> Float[Array, "*n features"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         y = x @ kernel.astype(x.dtype)
+        if leaves := _leaves(self, "lora", lora.LEAVES):
+            y = lora.apply(
+                y,
+                x,
+                leaves,
+                kernel=kernel,
+                ids=None if layout is None else layout.ids,
+                dropped=self._dropped(x),
+            )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
-        if self.has_variable("lora", "a"):
-            y = y + self._lora(x)
         return checkpoint_name(y, SAVED_NAMES[0])
 
-    def _lora(self, x: Array) -> Array:
-        a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-        scale = self.get_variable("lora", "scale")
-        if self.runtime.lora_dropout and not self.runtime.deterministic:
-            keep = 1.0 - self.runtime.lora_dropout
-            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
-            x = jnp.where(kept, x / keep, 0.0)
-        return lora.delta(x, a, b, scale)
+    def _dropped(self, x: Array) -> Array | None:
+        if not self.runtime.lora_dropout or self.runtime.deterministic:
+            return None
+        keep = 1.0 - self.runtime.lora_dropout
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / keep, 0.0)
+
+
+class Embedding(nn.Module):
+    """Token embeddings, with a LoRA update of those that are looked up."""
+
+    vocab_size: int
+    width: int
+    runtime: Runtime
+
+    def setup(self) -> None:
+        normal = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", normal, (self.vocab_size, self.width))
+
+    def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        x = self.embedding[tokens].astype(self.runtime.dtype)
+        if leaves := _leaves(self, "lora", lora.LEAVES):
+            x = x + lora.embed(tokens, leaves, x.dtype)
+        return x
+
+    def attend(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
+        """Return logits, in float32. A tied head is the base's, without the update."""
+        weights = self.embedding.astype(hidden.dtype)
+        return jnp.einsum(
+            "...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32
+        )
 
 
 class RMSNorm(nn.Module):
@@ -106,7 +158,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions, and a prefix if there is one."""
 
     config: DecoderConfig
     runtime: Runtime
@@ -115,7 +167,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        tables: tuple[Array, Array],
+        tables: rotary.Tables,
         layout: attention_lib.RowLayout,
     ) -> Float[Array, "b t d"]:
         config, runtime = self.config, self.runtime
@@ -123,23 +175,36 @@ class Attention(nn.Module):
         def project(name: str, heads: int) -> Array:
             out = Dense(
                 heads * config.head_dim, runtime, config.attention_bias, name=name
-            )(x)
+            )(x, layout)
             return out.reshape(*x.shape[:2], heads, config.head_dim)
 
-        q = rotary.apply_rotary(project("q_proj", config.num_heads), *tables)
-        k = rotary.apply_rotary(project("k_proj", config.num_kv_heads), *tables)
+        q = rotary.apply_rotary(project("q_proj", config.num_heads), *tables.rows)
+        k = project("k_proj", config.num_kv_heads)
         v = project("v_proj", config.num_kv_heads)
-        out = attention_lib.attention(
+        if self.is_mutable_collection(KEYS_AND_VALUES):
+            self.sow(KEYS_AND_VALUES, "key", k)
+            self.sow(KEYS_AND_VALUES, "value", v)
+        scale = config.head_dim**-0.5
+        out, lse = attention_lib.attention_with_lse(
             q,
-            k,
+            rotary.apply_rotary(k, *tables.rows),
             v,
             layout,
-            scale=config.head_dim**-0.5,
+            scale=scale,
             implementation=runtime.attention,
             block=runtime.attention_block,
         )
+        if leaves := _leaves(self, "prefix", prefix.LEAVES):
+            out = prefix.attend(
+                q,
+                (out, lse),
+                leaves,
+                key=rotary.rotate_all(leaves["key"], leaves["position"], tables.speeds),
+                gate=gates.value(leaves, x, layout.ids),
+                scale=scale,
+            )
         return Dense(config.width, runtime, config.attention_bias, name="o_proj")(
-            out.reshape(*x.shape[:2], -1)
+            out.reshape(*x.shape[:2], -1), layout
         )
 
 
@@ -150,15 +215,17 @@ class MLP(nn.Module):
     runtime: Runtime
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], layout: attention_lib.RowLayout
+    ) -> Float[Array, "b t d"]:
         config, runtime = self.config, self.runtime
 
-        def dense(name: str, features: int) -> Dense:
-            return Dense(features, runtime, config.mlp_bias, name=name)
+        def dense(name: str, features: int, x: Array) -> Array:
+            return Dense(features, runtime, config.mlp_bias, name=name)(x, layout)
 
-        gate = dense("gate_proj", config.mlp_width)(x)
-        up = dense("up_proj", config.mlp_width)(x)
-        return dense("down_proj", config.width)(nn.silu(gate) * up)
+        gate = dense("gate_proj", config.mlp_width, x)
+        up = dense("up_proj", config.mlp_width, x)
+        return dense("down_proj", config.width, nn.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -171,7 +238,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        tables: tuple[Array, Array],
+        tables: rotary.Tables,
         layout: attention_lib.RowLayout,
     ) -> tuple[Float[Array, "b t d"], None]:
         eps = self.config.norm_eps
@@ -180,4 +247,4 @@ class Block(nn.Module):
             normed, tables, layout
         )
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, self.runtime, name="mlp")(normed), None
+        return x + MLP(self.config, self.runtime, name="mlp")(normed, layout), None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int
 from jaxalign.errors import UserError
 
 
-__all__ = ["apply_rotary", "inverse_frequencies", "rotary_tables"]
+__all__ = [
+    "Tables",
+    "apply_rotary",
+    "inverse_frequencies",
+    "make_tables",
+    "rotary_tables",
+    "rotate_all",
+]
 
 
 def inverse_frequencies(
@@ -50,6 +57,21 @@ def inverse_frequencies(
     )
 
 
+class Tables(NamedTuple):
+    """What rotates a row's queries and keys, and what further keys are rotated with."""
+
+    rows: tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]
+    """Cosine and sine of every token's angles."""
+    speeds: Float[Array, " half"]
+
+
+def make_tables(
+    positions: Int[Array, "b t"], speeds: Float[np.ndarray, " half"]
+) -> Tables:
+    """Return the tables of a row's positions."""
+    return Tables(rotary_tables(positions, speeds), jnp.asarray(speeds))
+
+
 def rotary_tables(
     positions: Int[Array, "b t"], speeds: Float[np.ndarray, " half"]
 ) -> tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]:
@@ -58,10 +80,23 @@ def rotary_tables(
     return jnp.cos(angles), jnp.sin(angles)
 
 
+def rotate_all(
+    keys: Float[Array, "g p h"],
+    position: Float[Array, ""],
+    speeds: Float[Array, " half"],
+) -> Float[Array, "g p h"]:
+    """Rotate keys that all stand at one position, a negative one too."""
+    angles = position * speeds
+    shape = (*keys.shape[:2], angles.shape[0])
+    cos = jnp.broadcast_to(jnp.cos(angles), shape)
+    sin = jnp.broadcast_to(jnp.sin(angles), shape)
+    return apply_rotary(keys[None], cos[None], sin[None])[0]
+
+
 def apply_rotary(
     x: Float[Array, "b t n h"],
-    cos: Float[Array, "b t 1 half"],
-    sin: Float[Array, "b t 1 half"],
+    cos: Float[Array, "b t n_or_1 half"],
+    sin: Float[Array, "b t n_or_1 half"],
 ) -> Float[Array, "b t n h"]:
     """Rotate dimension i against dimension i + h/2 (the Hugging Face order)."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

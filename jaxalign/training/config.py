@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
+from jaxalign.adapters.adapter import CONFIGS as ADAPTERS
+from jaxalign.adapters.adapter import Adapter, NoAdapter, averages_ahead
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
@@ -20,25 +22,14 @@ from jaxalign.training.optimizer import OptimizerConfig
 
 
 __all__ = [
-    "ADAPTERS",
-    "NoAdapter",
     "TrainConfig",
+    "check_branches",
     "check_kind",
     "default_objective",
     "from_dict",
     "read_yaml",
     "to_dict",
 ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoAdapter:
-    """No adapter: base weights are trained, chosen by ``trainable``."""
-
-    name: Literal["none"] = "none"
-
-
-ADAPTERS: dict[str, type] = {"lora": LoRAConfig, "none": NoAdapter}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +78,7 @@ class TrainConfig:
     reference: str = "adapter_off"
     reference_cache: str | None = None
     objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
-    adapter: LoRAConfig | NoAdapter = dataclasses.field(default_factory=LoRAConfig)
+    adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
     trainable: tuple[str, ...] = ()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     max_steps: int | None = None
@@ -150,6 +141,8 @@ class TrainConfig:
                 "trainable chooses base weights and goes with adapter.name none: got "
                 f"{list(self.trainable)} with adapter.name {self.adapter.name}"
             )
+        if averages_ahead(self.adapter):
+            check_branches(self.objective, "adapter.gate mean (adapter.faithful)")
         self._check_reference()
         parse_report_to(self.report_to)
 
@@ -171,6 +164,20 @@ class TrainConfig:
                 "reference_cache has no effect without --reference cached: got "
                 f"reference={self.reference}"
             )
+
+
+def check_branches(chosen: Objective, what: str) -> None:
+    """Refuse a gate that reads the whole sequence where a prompt has two responses.
+
+    Raises:
+      UserError: the objective compares responses of one prompt.
+    """
+    if needs(chosen).form not in ("completions", "labelled"):
+        raise UserError(
+            f"{what} averages over the whole sequence, answer included, so that a "
+            f"prompt has no one value for two responses, which {chosen.name} compares. "
+            "Use gate token or sequence, or an objective of single completions (sft)"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

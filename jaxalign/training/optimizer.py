@@ -9,7 +9,7 @@ from jaxalign import trees
 from jaxalign.errors import UserError
 
 
-__all__ = ["OptimizerConfig", "make_optimizer", "make_schedule"]
+__all__ = ["OptimizerConfig", "check_rates", "make_optimizer", "make_schedule"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,10 @@ class OptimizerConfig:
       warmup_steps: updates over which the rate rises linearly from 0.
       weight_decay: of AdamW; biases and norm scales are left out.
       max_grad_norm: gradients are scaled down to this global norm; 0 turns it off.
+      loraplus_lr_ratio: the rate of LoRA's B by that of A, as in
+        [LoRA+](https://arxiv.org/abs/2402.12354), which suggests 2 to 16.
+      prefix_learning_rate: of prefixes' keys and values; default learning_rate.
+      gate_learning_rate: of adapters' gates; default learning_rate.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
@@ -32,16 +36,25 @@ class OptimizerConfig:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    loraplus_lr_ratio: float = 1.0
+    prefix_learning_rate: float | None = None
+    gate_learning_rate: float | None = None
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.learning_rate < float("inf"):
-            raise UserError(
-                "optimizer.learning_rate must be 0 or a positive number: got "
-                f"{self.learning_rate}"
-            )
+        for field in (
+            "learning_rate",
+            "loraplus_lr_ratio",
+            "prefix_learning_rate",
+            "gate_learning_rate",
+        ):
+            rate = getattr(self, field)
+            if rate is not None and not 0 <= rate < float("inf"):
+                raise UserError(
+                    f"optimizer.{field} must be 0 or a positive number: got {rate}"
+                )
         for field in ("warmup_steps", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, field) < float("inf"):
                 raise UserError(
@@ -83,21 +96,77 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-    """Return clipping followed by AdamW. It sees trained leaves only."""
+    """Return clipping followed by AdamW. It sees trained leaves only.
+
+    Every part of an adapter follows the one schedule at a rate of its own: LoRA's B,
+    prefixes, gates, and all the rest.
+    """
 
     def decays(params: Any) -> Any:
-        return trees.map_with_paths(
-            lambda path, _: path.split("/")[-1] not in ("bias", "scale"), params
-        )
+        return trees.map_with_paths(lambda path, _: _decays(path), params)
 
-    adamw = optax.adamw(
-        make_schedule(config, num_steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decays,
+    def labels(params: Any) -> Any:
+        return trees.map_with_paths(lambda path, _: _label(path), params)
+
+    rate = config.learning_rate
+    peaks = {
+        "rest": rate,
+        "lora_b": rate * config.loraplus_lr_ratio,
+        "prefix": rate,
+        "gate": rate,
+    }
+    if config.prefix_learning_rate is not None:
+        peaks["prefix"] = config.prefix_learning_rate
+    if config.gate_learning_rate is not None:
+        peaks["gate"] = config.gate_learning_rate
+    scales: Any = {
+        label: optax.scale_by_learning_rate(
+            make_schedule(dataclasses.replace(config, learning_rate=peak), num_steps)
+        )
+        for label, peak in peaks.items()
+    }
+    same = len(set(peaks.values())) == 1
+    parts = [
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        scales["rest"] if same else optax.partition(scales, labels),
+    ]
+    if config.max_grad_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
+    return optax.chain(*parts)
+
+
+def _decays(path: str) -> bool:
+    """Tell whether a weight decays: matrices of model and LoRA do, nothing else."""
+    name = path.split("/")[-1]
+    return not path.startswith("prefix/") and (
+        name not in ("bias", "scale", "magnitude") and not name.endswith("gate")
     )
-    if not config.max_grad_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def _label(path: str) -> str:
+    name = path.split("/")[-1]
+    if name.endswith("gate") or name == "mix":
+        return "gate"
+    if path.startswith("prefix/"):
+        return "prefix"
+    return "lora_b" if path.startswith("lora/") and name == "b" else "rest"
+
+
+def check_rates(config: OptimizerConfig, trainable: Any) -> None:
+    """Refuse a rate for what the run does not train.
+
+    Raises:
+      UserError: naming the option that would have no effect.
+    """
+    found = {_label(path) for path in trees.paths(trainable)}
+    for field, label, neutral in (
+        ("loraplus_lr_ratio", "lora_b", 1.0),
+        ("prefix_learning_rate", "prefix", None),
+        ("gate_learning_rate", "gate", None),
+    ):
+        if getattr(config, field) != neutral and label not in found:
+            raise UserError(
+                f"optimizer.{field} has no effect: the adapter has no "
+                f"{label.replace('_', ' ')}. Leave it out, or choose another adapter"
+            )

@@ -7,18 +7,46 @@ import jax
 import yaml
 
 import jaxalign
-from jaxalign.checkpoints import export
+from jaxalign.adapters import adapter
+from jaxalign.adapters.adapter import NoAdapter
+from jaxalign.checkpoints import adapter_files, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import restore
-from jaxalign.training.config import NoAdapter, to_dict
+from jaxalign.training.config import to_dict
 from jaxalign.training.restore import Restored
 
 
-__all__ = ["Format", "model_card", "publish_model", "publish_run"]
+__all__ = [
+    "Format",
+    "model_card",
+    "publish_adapted",
+    "publish_model",
+    "publish_run",
+]
 
 Format = Literal["merged", "peft"]
+
+_ABOUT_LOADER = f""".
+
+PEFT has no gates and no prefixes of some layers only, so the adapter brings its loader,
+`{adapter_files.LOADER}` (the same as `jaxalign.adapters.torch_loader`), which needs
+torch, transformers and peft alone:
+
+```python
+import sys
+
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, path)
+from {Path(adapter_files.LOADER).stem} import load
+
+model = load(AutoModelForCausalLM.from_pretrained(base_model), path)
+```
+
+`lora/` is a stock PEFT adapter but for its gates; `prefix/prefix.safetensors` holds
+keys (before the rotary embedding) and values of each layer."""
 
 
 def publish_run(
@@ -45,27 +73,62 @@ def publish_run(
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
     restored = restore.load_run(run, step=step) if restored is None else restored
-    card = model_card(run, restored, form)
     config = restored.config
-    if form == "merged":
-        return export.save_hf(
-            restored.checkpoint,
-            restored.variables,
-            out,
-            max_shard_size=max_shard_size,
-            card=card,
-        )
-    if config is None or isinstance(config.adapter, NoAdapter):
+    if form == "peft" and (config is None or isinstance(config.adapter, NoAdapter)):
         raise UserError(
             f"{run} trained base weights, so there is no adapter: use --format merged"
         )
-    return export.save_peft(
-        restored.checkpoint,
-        restored.variables["lora"],
+    share = adapter.dropout(config.adapter) if config is not None else 0.0
+    return _publish(
+        restored,
         out,
-        dropout=config.adapter.dropout,
+        form=form,
+        max_shard_size=max_shard_size,
+        dropout=share,
+        card=model_card(run, restored, form),
+    )
+
+
+def _publish(
+    restored: Restored,
+    out: Path,
+    *,
+    form: Format,
+    max_shard_size: str | None,
+    dropout: float = 0.0,
+    card: str | None = None,
+) -> Path:
+    if form == "peft":
+        return adapter_files.save_adapter(
+            restored.checkpoint, restored.variables, out, dropout=dropout, card=card
+        )
+    return export.save_hf(
+        restored.checkpoint,
+        restored.variables,
+        out,
+        max_shard_size=max_shard_size,
         card=card,
     )
+
+
+def publish_adapted(
+    model: str,
+    adapter_path: str,
+    out: Path,
+    *,
+    form: Format,
+    max_shard_size: str | None = None,
+) -> Path:
+    """Write a checkpoint with an adapter merged in, or the adapter anew.
+
+    Raises:
+      UserError: the adapter does not fit or cannot be merged, or ``out`` is taken.
+    """
+    if max_shard_size is not None:
+        export.parse_size(max_shard_size)
+    dtype = jax.numpy.dtype(_dtype(model))
+    restored = restore.load_adapted(model, adapter_path, dtype=dtype)
+    return _publish(restored, out, form=form, max_shard_size=max_shard_size)
 
 
 def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -> Path:
@@ -77,18 +140,21 @@ def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
+    checkpoint = load_lib.load(model, dtype=jax.numpy.dtype(_dtype(model)))
+    return export.save_hf(
+        checkpoint, checkpoint.variables, out, max_shard_size=max_shard_size
+    )
+
+
+def _dtype(model: str) -> str:
+    """Return the kind of numbers in which a checkpoint loses no bit."""
     load_lib.open_config(model)
     dtypes = {i.dtype for i in load_lib.source_info(Path(model)).values()}
     if "float64" in dtypes:
         raise UserError(
             f"{model} has float64 weights, which would be rounded: save it in float32"
         )
-    # Through float32 only where the source has it, so that no bit is lost.
-    dtype = "float32" if dtypes != {"bfloat16"} else "bfloat16"
-    checkpoint = load_lib.load(model, dtype=jax.numpy.dtype(dtype))
-    return export.save_hf(
-        checkpoint, checkpoint.variables, out, max_shard_size=max_shard_size
-    )
+    return "float32" if dtypes != {"bfloat16"} else "bfloat16"
 
 
 def model_card(run: Path, restored: Restored, form: Format) -> str:
@@ -97,28 +163,44 @@ def model_card(run: Path, restored: Restored, form: Format) -> str:
     assert config is not None
     steps = metrics_lib.read(run / "metrics.jsonl")
     shown = _shown_metrics(steps, restored.step)
-    load = (
-        "AutoModelForCausalLM.from_pretrained(path)"
-        if form == "merged"
-        else "PeftModel.from_pretrained(base_model, path)"
-    )
+    load = "AutoModelForCausalLM.from_pretrained(path)"
+    if form == "peft":
+        load = "PeftModel.from_pretrained(base_model, path)"
+        if not adapter_files.is_stock(restored.checkpoint, restored.variables):
+            load = f"{Path(adapter_files.LOADER).stem}.load(base_model, path)"
     head = {
         "base_model": restored.checkpoint.path.name,
         "library_name": "transformers" if form == "merged" else "peft",
         "tags": ["jaxalign", config.objective.name],
     }
-    settings = to_dict(config)
-    for name in ("model", "data", "eval_data", "out", "reference", "reference_cache"):
-        # Paths tell about the machine, not about the model.
-        settings[name] = Path(settings[name]).name if settings[name] else None
+    settings = _without_paths(to_dict(config))
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {restored.checkpoint.path.name} aligned with {config.objective.name}\n\n"
         f"Trained with jaxalign {jaxalign.__version__} for {restored.step} steps. "
-        f"Load it with `{load}`.\n\n"
+        f"Load it with `{load}`"
+        f"{_ABOUT_LOADER if adapter_files.LOADER[:-3] in load else '.'}\n\n"
         f"## Metrics\n\n{shown}\n\n"
         f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
     )
+
+
+_PATHS = (
+    *("model", "data", "eval_data", "out", "reference", "reference_cache"),
+    *("path", "positive_model", "negative_model"),
+)
+
+
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave the last name of each path: the rest is about a machine, not the model."""
+
+    def shown(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _without_paths(value)
+        path = name in _PATHS and isinstance(value, str)
+        return Path(value).name if path else value
+
+    return {name: shown(name, value) for name, value in settings.items()}
 
 
 def _shown_metrics(steps: dict[int, dict[str, Any]], last: int | None) -> str:

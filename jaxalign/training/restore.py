@@ -9,18 +9,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign import trees
-from jaxalign.adapters import selection
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors
-from jaxalign.checkpoints.export import PeftAdapter
+from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.errors import UserError
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import adapters, run_directory
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import run as run_lib
-from jaxalign.training import run_directory
 from jaxalign.training import step as step_lib
 from jaxalign.training.config import TrainConfig
 from jaxalign.types import Variables
@@ -34,7 +33,7 @@ class Restored(NamedTuple):
 
     checkpoint: Checkpoint
     variables: Variables
-    """``params`` and, if there is one, ``lora``."""
+    """``params`` and the adapter, ``lora`` or ``prefix`` or both, if there is one."""
     base: Variables
     """``params`` as they were before training: the reference."""
     config: TrainConfig | None
@@ -53,7 +52,7 @@ def load_adapted(
 
     Args:
       model: Hugging Face directory.
-      adapter: PEFT directory, run directory, or None.
+      adapter: PEFT directory, exported hybrid, run directory, or None.
       dtype: of the weights and of the computation.
       mesh: devices; default the first.
     Raises:
@@ -68,19 +67,15 @@ def load_adapted(
     path = Path(adapter)
     if run_directory.is_run(path):
         return load_run(path, model=model, dtype=dtype, mesh=mesh)
-    if not (path / "adapter_config.json").is_file():
-        raise UserError(
-            f"{adapter} is no adapter: expected a PEFT directory (adapter_config.json) "
-            "or the --out of `jaxalign train` (config.yaml)"
-        )
-    config, family = load_lib.open_config(model)
-    peft = PeftAdapter(path, family, config.num_layers)
-    groups = selection.cut_groups(config.num_layers, peft.choices())
+    files = AdapterFiles(path, model)
+    groups = files.groups()
+    files.check()
     checkpoint = load_lib.load(model, groups=groups, dtype=dtype, mesh=mesh)
-    adapters = peft.adapters(checkpoint.variables["params"])
-    where = sharding.param_shardings(adapters, mesh, family.SHARDING)
-    adapters = jax.tree.map(jax.device_put, adapters, where)
-    variables = {**checkpoint.variables, "lora": adapters}
+    collections = files.collections(checkpoint.variables["params"])
+    variables = {
+        **checkpoint.variables,
+        **adapters.place(collections, mesh, checkpoint.family),
+    }
     return Restored(checkpoint, variables, checkpoint.variables, None, None)
 
 
@@ -115,7 +110,9 @@ def load_run(
     changed: dict[str, Any] = {"model": base}
     if dtype is not None:
         changed["dtype"] = jnp.dtype(dtype).name
-    loaded = run_lib.load_policy(dataclasses.replace(config, **changed), mesh)
+    loaded = run_lib.load_policy(
+        dataclasses.replace(config, **changed), mesh, text=False
+    )
     tx = optimizer_lib.make_optimizer(config.optimizer, 10**9)
     key = jax.random.key(0)
     target = jax.eval_shape(

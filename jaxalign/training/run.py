@@ -14,10 +14,11 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign import trees
-from jaxalign.adapters import lora, selection
-from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.adapters import adapter
+from jaxalign.adapters.adapter import NoAdapter, PeftConfig
+from jaxalign.checkpoints import adapter_files, tensors
 from jaxalign.checkpoints import load as load_lib
-from jaxalign.checkpoints import tensors
+from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.data import chat, loader, packing, pairs, records
@@ -28,12 +29,12 @@ from jaxalign.models.layers import DecoderConfig
 from jaxalign.objectives import objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import loop, progress, reference, run_directory
+from jaxalign.training import adapters, loop, progress, reference, run_directory
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import step as step_lib
 from jaxalign.training.checks import check_records, check_tokens
-from jaxalign.training.config import NoAdapter, TrainConfig, to_dict
+from jaxalign.training.config import TrainConfig, check_branches, to_dict
 from jaxalign.training.loop import Preemption
 from jaxalign.training.step import LossFn, TrainState
 from jaxalign.types import Metrics, Variables
@@ -41,7 +42,6 @@ from jaxalign.types import Metrics, Variables
 
 __all__ = [
     "Policy",
-    "layer_groups",
     "load_policy",
     "train",
 ]
@@ -55,22 +55,22 @@ class Policy(NamedTuple):
     frozen: Variables
 
 
-def layer_groups(
-    adapter: LoRAConfig | NoAdapter, config: DecoderConfig
-) -> tuple[selection.Group, ...]:
-    """Return how the adapter's choice cuts the layers into stacks."""
-    if isinstance(adapter, NoAdapter):
-        return ((0, config.num_layers),)
-    chosen = selection.parse_layers(adapter.layers, config.num_layers)
-    return selection.cut_groups(config.num_layers, [chosen])
+def load_policy(config: TrainConfig, mesh: Mesh, *, text: bool = True) -> Policy:
+    """Load the model of a run and make its adapters, at their starting values.
 
-
-def load_policy(config: TrainConfig, mesh: Mesh) -> Policy:
-    """Load the model of a run and make its adapters, at their starting values."""
+    Args:
+      config: of the run.
+      mesh: devices.
+      text: whether prefixes may start from a text, which takes a pass of the model;
+        they are zero otherwise, for who restores them anyway.
+    """
     model_config, family = load_lib.open_config(config.model)
-    adapter = config.adapter
-    dropout = 0.0 if isinstance(adapter, NoAdapter) else adapter.dropout
-    groups = layer_groups(adapter, model_config)
+    given = _given_adapter(config.adapter, config.model)
+    if given is not None:
+        groups = given.groups()
+    else:
+        shapes = decoder.param_shapes(model_config)
+        groups = adapter.groups(config.adapter, shapes, model_config.num_layers)
     shapes = decoder.param_shapes(model_config, groups)
     trained = trees.mask_from_patterns(shapes, config.trainable)
     keeps = dict(zip(trees.paths(shapes), jax.tree.leaves(trained), strict=True))
@@ -81,20 +81,30 @@ def load_policy(config: TrainConfig, mesh: Mesh) -> Policy:
         float32=keeps.__getitem__,
         mesh=mesh,
         remat=config.remat,
-        lora_dropout=dropout,
+        lora_dropout=adapter.dropout(config.adapter),
         attention_block=config.attention_block,
     )
     variables = dict(checkpoint.variables)
-    if isinstance(adapter, LoRAConfig):
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        adapters = lora.init(key, variables["params"], adapter)
-        where = sharding.param_shardings(adapters, mesh, family.SHARDING)
-        variables["lora"] = jax.tree.map(jax.device_put, adapters, where)
-        mask = trees.mask_from_patterns(variables, lora.TRAINABLE)
-    else:
+    if isinstance(config.adapter, NoAdapter):
         mask = {"params": trained}
+    else:
+        if given is not None:
+            collections = given.collections(variables["params"])
+        else:
+            key = jax.random.fold_in(jax.random.key(config.seed), 1)
+            chosen = config.adapter if text else adapters.without_text(config.adapter)
+            collections = adapters.make(key, chosen, checkpoint)
+        variables |= adapters.place(collections, mesh, family)
+        mask = adapter.trained(variables)
     trainable, frozen = trees.partition(variables, mask)
     return Policy(checkpoint, trainable, frozen)
+
+
+def _given_adapter(config: adapter.Adapter, model: str) -> AdapterFiles | None:
+    """Open the adapter that training goes on from, if it does from one."""
+    if not isinstance(config, PeftConfig):
+        return None
+    return AdapterFiles(Path(config.path), model)
 
 
 def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
@@ -137,12 +147,16 @@ class _Data(NamedTuple):
 def _check_model(config: TrainConfig) -> DecoderConfig:
     """Check what is to be trained, and on what, by the headers of the files."""
     model_config = load_lib.open_config(config.model)[0]
-    groups = layer_groups(config.adapter, model_config)
-    shapes = load_lib.check(config.model, groups=groups)
+    shapes = load_lib.check(config.model)
     trees.mask_from_patterns(shapes, config.trainable)
-    if isinstance(config.adapter, LoRAConfig):
-        layers = lora.linear_layers(shapes)
-        selection.check_targets(config.adapter.targets, (path for path, _ in layers))
+    given = _given_adapter(config.adapter, config.model)
+    if given is None:
+        made = adapters.shapes(config.adapter, model_config)[1]
+    else:
+        made = given.check()
+        if adapter.reads_ahead(made):
+            check_branches(config.objective, "the adapter's mean_gate")
+    optimizer_lib.check_rates(config.optimizer, made)
     others = {
         f"objective.{name}": path
         for name, path in objective.weight_models(config.objective).items()
@@ -228,6 +242,8 @@ def _fingerprints(config: TrainConfig) -> dict[str, str]:
     }
     if config.eval_data:
         sources["eval_data"] = run_directory.hash_file(config.eval_data)
+    if isinstance(config.adapter, PeftConfig):
+        sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
     if config.reference not in ("adapter_off", "cached"):
         sources["reference"] = tensors.fingerprint(Path(config.reference))
     for name, path in objective.weight_models(config.objective).items():
@@ -303,7 +319,7 @@ def _train(
         put,
         preemption,
     )
-    dropout = isinstance(config.adapter, LoRAConfig) and config.adapter.dropout > 0
+    dropout = adapter.dropout(config.adapter) > 0
     began = time.monotonic()
     progress.say("compiling the training step ...")
     step_fn = (

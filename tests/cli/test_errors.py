@@ -93,7 +93,7 @@ NEEDED = ("--model", "M", "--data", "D", "--out", "O")
     ("arguments", "match"),
     [
         (["trian"], "unknown command 'trian'. Did you mean train?"),
-        (["xyzzy"], "unknown command 'xyzzy'. Known: demo, env, export, fetch,"),
+        (["xyzzy"], "unknown command 'xyzzy'. Known: demo, describe, env, export,"),
         (["env", "--json"], "env takes no options: got --json"),
         (["train"], "required: model, data, out"),
         (["train", "--model", "M", "--out", "O"], "required: data"),
@@ -105,7 +105,7 @@ NEEDED = ("--model", "M", "--data", "D", "--out", "O")
         (["export", "--out", "O", "--run", "R", "--model", "M"], "give either --run"),
         (
             ["export", "--out", "O", "--model", "M", "--format", "peft"],
-            "--format peft need --run: --model has no adapter",
+            "--format peft writes an adapter: give --run, or --model and",
         ),
         (["export", "--out", "O", "--run", "nowhere"], "nowhere is no run directory"),
         (["export", "--out", "O", "--model", "nowhere"], "nowhere is no directory"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import adapter
 from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.objectives import objective, pairwise
@@ -44,9 +44,7 @@ def scene(tiny_llama, tmp_path_factory):
         **loaded.variables,
         "lora": scenes.random_lora(loaded.variables["params"]),
     }
-    split = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    split = trees.partition(variables, adapter.trained(variables))
     tokens = jax.jit(
         lambda: score_tokens(*split, batch, None, model=loaded.model, kl=True)
     )()

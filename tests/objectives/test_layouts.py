@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import adapter
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat, loader, packing, pairs, records
 from jaxalign.models.families import llama
@@ -193,9 +193,7 @@ def _score(loaded: Any, batch: Any, asked: objective.Needs, mesh: Any) -> Scored
     else:
         batch = jax.tree.map(jnp.asarray, batch)
     variables = {**loaded.variables, "lora": adapters}
-    trainable, frozen = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    trainable, frozen = trees.partition(variables, adapter.trained(variables))
 
     def score(trainable: Any) -> TokenLogps:
         # With a reference for all, so that the same scores serve every objective.
@@ -296,9 +294,7 @@ def test_accumulation_is_one_large_batch(model, config) -> None:
     data = dataset(str(directory), data_needs(config))
     adapters = scenes.random_lora(loaded.variables["params"])
     variables = {**loaded.variables, "lora": adapters}
-    trainable, frozen = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    trainable, frozen = trees.partition(variables, adapter.trained(variables))
     options: dict[str, Any] = {"model": loaded.model, "config": config}
     loss_fn: Any = functools.partial(objective.loss_fn, **options, aspects=data.aspects)
     if asked.coupled:

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import adapter
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import loader
 from jaxalign.errors import UserError
@@ -30,9 +30,7 @@ def value_and_grad(directory, mesh_config, lora_options):
         **loaded.variables,
         "lora": jax.tree.map(jax.device_put, adapters, where),
     }
-    split = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    split = trees.partition(variables, adapter.trained(variables))
     shape = loader.batch_shape([data], row_length=int(data.lengths.max()) + 10)
     source = loader.StepSource(data, shape, loader.BatchPlan(8, 1, 0), num_epochs=1)
     batch = jax.tree.map(lambda leaf: leaf[0], source[0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import adapter, lora
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import loader
 from jaxalign.objectives import dpo2d, objective, pairwise, policy
@@ -27,9 +27,7 @@ def scene(tiny_llama):
     loaded = load_lib.load(tiny_llama)
     adapters = scenes.random_lora(loaded.variables["params"])
     variables = {**loaded.variables, "lora": adapters}
-    trainable, frozen = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    trainable, frozen = trees.partition(variables, adapter.trained(variables))
     loss_fn = functools.partial(
         objective.loss_fn,
         model=loaded.model,
@@ -99,9 +97,7 @@ def test_loss_at_step_0_is_ln_2(tiny_llama) -> None:
         jax.random.key(0), loaded.variables["params"], lora.LoRAConfig()
     )
     variables = {**loaded.variables, "lora": adapters}
-    split = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    split = trees.partition(variables, adapter.trained(variables))
     batch = scenes.batch(data)
     pairs = [
         min(len(pair.chosen.scored), len(pair.rejected.scored)) for pair in data.pairs
@@ -155,9 +151,7 @@ def test_dropout_is_for_the_policy_in_training_alone(tiny_llama) -> None:
     loaded = load_lib.load(tiny_llama, lora_dropout=0.5)
     adapters = scenes.random_lora(loaded.variables["params"])
     variables = {**loaded.variables, "lora": adapters}
-    split = trees.partition(
-        variables, trees.mask_from_patterns(variables, lora.TRAINABLE)
-    )
+    split = trees.partition(variables, adapter.trained(variables))
     batch = scenes.batch(data)
 
     def pair(key):

@@ -10,7 +10,7 @@ from typing import Any
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.errors import UserError
-from jaxalign.models.families.rules import Rule
+from jaxalign.models.families.rules import Rule, adapter_sharding
 from jaxalign.models.layers import DecoderConfig
 
 
@@ -69,13 +69,7 @@ SHARDING: tuple[tuple[str, P], ...] = (
     (r"layers_.*/(q|k|v|gate|up)_proj/bias", P(None, "tensor")),
     (r"layers_.*/(o|down)_proj/bias", P(None, None)),
     (r".*norm/scale", P()),
-    (r"layers_.*/(q|k|v|gate|up)_proj/a", P(None, "fsdp", None)),
-    (r"layers_.*/(q|k|v|gate|up)_proj/b", P(None, None, "tensor")),
-    (r"layers_.*/(o|down)_proj/a", P(None, "tensor", None)),
-    (r"layers_.*/(o|down)_proj/b", P(None, None, "fsdp")),
-    (r"lm_head/a", P("fsdp", None)),
-    (r"lm_head/b", P(None, "tensor")),
-    (r".*/scale", P()),
+    *adapter_sharding(into="q|k|v|gate|up", out_of="o|down"),
 )
 
 

@@ -1,10 +1,12 @@
-"""One row of a family's table: how a Hugging Face tensor and a parameter correspond."""
+"""What families' tables are made of: rows of names, and where adapters lie."""
 
 import re
 from typing import NamedTuple
 
+from jax.sharding import PartitionSpec as P
 
-__all__ = ["Rule"]
+
+__all__ = ["Rule", "adapter_sharding"]
 
 
 class Rule(NamedTuple):
@@ -34,3 +36,29 @@ class Rule(NamedTuple):
         'model.layers.3.a'
         """
         return self.hf if layer is None else self.hf.format(layer=layer)
+
+
+def adapter_sharding(*, into: str, out_of: str) -> tuple[tuple[str, P], ...]:
+    """Return sharding rules for adapters that follow the layers that they adapt.
+
+    Args:
+      into: names, without ``_proj``, of what leads into a block: columns are split.
+      out_of: of what leads out of it: rows are split.
+    """
+    return (
+        (rf"layers_.*/({into})_proj/a0?", P(None, "fsdp", None)),
+        (rf"layers_.*/({into})_proj/b0?", P(None, None, "tensor")),
+        (rf"layers_.*/({into})_proj/magnitude", P(None, "tensor")),
+        (rf"layers_.*/({out_of})_proj/a0?", P(None, "tensor", None)),
+        (rf"layers_.*/({out_of})_proj/b0?", P(None, None, "fsdp")),
+        (rf"layers_.*/({out_of})_proj/magnitude", P(None, "fsdp")),
+        (r"lm_head/a0?", P("fsdp", None)),
+        (r"lm_head/b0?", P(None, "tensor")),
+        (r"lm_head/magnitude", P("tensor")),
+        (r"embed_tokens/a", P("tensor", None)),
+        (r"embed_tokens/b", P(None, "fsdp")),
+        (r"layers_.*/self_attn/(key|value)", P(None, "tensor", None, None)),
+        # One number, or one a feature of the input.
+        (r".*/(scale|gate|log_gate|mix|position)", P()),
+        (r".*/(token|sequence|mean)_gate", P()),
+    )

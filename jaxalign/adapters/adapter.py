@@ -1,0 +1,166 @@
+"""Any adapter of the library by its config: layers, weights, what is trained.
+
+A model's variables hold an adapter as the collections ``lora`` and ``prefix``; leaving
+them out switches it off.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array, Key
+
+from jaxalign import trees
+from jaxalign.adapters import gates, hybrid, lora, prefix, selection
+from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig, Parts
+from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.errors import UserError
+
+
+__all__ = [
+    "COLLECTIONS",
+    "CONFIGS",
+    "Adapter",
+    "NoAdapter",
+    "PeftConfig",
+    "averages_ahead",
+    "dropout",
+    "groups",
+    "init",
+    "parts",
+    "reads_ahead",
+    "trained",
+]
+
+COLLECTIONS = ("lora", "prefix")
+
+_FIXED = ("scale", "a0", "b0", "position")
+"""Leaves that make an adapter complete in itself and that training leaves alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoAdapter:
+    """No adapter: base weights are trained, chosen by ``trainable``."""
+
+    name: Literal["none"] = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeftConfig:
+    """An adapter that is there already, to be trained on.
+
+    Attributes:
+      name: the adapter.
+      path: PEFT directory of LoRA or a prefix, or a hybrid that jaxalign exported.
+      dropout: share of LoRA's inputs that are dropped in training.
+    """
+
+    path: str
+    name: Literal["peft"] = "peft"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"adapter.dropout must lie in [0, 1): got {self.dropout}")
+
+
+Adapter = LoRAConfig | PrefixConfig | HLPTConfig | H2LPTConfig | PeftConfig | NoAdapter
+
+CONFIGS: dict[str, type] = {
+    "lora": LoRAConfig,
+    "prefix": PrefixConfig,
+    "hlpt": HLPTConfig,
+    "h2lpt": H2LPTConfig,
+    "peft": PeftConfig,
+    "none": NoAdapter,
+}
+"""Options by the adapter's name."""
+
+
+def parts(config: Adapter, num_layers: int) -> Parts:
+    """Return the LoRA and the prefix that an adapter to be made consists of."""
+    if isinstance(config, HLPTConfig):
+        return hybrid.parts(config, num_layers)
+    return Parts(
+        config if isinstance(config, LoRAConfig) else None,
+        config if isinstance(config, PrefixConfig) else None,
+    )
+
+
+def averages_ahead(config: Adapter) -> bool:
+    """Tell whether an adapter to be made has the gate that reads later tokens."""
+    return getattr(config, "gate", None) == "mean" or getattr(config, "faithful", False)
+
+
+def dropout(config: Adapter) -> float:
+    """Return the share of LoRA's inputs that training drops."""
+    return getattr(config, "dropout", 0.0)
+
+
+def groups(config: Adapter, params: Any, num_layers: int) -> tuple[Any, ...]:
+    """Return how an adapter to be made cuts the layers into stacks.
+
+    Args:
+      config: options.
+      params: shapes of the base weights, cut in any way.
+      num_layers: of the model.
+    Raises:
+      UserError: the adapter chooses what is not there, or something twice.
+    """
+    made = parts(config, num_layers)
+    choices: list[tuple[int, ...]] = []
+    if made.lora is not None:
+        choices += lora.layer_choices(params, made.lora)
+    if made.prefix is not None:
+        choices += prefix.layer_choices(made.prefix, num_layers)
+    return selection.cut_groups(num_layers, choices)
+
+
+def init(
+    key: Key[Array, ""],
+    params: Any,
+    config: Adapter,
+    *,
+    num_layers: int,
+    sizes: Mapping[str, int],
+    text: Any = None,
+) -> dict[str, Any]:
+    """Make an adapter's collections.
+
+    Args:
+      key: consumed.
+      params: base weights, cut for :func:`groups`.
+      config: options.
+      num_layers: of the model.
+      sizes: ``width``, ``kv_heads`` and ``head_dim``, see ``prefix.init``.
+      text: keys and values that a prefix starts from, see ``prefix.init``.
+    Returns:
+      ``{"lora": ..., "prefix": ...}``, without what the adapter lacks.
+    """
+    made = parts(config, num_layers)
+    collections: dict[str, Any] = {}
+    if made.lora is not None:
+        collections["lora"] = lora.init(key, params, made.lora)
+    if made.prefix is not None:
+        collections["prefix"] = prefix.init(
+            jax.random.fold_in(key, 2**31), params, made.prefix, text=text, **sizes
+        )
+    return collections
+
+
+def trained(variables: Mapping[str, Any]) -> Any:
+    """Mark the leaves that training an adapter changes: its own, save constants."""
+
+    def mine(path: str, _: Any) -> bool:
+        names = path.split("/")
+        return names[0] in COLLECTIONS and names[-1] not in _FIXED
+
+    return trees.map_with_paths(mine, dict(variables))
+
+
+def reads_ahead(collections: Any) -> bool:
+    """Tell whether a gate averages over the whole sequence, later tokens included."""
+    name = gates.FEATURE_GATES[-1]
+    return any(path.split("/")[-1] == name for path in trees.paths(collections))

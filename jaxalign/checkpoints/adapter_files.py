@@ -1,0 +1,254 @@
+"""Adapters as directories: PEFT's where it can say them, else a hybrid of two parts.
+
+A hybrid directory has ``lora/``, a stock PEFT adapter (with gates that PEFT lacks in
+``gates.safetensors`` beside it), and ``prefix/`` (``prefix_config.json`` and
+``prefix.safetensors``); either may be absent. ``jaxalign_torch_loader.py`` beside them
+puts both on a transformers model.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign.adapters import lora, peft_format, prefix_format, selection
+from jaxalign.adapters.selection import Group
+from jaxalign.checkpoints import export
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints import tensors as tensor_files
+from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.errors import UserError
+from jaxalign.models import decoder
+from jaxalign.types import Variables
+
+
+__all__ = ["LOADER", "AdapterFiles", "fingerprint", "is_stock", "save_adapter"]
+
+LOADER = "jaxalign_torch_loader.py"
+
+_CONFIG = "adapter_config.json"
+_PREFIX_CONFIG = "prefix_config.json"
+
+
+def save_adapter(
+    checkpoint: Checkpoint,
+    collections: Variables,
+    out: str | Path,
+    *,
+    dropout: float = 0.0,
+    card: str | None = None,
+) -> Path:
+    """Write an adapter so that torch users get the same logits.
+
+    LoRA, and a prefix of all layers as PEFT has it, become a directory that ``peft``
+    loads unchanged; everything else a hybrid directory with its loader.
+
+    Args:
+      checkpoint: the base model.
+      collections: ``lora`` and ``prefix``, or one of them.
+      out: new directory; appears only when complete.
+      dropout: of LoRA, recorded for whoever trains on.
+      card: text of README.md.
+    Raises:
+      UserError: ``out`` is not empty.
+    """
+    parts = _to_files(checkpoint, collections, dropout)
+    with export.whole_directory(Path(out)) as directory:
+        if card is not None:
+            (directory / "README.md").write_text(card, encoding="utf-8")
+        if parts.stock is not None:
+            _write_peft(directory, *parts.stock)
+        else:
+            _write_hybrid(directory, parts)
+    return Path(out)
+
+
+def is_stock(checkpoint: Checkpoint, collections: Variables) -> bool:
+    """Tell whether ``peft`` alone can load what :func:`save_adapter` writes."""
+    return _to_files(checkpoint, collections, 0.0).stock is not None
+
+
+class _Files(NamedTuple):
+    lora: peft_format.PeftLoRA | None
+    prefix: prefix_format.PrefixFiles | None
+    stock: tuple[dict[str, Any], dict[str, np.ndarray]] | None
+    """Config and tensors of a PEFT directory that says it all."""
+
+
+def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) -> _Files:
+    base, layers = checkpoint.path.name, checkpoint.config.num_layers
+    stored = files = stock = None
+    if collections.get("lora"):
+        stored = peft_format.to_peft(
+            collections["lora"],
+            module_name=_module_names(checkpoint),
+            num_layers=layers,
+            dropout=dropout,
+            base_model=base,
+        )
+    if own := collections.get("prefix"):
+        files = prefix_format.to_files(own, num_layers=layers, base_model=base)
+    if stored is not None and files is None and not stored.gates:
+        stock = stored.config, stored.tensors
+    elif stored is None and own:
+        stock = prefix_format.to_peft(own, num_layers=layers, base_model=base)
+    return _Files(stored, files, stock)
+
+
+def _write_peft(
+    directory: Path, config: dict[str, Any], values: dict[str, np.ndarray]
+) -> None:
+    directory.mkdir(exist_ok=True)
+    _write_json(config, directory / _CONFIG)
+    export.write(values, directory / "adapter_model.safetensors")
+
+
+def _write_hybrid(directory: Path, parts: _Files) -> None:
+    if parts.lora is not None:
+        part = directory / "lora"
+        _write_peft(part, parts.lora.config, parts.lora.tensors)
+        if parts.lora.gates:
+            export.write(parts.lora.gates, part / "gates.safetensors")
+    if parts.prefix is not None:
+        part = directory / "prefix"
+        part.mkdir()
+        _write_json(parts.prefix.config, part / _PREFIX_CONFIG)
+        export.write(parts.prefix.tensors, part / "prefix.safetensors")
+    loader = Path(lora.__file__).with_name("torch_loader.py")
+    shutil.copyfile(loader, directory / LOADER)
+
+
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _module_names(checkpoint: Checkpoint) -> Any:
+    def module_name(path: str, layer: int | None) -> str:
+        where = path if layer is None else f"layers/{path}"
+        for rule in checkpoint.family.RULES:
+            if rule.path in (f"{where}/kernel", f"{where}/embedding"):
+                return rule.name(layer).removesuffix(".weight")
+        raise ValueError(f"no rule gives {where}")
+
+    return module_name
+
+
+def _is_hybrid(path: Path) -> bool:
+    return (path / "lora" / _CONFIG).is_file() or (
+        path / "prefix" / _PREFIX_CONFIG
+    ).is_file()
+
+
+class AdapterFiles:
+    """An adapter's directory, read in two steps: what it adapts, then the weights.
+
+    The layers have to be cut into groups, which the model is loaded with, before the
+    adapter's weights can be stacked to fit.
+
+    Raises:
+      UserError: no adapter, another kind of it, or one for another model.
+    """
+
+    def __init__(self, directory: Path, model: str | Path):
+        self.path = directory
+        self._model, self._family = load_lib.open_config(model)
+        self._lora: peft_format.PeftLoRA | None = None
+        self._prefix: prefix_format.PrefixFiles | None = None
+        if (directory / _CONFIG).is_file():
+            config = tensor_files.read_json(directory / _CONFIG)
+            if config.get("peft_type") == "PREFIX_TUNING":
+                self._prefix = prefix_format.from_peft(
+                    prefix_format.PrefixFiles(
+                        config, _read(directory, "adapter_model")
+                    ),
+                    num_layers=self._model.num_layers,
+                    kv_heads=self._model.num_kv_heads,
+                )
+            else:
+                self._lora = _read_lora(directory)
+        elif _is_hybrid(directory):
+            if (directory / "lora").is_dir():
+                self._lora = _read_lora(directory / "lora")
+            if (directory / "prefix").is_dir():
+                part = directory / "prefix"
+                self._prefix = prefix_format.PrefixFiles(
+                    tensor_files.read_json(part / _PREFIX_CONFIG), _read(part, "prefix")
+                )
+        else:
+            raise UserError(
+                f"{directory} is no adapter: expected a PEFT directory "
+                "(adapter_config.json), one with lora/ or prefix/, or the --out of "
+                "`jaxalign train` (config.yaml)"
+            )
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return how the adapter cuts the layers."""
+        choices: list[tuple[int, ...]] = []
+        if self._lora is not None:
+            choices += peft_format.adapted_layers(self._lora.tensors, self._locate)
+        if self._prefix is not None:
+            choices.append(prefix_format.layers_of(self._prefix))
+        return selection.cut_groups(self._model.num_layers, choices)
+
+    def collections(self, params: Any) -> Variables:
+        """Return the adapter for these base weights, cut into :meth:`groups`."""
+        found: Variables = {}
+        if self._lora is not None:
+            found["lora"] = peft_format.from_peft(
+                self._lora, params=params, locate=self._locate
+            )
+        if self._prefix is not None:
+            found["prefix"] = prefix_format.from_files(
+                self._prefix,
+                groups=self.groups(),
+                width=self._model.width,
+                kv_heads=self._model.num_kv_heads,
+                head_dim=self._model.head_dim,
+            )
+        return found
+
+    def check(self) -> Variables:
+        """Return the adapter as it fits the model's config, without its weights."""
+        return self.collections(decoder.param_shapes(self._model, self.groups()))
+
+    def _locate(self, module: str) -> peft_format.Module | None:
+        everything = ((0, self._model.num_layers),)
+        place = load_lib.locate(f"{module}.weight", self._family.RULES, everything)
+        if place is None or not place.path.endswith(("/kernel", "/embedding")):
+            return None
+        path = place.path.rpartition("/")[0]
+        if place.layer is None:
+            return path, None
+        return path.partition("/")[2], place.layer
+
+
+def _read_lora(directory: Path) -> peft_format.PeftLoRA:
+    config = tensor_files.read_json(directory / _CONFIG)
+    peft_format.check_config(config)
+    gates = {}
+    if (directory / "gates.safetensors").is_file():
+        gates = _read(directory, "gates")
+    return peft_format.PeftLoRA(config, _read(directory, "adapter_model"), gates)
+
+
+def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:
+    found = {}
+    for file in tensor_files.list_files(directory, stem):
+        with file.open() as handle:
+            for name in file.tensors:
+                found[name] = handle.get_tensor(name)
+    return found
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash of an adapter's directory, of every byte of its small files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.suffix in (".json", ".safetensors") and file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

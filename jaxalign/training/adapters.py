@@ -1,0 +1,123 @@
+"""From an adapter's config to its weights beside a loaded checkpoint."""
+
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from jaxalign.adapters import adapter
+from jaxalign.adapters.adapter import Adapter
+from jaxalign.adapters.hybrid import HLPTConfig
+from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.data import chat
+from jaxalign.models import decoder
+from jaxalign.models.layers import DecoderConfig
+from jaxalign.parallel import sharding
+from jaxalign.types import ModelInputs
+
+
+__all__ = ["make", "place", "shapes", "sizes", "without_text"]
+
+
+def sizes(config: DecoderConfig) -> dict[str, int]:
+    """Return what of a model decides the shape of a prefix."""
+    return {
+        "width": config.width,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+
+
+def make(
+    key: Key[Array, ""], config: Adapter, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """Make an adapter's collections for a checkpoint that was cut for it.
+
+    Args:
+      key: consumed.
+      config: options.
+      checkpoint: with the groups of ``adapter.groups``.
+    Raises:
+      UserError: the adapter chooses what is not there, or something twice.
+    """
+    model = checkpoint.config
+    made = adapter.parts(config, model.num_layers).prefix
+    start = None
+    if made is not None and made.prefix_init == "text":
+        start = _text_start(checkpoint, made)
+    return adapter.init(
+        key,
+        checkpoint.variables["params"],
+        config,
+        num_layers=model.num_layers,
+        sizes=sizes(model),
+        text=start,
+    )
+
+
+def _text_start(checkpoint: Checkpoint, config: PrefixConfig) -> Any:
+    """Return the keys and values of the text that a prefix starts from."""
+    tokenizer = chat.load_tokenizer(str(checkpoint.path))
+    tokens = np.asarray(tokenizer(config.prefix_text)["input_ids"], np.int32)
+    length = config.prefix_length
+    ones = jnp.ones((1, length), jnp.int32)
+    inputs = ModelInputs(
+        tokens=jnp.asarray(np.resize(tokens, (1, length))),
+        positions=jnp.arange(length, dtype=jnp.int32)[None],
+        sequence_ids=ones,
+        branch_ids=0 * ones,
+    )
+    run = functools.partial(
+        decoder.keys_and_values,
+        checkpoint.config,
+        groups=checkpoint.groups,
+        dtype=jax.tree.leaves(checkpoint.variables)[0].dtype,
+    )
+    return jax.jit(run)(checkpoint.variables, inputs)
+
+
+def shapes(config: Adapter, model: DecoderConfig) -> tuple[Any, Any]:
+    """Return the shapes of base weights and adapter without making either.
+
+    Raises:
+      UserError: the adapter chooses what is not there, or something twice.
+    """
+    groups = adapter.groups(config, decoder.param_shapes(model), model.num_layers)
+    params = decoder.param_shapes(model, groups)
+
+    def init(params: Any) -> Any:
+        return adapter.init(
+            jax.random.key(0),
+            params,
+            without_text(config),
+            num_layers=model.num_layers,
+            sizes=sizes(model),
+        )
+
+    return params, jax.eval_shape(init, params)
+
+
+def without_text(config: Adapter) -> Adapter:
+    """Return options that make the same tree without a pass of the model."""
+    if isinstance(config, PrefixConfig | HLPTConfig):
+        return dataclasses.replace(config, prefix_init="zero")
+    return config
+
+
+def place(collections: Any, mesh: Mesh, family: ModuleType) -> Any:
+    """Put an adapter's leaves on a mesh, by the family's rules."""
+    return {
+        name: jax.tree.map(
+            jax.device_put,
+            tree,
+            sharding.param_shardings(tree, mesh, family.SHARDING),
+        )
+        for name, tree in collections.items()
+    }

@@ -1,0 +1,260 @@
+"""Adapters as directories: there and back again, by Python and by the command line."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxalign import trees
+from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
+from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.checkpoints import adapter_files
+from jaxalign.cli.main import main
+from jaxalign.errors import UserError
+from jaxalign.training import restore
+from tests import scenes as model_scenes
+from tests import synthetic
+from tests.adapters import scenes
+
+
+def run(*arguments: Any) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([str(argument) for argument in arguments])
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+CONFIGS = {
+    "lora": (LoRAConfig(rank=2, layers="1-2"), "stock"),
+    "static": (LoRAConfig(rank=2, gate="static"), "stock"),
+    "dora": (LoRAConfig(rank=2, dora=True, targets=("q_proj", "lm_head")), "stock"),
+    "pissa": (LoRAConfig(rank=2, init="pissa", rslora=True), "stock"),
+    "embeddings": (LoRAConfig(rank=2, targets=("embed_tokens", "v_proj")), "stock"),
+    "gated": (LoRAConfig(rank=2, gate="token"), "hybrid"),
+    "prefix": (PrefixConfig(prefix_length=4), "stock"),
+    "some layers": (PrefixConfig(prefix_length=4, prefix_layers="2"), "hybrid"),
+    "separate": (PrefixConfig(prefix_length=4, mode="separate"), "hybrid"),
+    "log gate": (PrefixConfig(prefix_length=4, gate="static"), "hybrid"),
+    "unshifted": (PrefixConfig(prefix_length=4, positions="unshifted"), "hybrid"),
+    "hlpt": (HLPTConfig(rank=2, prefix_length=4), "hybrid"),
+    "h2lpt": (H2LPTConfig(rank=2, prefix_length=4, gate="sequence"), "hybrid"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_comes_back(tiny_llama, tmp_path, name) -> None:
+    config, kind = CONFIGS[name]
+    made = scenes.adapted(tiny_llama, config)
+    out = adapter_files.save_adapter(made.checkpoint, made.collections, tmp_path / "a")
+    stock = (out / "adapter_config.json").is_file()
+    assert stock == (kind == "stock") == (not (out / adapter_files.LOADER).exists())
+    restored = restore.load_adapted(str(tiny_llama), str(out))
+    assert restored.checkpoint.groups == made.checkpoint.groups
+    again = adapter_files.save_adapter(
+        restored.checkpoint, restored.variables, tmp_path / "b"
+    )
+    assert contents(again) == contents(out)
+    if name in ("static", "pissa"):  # folded into the factors
+        inputs = scenes.one_sequence(np.arange(5, 30)[None])
+        got = scenes.logits(
+            scenes.Adapted(restored.checkpoint, {"lora": restored.variables["lora"]}),
+            inputs,
+        )
+        np.testing.assert_allclose(got, scenes.logits(made, inputs), atol=2e-4)
+        return
+    for collection, tree in made.collections.items():
+        assert trees.paths(restored.variables[collection]) == trees.paths(tree)
+        jax.tree.map(
+            np.testing.assert_array_equal, restored.variables[collection], tree
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_prefix_of_peft_goes_through_both_ways(tiny_llama, tmp_path, capsys) -> None:
+    import torch
+    from peft import PeftModel, PrefixTuningConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        options = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        model = get_peft_model(model_scenes.torch_model(tiny_llama), options)
+    model.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    run(
+        *("export", "--model", tiny_llama, "--adapter", tmp_path / "peft"),
+        *("--format", "peft", "--out", tmp_path / "out"),
+    )
+    before = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert before.keys() == after.keys() == {"prompt_embeddings"}
+    np.testing.assert_array_equal(*(t["prompt_embeddings"] for t in (before, after)))
+    old, new = (
+        json.loads((tmp_path / d / "adapter_config.json").read_text())
+        for d in ("peft", "out")
+    )
+    for field in ("num_virtual_tokens", "num_layers", "token_dim", "peft_type"):
+        assert old[field] == new[field], field
+    # And scores are peft's.
+    records = synthetic.feedback_records(2, seed=3)
+    data = synthetic.write_jsonl(tmp_path / "data.jsonl", records)
+    run(
+        *("score", "--model", tiny_llama, "--adapter", tmp_path / "out"),
+        *("--data", data, "--out", tmp_path / "scores.jsonl"),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        base = model_scenes.torch_model(tiny_llama)
+        peft = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    want = model_scenes.torch_logps(peft, model_scenes.dataset(tiny_llama, 2, seed=3))
+    scores = (tmp_path / "scores.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in scores]
+    found = sorted(
+        line[side]["logp"] for line in lines for side in ("chosen", "rejected")
+    )
+    np.testing.assert_allclose(
+        found, sorted(values.sum() for values in want.values()), atol=1e-3
+    )
+
+
+def test_training_goes_on_from_an_adapter(tiny_llama, tmp_path, capsys) -> None:
+    made = scenes.adapted(tiny_llama, HLPTConfig(rank=2, prefix_length=3))
+    start = adapter_files.save_adapter(
+        made.checkpoint, made.collections, tmp_path / "start"
+    )
+    data = synthetic.write_jsonl(
+        tmp_path / "data.jsonl", synthetic.feedback_records(6, seed=1)
+    )
+    flags = [
+        *("train", "--model", tiny_llama, "--data", data, "--out", tmp_path / "run"),
+        *("--adapter.name", "peft", "--adapter.path", start, "--max_steps", "1"),
+        *("--row_length", "512", "--batch_rows", "1", "--report_to", "none"),
+        *("--optimizer.learning_rate", "0.01", "--optimizer.gate_learning_rate", "0"),
+    ]
+    run(*flags)
+    run(
+        "export", "--run", tmp_path / "run", "--format", "peft", "--out", tmp_path / "o"
+    )
+    before, after = (
+        load_file(d / "prefix" / "prefix.safetensors") for d in (start, tmp_path / "o")
+    )
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        same = np.array_equal(value, after[name])
+        assert same == name.endswith("token_gate"), name
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "jaxalign_torch_loader" in card and str(tmp_path) not in card
+    # Another adapter is another run.
+    made = made._replace(collections=scenes.shaken(made.collections, seed=5))
+    shutil.rmtree(start)
+    adapter_files.save_adapter(made.checkpoint, made.collections, start)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(flag) for flag in flags])
+    assert "the adapter has changed since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (HLPTConfig(rank=2, prefix_length=3), "has a prefix, which cannot be merged"),
+        (LoRAConfig(rank=2, gate="sequence"), "has a sequence_gate, which depends on"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(
+    tiny_llama, tmp_path, capsys, config, match
+) -> None:
+    made = scenes.adapted(tiny_llama, config)
+    adapter_files.save_adapter(made.checkpoint, made.collections, tmp_path / "a")
+    with pytest.raises(SystemExit, match="2"):
+        main(
+            [
+                *("export", "--model", str(tiny_llama), "--out", str(tmp_path / "out")),
+                *("--adapter", str(tmp_path / "a"), "--format", "merged"),
+            ]
+        )
+    assert match in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+def test_tied_embeddings_are_not_merged(make_llama, tmp_path) -> None:
+    directory = make_llama(tie_word_embeddings=True)
+    made = scenes.adapted(directory, LoRAConfig(rank=2, targets=("embed_tokens",)))
+    from jaxalign.checkpoints import export
+
+    with pytest.raises(UserError, match="changes the embeddings, but not the head"):
+        export.save_hf(made.checkpoint, made.variables, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_llama, tmp_path_factory) -> Path:
+    config = HLPTConfig(rank=2, prefix_length=3, layers="0", prefix_layers="1-2")
+    made = scenes.adapted(tiny_llama, config)
+    out = tmp_path_factory.mktemp("adapter") / "a"
+    return adapter_files.save_adapter(made.checkpoint, made.collections, out)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.pop("layers.2.key"), "prefix of layer 2 has .* as other layers"),
+        (
+            lambda t: t.update({"layers.9.key": t["layers.2.key"]}),
+            "layer 9, but the mod",
+        ),
+        (
+            lambda t: t.update({"layers.2.key": t["layers.2.key"][:1]}),
+            r"layers.2.key has the shape \[1, 3, 16\]: expected \[2, 3, 16\]",
+        ),
+        (
+            lambda t: t.update({"layers.1.token_gate": np.ones(41, np.float32)}),
+            r"token_gate has the shape \[41\]: expected \[40\]",
+        ),
+        (lambda t: t.update({"layer.1.key": t["layers.1.key"]}), "is not understood"),
+        (
+            lambda t: [t.pop(n) for n in list(t) if "value" in n],
+            "needs keys and values",
+        ),
+    ],
+)
+def test_broken_prefixes_are_refused(
+    tiny_llama, saved, tmp_path, change, match
+) -> None:
+    adapter = shutil.copytree(saved, tmp_path / "a")
+    tensors = load_file(adapter / "prefix" / "prefix.safetensors")
+    change(tensors)
+    save_file(tensors, adapter / "prefix" / "prefix.safetensors")
+    with pytest.raises(UserError, match=match):
+        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+
+
+def test_other_broken_adapters_are_refused(tiny_llama, saved, tmp_path) -> None:
+    adapter = shutil.copytree(saved, tmp_path / "a")
+    config = adapter / "prefix" / "prefix_config.json"
+    config.write_text(json.dumps({"position": "here"}))
+    with pytest.raises(UserError, match="position must be a number: got 'here'"):
+        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+    shutil.rmtree(adapter / "prefix")
+    gate = {"model.layers.2.mlp.down_proj.token_gate": np.ones(56, np.float32)}
+    save_file(gate, adapter / "lora" / "gates.safetensors")
+    with pytest.raises(UserError, match="is of no layer that the adapter adapts"):
+        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+    gate = {"model.layers.0.mlp.down_proj.token_gate": np.ones(5, np.float32)}
+    save_file(gate, adapter / "lora" / "gates.safetensors")
+    with pytest.raises(
+        UserError, match=r"token_gate of .* shape \[5\]: expected \[56\]"
+    ):
+        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+    with pytest.raises(UserError, match="is no adapter: expected a PEFT directory"):
+        adapter_files.AdapterFiles(tmp_path, tiny_llama)
