@@ -379,6 +379,12 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
                 f"the adapter's layers cut through the group {path.split('/')[0]}: "
                 "load the checkpoint with groups cut for this choice"
             )
+        if weight.ndim == 2 and config.gate in ("sequence", "mean"):
+            raise UserError(
+                f"adapter.gate {config.gate} is a mean over a sequence, which "
+                f"{path.split('/')[-1]} does not see: it works on single tokens. Leave "
+                "it out of adapter.targets, or use gate static or token"
+            )
         scales = np.array([size.scale for size in mine if size], np.float32)
         scale = jnp.asarray(scales if weight.ndim > 2 else scales[0])
         make = _init_embedding if name == "embedding" else _init_linear

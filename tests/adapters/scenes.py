@@ -38,11 +38,13 @@ def load(
     return load_lib.load(directory, groups=groups, **options)
 
 
-def adapted(directory: Path, config: Any, *, seed: int = 0, **options: Any) -> Adapted:
+def adapted(
+    directory: Path, config: Any, *, seed: int = 0, size: float = 0.3, **options: Any
+) -> Adapted:
     """Load a checkpoint and make an adapter whose every trained leaf is random."""
     checkpoint = load(directory, config, **options)
     made = adapters.make(jax.random.key(seed), config, checkpoint)
-    return Adapted(checkpoint, shaken(made, seed=seed))
+    return Adapted(checkpoint, shaken(made, seed=seed, size=size))
 
 
 def shaken(collections: Any, *, seed: int = 0, size: float = 0.3) -> Any:

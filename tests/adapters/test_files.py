@@ -164,6 +164,53 @@ def test_training_goes_on_from_an_adapter(tiny_llama, tmp_path, capsys) -> None:
     assert "the adapter has changed since" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["hlpt"],
+        ["h2lpt", "--adapter.gate", "sequence", "--adapter.prefix_layers", "1-2"],
+        ["hlpt", "--adapter.mode", "separate", "--adapter.gate", "static"],
+    ],
+    ids=["hlpt", "h2lpt", "separate"],
+)
+def test_torch_users_get_what_score_says(tiny_llama, tmp_path, flags) -> None:
+    """Train, score and export on the command line, then load in transformers."""
+    from jaxalign.adapters import torch_loader
+
+    records = synthetic.feedback_records(4, seed=2)
+    data = synthetic.write_jsonl(tmp_path / "data.jsonl", records)
+    run(
+        *("train", "--model", tiny_llama, "--data", data, "--out", tmp_path / "run"),
+        *("--max_steps", "2", "--row_length", "512", "--batch_rows", "1"),
+        *("--report_to", "none", "--optimizer.learning_rate", "0.1"),
+        *("--optimizer.schedule", "constant", "--adapter.name", *flags),
+    )
+    run(
+        "export", "--run", tmp_path / "run", "--format", "peft", "--out", tmp_path / "a"
+    )
+    found = {}
+    for name in ("run", "a"):
+        out = tmp_path / f"{name}.jsonl"
+        run(
+            *("score", "--model", tiny_llama, "--adapter", tmp_path / name),
+            *("--data", data, "--out", out, "--token_logps", "true"),
+        )
+        found[name] = [json.loads(line) for line in out.read_text().splitlines()]
+    base = model_scenes.torch_model(tiny_llama)
+    loaded = torch_loader.load(base, tmp_path / "a").eval()
+    want = model_scenes.torch_logps(loaded, model_scenes.dataset(tiny_llama, 4, seed=2))
+    want = {(*key[key.index(-1) + 1 :],): values for key, values in want.items()}
+    for index in range(4):
+        for side, name in enumerate(("chosen", "rejected")):
+            run_side, peft_side = (found[k][index][name] for k in ("run", "a"))
+            key = (side, *run_side["token_ids"])
+            np.testing.assert_allclose(run_side["token_logps"], want[key], atol=1e-4)
+            np.testing.assert_allclose(peft_side["token_logps"], want[key], atol=1e-4)
+            moved = np.subtract(run_side["token_logps"], run_side["ref_token_logps"])
+            assert np.abs(moved).max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("config", "match"),
     [

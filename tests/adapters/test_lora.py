@@ -217,6 +217,10 @@ def test_patterns_choose_ranks_and_alphas(tiny_llama) -> None:
         ({"dora": True, "gate": "token"}, "adapter.dora measures the columns"),
         ({"targets": ("embed_tokens",), "dora": True}, "embeddings take plain LoRA"),
         ({"targets": ("embed_tokens",), "dropout": 0.1}, "embeddings take plain LoRA"),
+        (
+            {"targets": ("lm_head",), "gate": "sequence"},
+            "a sequence, which lm_head does",
+        ),
     ],
 )
 def test_choices_that_are_refused(tiny_llama, options, match) -> None:

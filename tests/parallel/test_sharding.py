@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxalign import trees
 from jaxalign.adapters import adapter
+from jaxalign.adapters.hybrid import HLPTConfig
+from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import loader
 from jaxalign.errors import UserError
@@ -17,18 +19,19 @@ from jaxalign.models.families import llama
 from jaxalign.objectives import dpo2d, objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import adapters
 from tests import scenes
+from tests.adapters import scenes as adapter_scenes
 
 
-def value_and_grad(directory, mesh_config, lora_options):
+def value_and_grad(directory, mesh_config, config):
     mesh = make_mesh(MeshConfig(**mesh_config))
     data = scenes.dataset(directory, 9)
-    loaded = load_lib.load(directory, mesh=mesh, remat="dots")
-    adapters = scenes.random_lora(loaded.variables["params"], **lora_options)
-    where = sharding.param_shardings(adapters, mesh, llama.SHARDING)
+    made = adapter_scenes.adapted(directory, config, size=0.1, mesh=mesh, remat="dots")
+    loaded = made.checkpoint
     variables = {
         **loaded.variables,
-        "lora": jax.tree.map(jax.device_put, adapters, where),
+        **adapters.place(made.collections, mesh, llama),
     }
     split = trees.partition(variables, adapter.trained(variables))
     shape = loader.batch_shape([data], row_length=int(data.lengths.max()) + 10)
@@ -43,7 +46,7 @@ def value_and_grad(directory, mesh_config, lora_options):
     (loss, _), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(
         *split, sharding.put_batch(batch, mesh), None
     )
-    return float(loss), jax.device_get(grads), loaded
+    return float(loss), jax.device_get(grads)
 
 
 MESHES = [
@@ -56,20 +59,35 @@ MESHES = [
 ]
 
 
+CONFIGS = {
+    "lora": LoRAConfig(rank=3, alpha=7.0),
+    "dora": LoRAConfig(rank=2, dora=True, targets=("q_proj", "down_proj", "lm_head")),
+    "hlpt": HLPTConfig(rank=2, prefix_length=3, gate="sequence"),
+}
+
+
 @pytest.fixture(scope="module")
 def single(tiny_llama):
-    return value_and_grad(tiny_llama, {}, {})
+    return functools.cache(lambda name: value_and_grad(tiny_llama, {}, CONFIGS[name]))
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        *(("lora", mesh) for mesh in MESHES),
+        ("hlpt", MESHES[2]),
+        ("hlpt", MESHES[3]),
+        ("dora", MESHES[2]),
+    ],
+    ids=str,
+)
 def test_a_mesh_gives_the_single_device_s_loss_and_gradients(
-    tiny_llama, single, mesh
+    tiny_llama, single, name, mesh
 ) -> None:
-    loss, grads, _ = value_and_grad(tiny_llama, mesh, {})
-    assert loss == pytest.approx(single[0], rel=1e-5)
-    for got, want in zip(
-        jax.tree.leaves(grads), jax.tree.leaves(single[1]), strict=True
-    ):
+    loss, grads = value_and_grad(tiny_llama, mesh, CONFIGS[name])
+    want_loss, wanted = single(name)
+    assert loss == pytest.approx(want_loss, rel=1e-5)
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-5)
 
 
