@@ -86,15 +86,21 @@ class PreferenceBatch(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A language model as two pure functions over a nested dict of arrays.
+    """A language model as pure functions over a nested dict of arrays.
 
     ``hidden_fn(variables, inputs) -> [b t d]`` runs everything below the head; with
     ``key=`` it also applies dropout, without it is deterministic.
     ``logits_fn(variables, hidden) -> [*n v]`` is the head; it is called on chunks.
+    The other two are for generation; training and scoring do without.
     """
 
     hidden_fn: Callable[..., Float[Array, "b t d"]]
     logits_fn: Callable[[Any, Float[Array, "*n d"]], Float[Array, "*n v"]]
+    decode_fn: Callable[..., tuple[Float[Array, "b t d"], Any]] | None = None
+    """``(variables, cache, tokens, positions, valid) -> (hidden, cache)``: new tokens
+    [b t] at consecutive positions after those that the cache holds."""
+    cache_fn: Callable[[Any, int, int], Any] | None = None
+    """``(variables, slots, length) -> cache``, empty."""
 
 
 class Mean(NamedTuple):

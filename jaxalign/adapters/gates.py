@@ -19,7 +19,7 @@ the formulation of HLPT (Gu et al., EMNLP 2024, https://aclanthology.org/
 reads the question. Padding enters none of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -27,9 +27,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
-__all__ = ["FEATURE_GATES", "GATES", "Gate", "init", "value"]
+__all__ = ["FEATURE_GATES", "GATES", "Gate", "Mean", "init", "row_means", "value"]
 
 Gate = Literal["none", "static", "token", "sequence", "mean"]
+
+Mean = Callable[[str, Array], Array]
+"""Averages the numbers of a gate's leaf over tokens."""
 
 FEATURE_GATES = ("token_gate", "sequence_gate", "mean_gate")
 """Leaves with one weight a feature of the input."""
@@ -65,14 +68,15 @@ def init(
 def value(
     leaves: Mapping[str, Array],
     x: Float[Array, "*n features"],
-    ids: tuple[Int[Array, "b t"], Int[Array, "b t"]] | None,
+    mean: Mean | None = None,
 ) -> Float[Array, "..."] | None:
     """Return the gate of every token, in float32; None if there is none.
 
     Args:
       leaves: an adapter's leaves, of one layer.
       x: the input that the gate reads.
-      ids: ``sequence_ids`` and ``branch_ids``; needed for means.
+      mean: averages numbers [b t] over what each token can see (or over its whole
+        sequence, by the name of the leaf); :func:`row_means` for packed rows.
     Returns:
       A number for a static gate, [*n, 1] for the others.
     Raises:
@@ -88,12 +92,22 @@ def value(
         score = x.astype(jnp.float32) @ leaves[name].astype(jnp.float32)
         gate = jax.nn.sigmoid(score)
         if name != "token_gate":
-            if ids is None:
+            if mean is None:
                 raise ValueError(f"a {name} needs the rows that its tokens stand in")
-            mean = _mean_of_visible if name == "sequence_gate" else _mean_of_sequence
-            gate = mean(gate, *ids)
+            gate = mean(name, gate)
         return gate[..., None]
     return None
+
+
+def row_means(sequence_ids: Int[Array, "b t"], branch_ids: Int[Array, "b t"]) -> Mean:
+    """Return what averages over packed rows, see ``types.ModelInputs``."""
+
+    def mean(name: str, values: Float[Array, "b t"]) -> Float[Array, "b t"]:
+        if name == "mean_gate":
+            return _mean_of_sequence(values, sequence_ids)
+        return _mean_of_visible(values, sequence_ids, branch_ids)
+
+    return mean
 
 
 def _mean_of_visible(
@@ -131,12 +145,9 @@ def _running_sum(values: Array, restart: Array) -> Array:
 
 
 def _mean_of_sequence(
-    values: Float[Array, "b t"],
-    sequence_ids: Int[Array, "b t"],
-    branch_ids: Int[Array, "b t"],
+    values: Float[Array, "b t"], sequence_ids: Int[Array, "b t"]
 ) -> Float[Array, "b t"]:
     """Average over all tokens of the sequence, which must have one branch only."""
-    del branch_ids
     rows = jnp.arange(values.shape[0])[:, None]
     most = values.shape[1] + 1  # more sequences than tokens there cannot be
 

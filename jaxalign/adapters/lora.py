@@ -202,7 +202,7 @@ def apply(
     leaves: Mapping[str, Array],
     *,
     kernel: Float[Array, "fan_in fan_out"],
-    ids: Any = None,
+    mean: gates.Mean | None = None,
     dropped: Float[Array, "*n fan_in"] | None = None,
 ) -> Float[Array, "*n fan_out"]:
     """Return the adapted layer's output from the plain one's.
@@ -212,11 +212,11 @@ def apply(
       x: inputs, which the gate reads too.
       leaves: of this layer's adapter.
       kernel: W, which DoRA measures.
-      ids: see ``gates.value``.
+      mean: see ``gates.value``.
       dropped: x with dropout, for the update alone.
     """
     a, b = _factors(leaves)
-    gate = gates.value(leaves, x, ids)
+    gate = gates.value(leaves, x, mean)
     scale = leaves["scale"] if gate is None else leaves["scale"] * gate
     y = y + delta(x if dropped is None else dropped, a, b, scale)
     if "magnitude" not in leaves:

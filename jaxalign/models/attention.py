@@ -12,18 +12,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.types import ModelInputs
 
 
 __all__ = [
     "SAVED_NAMES",
+    "CacheLayout",
     "Implementation",
     "RowLayout",
     "attention",
     "attention_with_lse",
     "available",
+    "cached_attention",
     "row_layout",
 ]
 
@@ -50,11 +52,6 @@ class RowLayout(NamedTuple):
     branch_ids: Int[Array, "b t"]
     starts: Int[Array, " t"]
     """For each index the first one that any row's token there can see."""
-
-    @property
-    def ids(self) -> tuple[Int[Array, "b t"], Int[Array, "b t"]]:
-        """Return sequences and branches, all that a gate's mean needs."""
-        return self.sequence_ids, self.branch_ids
 
 
 def row_layout(inputs: ModelInputs) -> RowLayout:
@@ -139,6 +136,47 @@ def attention_with_lse(
         return x.reshape(rows, -1, heads, x.shape[-1])[:, :length]
 
     return rows_first(out), rows_first(lse)[..., 0]
+
+
+class CacheLayout(NamedTuple):
+    """Where new tokens stand that are decoded against a cache of earlier ones."""
+
+    positions: Int[Array, "b t"]
+    """From 0, one after the other in each row; they are places in the cache too."""
+    valid: Bool[Array, "b t"]
+    """False for tokens that only fill up the array: they leave no trace."""
+
+
+def cached_attention(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b s g h"],
+    values: Float[Array, "b s g h"],
+    layout: CacheLayout,
+    *,
+    scale: float,
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """Return attention over a cache, and its log-sum-exp.
+
+    Args:
+      q: rotated queries.
+      keys: of all tokens so far, at their positions; what lies behind is not seen.
+      values: likewise.
+      layout: where the queries stand.
+      scale: of the scores.
+    """
+    rows, length, heads, width = q.shape
+    groups = keys.shape[2]
+    q = q.reshape(rows, length, groups, heads // groups, width)
+    scores = jnp.einsum(
+        "btgmh,bsgh->btgms", q * scale, keys, preferred_element_type=jnp.float32
+    )
+    seen = jnp.arange(keys.shape[1])[None, None] <= layout.positions[..., None]
+    scores = jnp.where(seen[:, :, None, None], scores, _LOW)
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - lse[..., None]).astype(values.dtype)
+    out = jnp.einsum("btgms,bsgh->btgmh", weights, values)
+    shape = (rows, length, heads)
+    return out.reshape(*shape, width), lse.reshape(shape)
 
 
 def _visible(

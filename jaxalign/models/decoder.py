@@ -6,9 +6,11 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxalign.adapters.selection import Group, group_name
+from jaxalign import trees
+from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
 from jaxalign.models.layers import DecoderConfig, Runtime
 from jaxalign.types import Model, ModelInputs, Variables
@@ -62,7 +64,7 @@ class Decoder(nn.Module):
             scanned = nn.scan(
                 block,
                 variable_axes=dict.fromkeys(
-                    ("params", *_ADAPTERS, layers.KEYS_AND_VALUES), 0
+                    ("params", *_ADAPTERS, layers.KEYS_AND_VALUES, layers.CACHE), 0
                 ),
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
@@ -76,13 +78,22 @@ class Decoder(nn.Module):
 
     def hidden(self, inputs: ModelInputs) -> Float[Array, "b t d"]:
         """Return the last hidden state of every token, after the final norm."""
+        layout = attention.row_layout(inputs)
+        return self._run(inputs.tokens, inputs.positions, layout)
+
+    def decode(
+        self, tokens: Int[Array, "b t"], layout: attention.CacheLayout
+    ) -> Float[Array, "b t d"]:
+        """Return the hidden states of new tokens, which go into the cache."""
+        return self._run(tokens, layout.positions, layout)
+
+    def _run(self, tokens: Array, positions: Array, layout: layers.Layout) -> Array:
         config = self.config
-        x = self.embed_tokens(inputs.tokens)
+        x = self.embed_tokens(tokens)
         speeds = rotary.inverse_frequencies(
             config.head_dim, config.rope_theta, dict(config.rope_scaling)
         )
-        tables = rotary.make_tables(inputs.positions, speeds)
-        layout = attention.row_layout(inputs)
+        tables = rotary.make_tables(positions, speeds)
         for group in self.groups:
             x, _ = getattr(self, group_name(group))(x, tables, layout)
         return self.norm(x)
@@ -108,7 +119,7 @@ def make_model(
     attention_implementation: attention.Implementation = "xla",
     attention_block: int = 64,
 ) -> Model:
-    """Return the decoder as two pure functions.
+    """Return the decoder as pure functions.
 
     Args:
       config: sizes and options.
@@ -146,7 +157,68 @@ def make_model(
         out: Any = module(True).apply(variables, hidden, method=Decoder.logits)
         return out
 
-    return Model(hidden_fn, logits_fn)
+    def decode_fn(
+        variables: Variables, cache: Any, tokens: Any, positions: Any, valid: Any
+    ) -> tuple[Float[Array, "b t d"], Any]:
+        out, changed = module(True).apply(
+            {**variables, layers.CACHE: cache},
+            tokens,
+            attention.CacheLayout(positions, valid),
+            method=Decoder.decode,
+            mutable=[layers.CACHE],
+        )
+        return out, changed[layers.CACHE]
+
+    def cache_fn(variables: Variables, slots: int, length: int) -> Any:
+        return make_cache(config, groups, variables, slots, length, dtype)
+
+    return Model(hidden_fn, logits_fn, decode_fn, cache_fn)
+
+
+def make_cache(
+    config: DecoderConfig,
+    groups: Sequence[Group],
+    variables: Variables,
+    slots: int,
+    length: int,
+    dtype: Any = jnp.float32,
+) -> Any:
+    """Return an empty cache: keys and values of every layer, and the gates' sums.
+
+    Args:
+      config: of the model.
+      groups: how its layers are cut.
+      variables: with the adapters; a ``sequence_gate`` keeps a running sum.
+      slots: rows.
+      length: most tokens of a row.
+      dtype: of keys and values.
+    Raises:
+      UserError: a gate that reads later tokens, which are not there yet.
+    """
+    cache: dict[str, Any] = {}
+    for low, high in groups:
+        shape = (high - low, slots, length, config.num_kv_heads, config.head_dim)
+        cache[group_name((low, high))] = {
+            "self_attn": {n: jnp.zeros(shape, dtype) for n in ("key", "value")}
+        }
+    for collection in _ADAPTERS:
+        for path in trees.paths(variables.get(collection, {})):
+            *module, leaf = path.split("/")
+            if leaf == "mean_gate":
+                raise UserError(
+                    "the adapter has a mean_gate, which averages over the whole "
+                    "sequence: it cannot decode token by token. Train with gate token "
+                    "or sequence instead"
+                )
+            if leaf == "sequence_gate":
+                node = cache
+                for part in module:
+                    node = node.setdefault(part, {})
+                layers_here = group_of_name(module[0])
+                assert layers_here is not None  # the head has no such gate
+                count = layers_here[1] - layers_here[0]
+                node["gate_sum"] = jnp.zeros((count, slots), jnp.float32)
+    return cache
 
 
 def keys_and_values(

@@ -19,6 +19,7 @@ __all__ = [
     "MLP",
     "Attention",
     "Block",
+    "CACHE",
     "KEYS_AND_VALUES",
     "DecoderConfig",
     "Dense",
@@ -31,6 +32,11 @@ __all__ = [
 
 SAVED_NAMES = ("dense_out", lora.SAVED_NAME)
 """Names under which a remat policy may keep what linear layers compute."""
+
+CACHE = "cache"
+"""Collection of the keys and values (and the gates' sums) of the tokens so far."""
+
+Layout = attention_lib.RowLayout | attention_lib.CacheLayout
 
 KEYS_AND_VALUES = "keys_and_values"
 """Collection that, where a caller makes it mutable, gets keys (before rotation) and
@@ -79,6 +85,27 @@ def _leaves(
     }
 
 
+def _mean(module: nn.Module, layout: Layout | None) -> gates.Mean | None:
+    """Return how a module's gate averages over tokens."""
+    if layout is None:
+        return None
+    if isinstance(layout, attention_lib.RowLayout):
+        return gates.row_means(layout.sequence_ids, layout.branch_ids)
+
+    def so_far(name: str, values: Array) -> Array:
+        if name == "mean_gate":
+            raise ValueError("a mean_gate reads tokens that are not there yet")
+        # The sum over the tokens before; a slot that begins anew forgets its last one.
+        before = module.get_variable(CACHE, "gate_sum")
+        before = jnp.where(layout.positions[:, 0] == 0, 0.0, before)
+        sums = jnp.cumsum(jnp.where(layout.valid, values, 0.0), axis=1)
+        sums = sums + before[:, None]
+        module.put_variable(CACHE, "gate_sum", sums[:, -1])
+        return sums / (layout.positions + 1)
+
+    return so_far
+
+
 class Dense(nn.Module):
     """A linear layer, with a LoRA update if the ``lora`` collection has one for it."""
 
@@ -90,7 +117,7 @@ class Dense(nn.Module):
     def __call__(
         self,
         x: Float[Array, "*n fan_in"],
-        layout: attention_lib.RowLayout | None = None,
+        layout: Layout | None = None,
     ) -> Float[Array, "*n features"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
@@ -101,7 +128,7 @@ class Dense(nn.Module):
                 x,
                 leaves,
                 kernel=kernel,
-                ids=None if layout is None else layout.ids,
+                mean=_mean(self, layout),
                 dropped=self._dropped(x),
             )
         if self.use_bias:
@@ -168,7 +195,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "b t d"],
         tables: rotary.Tables,
-        layout: attention_lib.RowLayout,
+        layout: Layout,
     ) -> Float[Array, "b t d"]:
         config, runtime = self.config, self.runtime
 
@@ -185,27 +212,50 @@ class Attention(nn.Module):
             self.sow(KEYS_AND_VALUES, "key", k)
             self.sow(KEYS_AND_VALUES, "value", v)
         scale = config.head_dim**-0.5
-        out, lse = attention_lib.attention_with_lse(
-            q,
-            rotary.apply_rotary(k, *tables.rows),
-            v,
-            layout,
-            scale=scale,
-            implementation=runtime.attention,
-            block=runtime.attention_block,
-        )
+        k = rotary.apply_rotary(k, *tables.rows)
+        if isinstance(layout, attention_lib.CacheLayout):
+            own = attention_lib.cached_attention(
+                q,
+                self._cached("key", k, layout),
+                self._cached("value", v, layout),
+                layout,
+                scale=scale,
+            )
+        else:
+            own = attention_lib.attention_with_lse(
+                q,
+                k,
+                v,
+                layout,
+                scale=scale,
+                implementation=runtime.attention,
+                block=runtime.attention_block,
+            )
+        out = own[0]
         if leaves := _leaves(self, "prefix", prefix.LEAVES):
             out = prefix.attend(
                 q,
-                (out, lse),
+                own,
                 leaves,
                 key=rotary.rotate_all(leaves["key"], leaves["position"], tables.speeds),
-                gate=gates.value(leaves, x, layout.ids),
+                gate=gates.value(leaves, x, _mean(self, layout)),
                 scale=scale,
             )
         return Dense(config.width, runtime, config.attention_bias, name="o_proj")(
             out.reshape(*x.shape[:2], -1), layout
         )
+
+    def _cached(
+        self, name: str, new: Array, layout: attention_lib.CacheLayout
+    ) -> Array:
+        """Put the new tokens' keys or values in the cache and return all of it."""
+        cache = self.get_variable(CACHE, name)
+        # What is not valid gets a place beyond the end, and is dropped.
+        places = jnp.where(layout.valid, layout.positions, cache.shape[1])
+        rows = jnp.arange(cache.shape[0])[:, None]
+        cache = cache.at[rows, places].set(new.astype(cache.dtype), mode="drop")
+        self.put_variable(CACHE, name, cache)
+        return cache.astype(new.dtype)
 
 
 class MLP(nn.Module):
@@ -216,7 +266,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t d"], layout: attention_lib.RowLayout
+        self, x: Float[Array, "b t d"], layout: Layout
     ) -> Float[Array, "b t d"]:
         config, runtime = self.config, self.runtime
 
@@ -239,7 +289,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "b t d"],
         tables: rotary.Tables,
-        layout: attention_lib.RowLayout,
+        layout: Layout,
     ) -> tuple[Float[Array, "b t d"], None]:
         eps = self.config.norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)

@@ -42,7 +42,7 @@ def test_a_sequence_gate_is_the_mean_of_what_a_token_sees() -> None:
     got = gates.value(
         {"sequence_gate": jnp.asarray(w, jnp.float32)},
         jnp.asarray(x, jnp.float32),
-        tuple(map(jnp.asarray, IDS)),
+        gates.row_means(*map(jnp.asarray, IDS)),
     )
     token = 1 / (1 + np.exp(-x @ w))
     seen = visible(*IDS)
@@ -58,7 +58,7 @@ def test_a_mean_gate_is_the_mean_of_the_whole_sequence_without_padding() -> None
     got = gates.value(
         {"mean_gate": jnp.asarray(w, jnp.float32)},
         jnp.asarray(x, jnp.float32),
-        (jnp.asarray(sequence), jnp.asarray(branch)),
+        gates.row_means(jnp.asarray(sequence), jnp.asarray(branch)),
     )
     token = 1 / (1 + np.exp(-x @ w))
     for r, t in zip(*np.nonzero(sequence), strict=True):
@@ -75,7 +75,7 @@ def test_static_and_token_gates() -> None:
     assert gates.value({"log_gate": jnp.float32(-np.inf)}, x, None) == 0
     assert gates.value({"a": w}, x, None) is None
     with pytest.raises(ValueError, match="sequence_gate needs the rows"):
-        gates.value({"sequence_gate": w}, x, None)
+        gates.value({"sequence_gate": w}, x)
 
 
 def test_how_gates_start() -> None:

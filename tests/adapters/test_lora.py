@@ -22,12 +22,11 @@ def tree(**leaves: np.ndarray) -> dict[str, jax.Array]:
 
 W, X = numbers(7, 5), numbers(2, 3, 7)
 A, B = numbers(7, 2), numbers(2, 5)
-IDS = (jnp.ones((2, 3), jnp.int32), jnp.zeros((2, 3), jnp.int32))
 
 
 def applied(leaves: dict[str, jax.Array]) -> np.ndarray:
     x, kernel = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32)
-    return np.asarray(lora.apply(x @ kernel, x, leaves, kernel=kernel, ids=IDS))
+    return np.asarray(lora.apply(x @ kernel, x, leaves, kernel=kernel))
 
 
 def test_plain_gated_and_doubled() -> None:
