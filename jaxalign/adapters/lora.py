@@ -18,9 +18,8 @@ The embeddings have ``a`` [vocabulary, rank] (zero) and ``b`` [rank, width] (ran
 """
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +27,14 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
-from jaxalign.adapters import gates, selection
-from jaxalign.errors import UserError, did_you_mean
+from jaxalign.adapters import gates, sites
+from jaxalign.errors import UserError
 
 
 __all__ = [
     "LEAVES",
     "SAVED_NAME",
     "LoRAConfig",
-    "adaptable",
     "apply",
     "delta",
     "embed",
@@ -111,28 +109,6 @@ class LoRAConfig:
                 "adapter.dora measures the columns of one weight: it goes with gate "
                 f"none and init zero, got gate {self.gate} and init {self.init}"
             )
-
-
-class Site(NamedTuple):
-    """A layer that can be adapted."""
-
-    path: str
-    """Without its group, such as ``self_attn/q_proj`` or ``lm_head``."""
-    layer: int | None
-
-    def matches(self, pattern: str) -> bool:
-        """Tell whether a pattern is the site's name, path or path with its layer."""
-        names = {self.path, self.path.rsplit("/", 1)[-1]}
-        if self.layer is not None:
-            names.add(f"layers/{self.layer}/{self.path}")
-        return any(re.fullmatch(pattern, name) for name in names)
-
-
-class Size(NamedTuple):
-    """Rank and scale of the update of one site."""
-
-    rank: int
-    scale: float
 
 
 @jax.custom_vjp
@@ -258,78 +234,17 @@ def _lengths(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
     return jnp.sqrt(squares)
 
 
-def adaptable(params: Any) -> Iterator[tuple[str, Any]]:
-    """Yield path and weight of all that can be adapted, stacked ones included."""
-    for path, _, weight in _weights(params):
-        yield path, weight
-
-
-def _weights(params: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    for key, child in params.items():
-        path = f"{prefix}{key}"
-        if isinstance(child, dict):
-            for name in ("kernel", "embedding"):
-                if name in child:
-                    yield path, name, child[name]
-            yield from _weights(child, f"{path}/")
-
-
-def _sites(path: str) -> list[Site]:
-    head, _, rest = path.partition("/")
-    group = selection.group_of_name(head)
-    if group is None:
-        return [Site(path, None)]
-    return [Site(rest, layer) for layer in range(*group)]
-
-
-def _resolve(params: Any, config: LoRAConfig) -> dict[Site, Size]:
-    """Return the sites that a config chooses, with rank and scale of each.
-
-    Raises:
-      UserError: a target, layer or pattern that is not there or is chosen twice.
-    """
-    sites = [site for path, *_ in _weights(params) for site in _sites(path)]
-    num_layers = 1 + max((s.layer for s in sites if s.layer is not None), default=-1)
-    layers = set(selection.parse_layers(config.layers, num_layers))
-    selection.check_targets(config.targets, dict.fromkeys(site.path for site in sites))
-    chosen = [
-        site
-        for site in sites
-        if any(site._replace(layer=None).matches(t) for t in config.targets)
-        and (site.layer is None or site.layer in layers)
-    ]
-    ranks = _per_site("rank_pattern", config.rank_pattern, chosen)
-    alphas = _per_site("alpha_pattern", config.alpha_pattern, chosen)
-    sizes = {}
-    for site in chosen:
-        rank = int(ranks.get(site, config.rank))
-        divisor = rank**0.5 if config.rslora else rank
-        sizes[site] = Size(rank, alphas.get(site, config.alpha) / divisor)
-    return sizes
-
-
-def _per_site(
-    field: str, patterns: Mapping[str, Any], sites: list[Site]
-) -> dict[Site, Any]:
-    found: dict[Site, Any] = {}
-    by: dict[Site, str] = {}
-    for pattern, value in patterns.items():
-        selection.check_regex(f"adapter.{field}", pattern)
-        mine = [site for site in sites if site.matches(pattern)]
-        if not mine:
-            names = dict.fromkeys(site.path for site in sites)
-            raise UserError(
-                f"adapter.{field}: {pattern!r} matches no adapted layer. "
-                f"{did_you_mean(pattern, names)}"
-            )
-        for site in mine:
-            if site in found:
-                raise UserError(
-                    f"adapter.{field}: both {by[site]!r} and {pattern!r} match "
-                    f"{site.path}: narrow one of them"
-                )
-            found[site], by[site] = value, pattern
-    return found
+def _sizes(params: Any, config: LoRAConfig) -> dict[sites.Site, sites.Size]:
+    return sites.resolve(
+        params,
+        targets=config.targets,
+        layers=config.layers,
+        rank=config.rank,
+        alpha=config.alpha,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=config.alpha_pattern,
+        rslora=config.rslora,
+    )
 
 
 def layer_choices(params: Any, config: LoRAConfig) -> list[tuple[int, ...]]:
@@ -342,7 +257,7 @@ def layer_choices(params: Any, config: LoRAConfig) -> list[tuple[int, ...]]:
       UserError: a target, layer or pattern that is not there or is chosen twice.
     """
     layers: dict[Any, set[int]] = {}
-    for site, size in _resolve(params, config).items():
+    for site, size in _sizes(params, config).items():
         if site.layer is not None:
             layers.setdefault((site.path, size.rank), set()).add(site.layer)
     return [tuple(sorted(chosen)) for chosen in layers.values()]
@@ -366,12 +281,12 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         option that the embeddings cannot have.
       ValueError: the groups were cut elsewhere.
     """
-    sizes = _resolve(params, config)
+    sizes = _sizes(params, config)
     adapters: dict[str, Any] = {}
     # Linear layers first, whatever their place, so that the embeddings take no key.
-    weights = sorted(_weights(params), key=lambda found: found[1] == "embedding")
+    weights = sorted(sites.weights(params), key=lambda found: found[1] == "embedding")
     for index, (path, name, weight) in enumerate(weights):
-        mine = [sizes.get(site) for site in _sites(path)]
+        mine = [sizes.get(site) for site in sites.sites_of(path)]
         if not any(mine):
             continue
         if len({size and size.rank for size in mine}) > 1:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.adapters import gates, lora, selection
+from jaxalign.adapters import gates, selection, sites
 from jaxalign.errors import UserError
 
 
@@ -293,7 +293,7 @@ def from_peft(
             raise UserError(f"the gate {name!r} is of no layer that the adapter adapts")
         factors[module][match.group(2)] = np.asarray(value, np.float32)
     adapters: dict[str, Any] = {}
-    for path, weight in lora.adaptable(params):
+    for path, _, weight in sites.weights(params):
         head, _, rest = path.partition("/")
         group = selection.group_of_name(head)
         modules = [(rest, i) for i in range(*group)] if group else [(path, None)]
