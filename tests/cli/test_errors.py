@@ -563,3 +563,18 @@ def test_any_file_of_options_gives_a_config_or_a_user_error(yaml_file, values) -
 @pytest.fixture(scope="module")
 def yaml_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("options") / "options.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--out", "mix"], "dpo2d"),
+        (["--data", "objective.name=kto"], "dpo2d"),
+        (["--objective.mix", "{dpo: 1.0}"], "mix"),
+        (["--objective.name=kto", "--out", "mix"], "kto"),
+    ],
+)
+def test_only_its_own_flags_choose_the_objective(arguments, name) -> None:
+    from jaxalign.objectives.objective import CONFIGS
+
+    assert parsing.chosen_objective(arguments) is CONFIGS[name]

@@ -296,6 +296,46 @@ def test_another_checkpoint_as_the_reference(scene, make_llama, tmp_path) -> Non
         assert "token_ids" not in result["chosen"]
 
 
+def test_tdpo_under_an_adapter_and_another_reference(
+    scene, make_llama, tmp_path
+) -> None:
+    """Whole distributions of two models whose layers are cut differently.
+
+    Zeng et al. 2024, eq. 16, https://arxiv.org/abs/2404.11999: with r the log-ratios
+    and D the sums of KL(ref || policy) along each response,
+    -log sigmoid(beta (r_w - r_l - alpha (D_l - D_w))).
+    """
+    import torch
+
+    other = make_llama(num_hidden_layers=1, seed=5)
+    data = synthetic.write_jsonl(tmp_path / "data.jsonl", scene.records)
+    flags = ["--model", scene.model, "--adapter", scene.adapter, "--data", data]
+    flags += ["--reference", other, "--objective.name", "tdpo2"]
+    flags += ["--objective.beta", "0.3", "--objective.alpha", "0.7"]
+    assert run(*flags, "--out", tmp_path / "out.jsonl") == 0
+    models = peft_model(scene.model, scene.adapter), scenes.torch_model(other)
+
+    def tables(side: Side) -> list[np.ndarray]:
+        with torch.no_grad():
+            logits = [m(torch.tensor([side.ids])).logits[0].double() for m in models]
+        rows = slice(side.first - 1, len(side.ids) - 1)
+        return [torch.log_softmax(x, -1).numpy()[rows] for x in logits]
+
+    for record, result in zip(scene.records, read(tmp_path / "out.jsonl"), strict=True):
+        ratios, kls = [], []
+        for name in SIDES:
+            side = tokenise(scene.tokenizer, record, name)
+            policy, reference = tables(side)
+            target = side.ids[side.first :]
+            places = np.arange(len(target))
+            ratios.append((policy - reference)[places, target].sum())
+            kls.append((np.exp(reference) * (reference - policy)).sum())
+        inner = 0.3 * (ratios[0] - ratios[1] - 0.7 * (kls[1] - kls[0]))
+        assert result["loss"] == pytest.approx(np.log1p(np.exp(-inner)), abs=1e-3)
+        margin = result["rewards"]["margin"]
+        assert margin == pytest.approx(0.3 * (ratios[0] - ratios[1]), abs=1e-3)
+
+
 # --- every option, on a model that is a table -------------------------------------
 
 TABLE = Model(
