@@ -96,19 +96,37 @@ def make_llama(
     seed: int = 0,
     **overrides: Any,
 ) -> Path:
-    """Write a random Llama with a tokenizer; return its directory.
+    """Write a random Llama with a tokenizer, see :func:`make_checkpoint`."""
+    settings = {"tie_word_embeddings": False, **overrides}
+    return make_checkpoint(
+        directory, "llama", tokenizer=tokenizer, seed=seed, **settings
+    )
+
+
+def make_checkpoint(
+    directory: Path,
+    model_type: str,
+    *,
+    tokenizer: dict[str, Any] | None = None,
+    seed: int = 0,
+    save: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write a random model of a family with a tokenizer; return its directory.
 
     The sizes are odd on purpose: 4 heads on 2 key-value heads, a head size that is not
-    width / heads, an untied head, norm weights that are not 1.
+    width / heads, norm weights that are not 1, biases that are not 0.
 
     Args:
       directory: where to.
+      model_type: as in config.json.
       tokenizer: options of :func:`make_tokenizer`.
       seed: of the weights.
-      **overrides: fields of LlamaConfig.
+      save: options of ``save_pretrained``.
+      **overrides: fields of the config.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     made = make_tokenizer(directory, **(tokenizer or {}))
     settings: dict[str, Any] = {
@@ -121,19 +139,23 @@ def make_llama(
         "head_dim": 16,
         "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
         "initializer_range": 0.2,
         "bos_token_id": made.bos_token_id,
         "eos_token_id": made.eos_token_id,
         "pad_token_id": made.pad_token_id,
     }
+    settings |= overrides
+    settings = {name: value for name, value in settings.items() if value is not ...}
+    config = AutoConfig.for_model(model_type, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**(settings | overrides)))
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for name, weight in model.named_parameters():
             if name.endswith("norm.weight"):
                 torch.nn.init.normal_(weight, mean=1.0, std=0.3)
-    model.save_pretrained(directory)
+            elif name.endswith("bias") and model_type != "llama":
+                torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(directory, **(save or {}))
     return directory
 
 

@@ -162,6 +162,7 @@ def attend(
     key: Float[Array, "g p h"],
     gate: Float[Array, "..."] | None,
     scale: float,
+    softcap: float | None = None,
 ) -> Float[Array, "b t n h"]:
     """Return attention over the text and the prefix from that over the text alone.
 
@@ -178,6 +179,7 @@ def attend(
       key: its keys, rotated to the prefix's position.
       gate: see ``gates.value``.
       scale: of the scores.
+      softcap: scores s become ``softcap * tanh(s / softcap)``, before any gate.
     """
     out, lse = own
     rows, length, heads, width = q.shape
@@ -190,6 +192,8 @@ def attend(
         key.astype(q.dtype),
         preferred_element_type=jnp.float32,
     ).reshape(rows, length, heads, -1)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     strength = jnp.ones((1, 1, 1)) if gate is None else gate
     if strength.ndim:  # [b t 1], to stand beside [b t n p]
         strength = strength[..., None]

@@ -26,6 +26,7 @@ __all__ = [
     "attention_with_lse",
     "available",
     "cached_attention",
+    "lengths",
     "row_layout",
 ]
 
@@ -52,6 +53,11 @@ class RowLayout(NamedTuple):
     branch_ids: Int[Array, "b t"]
     starts: Int[Array, " t"]
     """For each index the first one that any row's token there can see."""
+    positions: Int[Array, "b t"]
+    """Distances in a sliding window are those of positions, not of places in the row:
+    what a shared prompt's second response sees lies behind the first one."""
+    window: Int[Array, ""] | None = None
+    """A query at position q sees keys at positions above q - window; None is all."""
 
 
 def row_layout(inputs: ModelInputs) -> RowLayout:
@@ -64,7 +70,22 @@ def row_layout(inputs: ModelInputs) -> RowLayout:
     start = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
     # Padding sees nothing, so it asks for no key.
     start = jnp.where(ids > 0, start, index)
-    return RowLayout(ids, inputs.branch_ids, start.min(axis=0))
+    return RowLayout(ids, inputs.branch_ids, start.min(axis=0), inputs.positions)
+
+
+def lengths(layout: "RowLayout | CacheLayout") -> Int[Array, "b t"]:
+    """Return for each token how long the sequence is that it stands in.
+
+    Against a cache, how long it is so far.
+    """
+    positions = layout.positions
+    if isinstance(layout, CacheLayout):
+        longest = jnp.where(layout.valid, positions, 0).max(axis=1, keepdims=True)
+        return jnp.broadcast_to(longest + 1, positions.shape)
+    rows = jnp.arange(positions.shape[0])[:, None]
+    ids = layout.sequence_ids
+    most = jnp.zeros((positions.shape[0], positions.shape[1] + 1), positions.dtype)
+    return most.at[rows, ids].max(positions + 1)[rows, ids]
 
 
 def attention(
@@ -74,6 +95,7 @@ def attention(
     layout: RowLayout,
     *,
     scale: float,
+    softcap: float | None = None,
     implementation: Implementation = "xla",
     block: int = 64,
 ) -> Float[Array, "b t n h"]:
@@ -85,13 +107,21 @@ def attention(
       v: values.
       layout: who sees whom.
       scale: of the scores, usually 1/sqrt(h).
+      softcap: scores s become ``softcap * tanh(s / softcap)``.
       implementation: ``xla`` works in blocks of queries, forward and backward, holds no
         [t, t] array and leaves out keys that no query of the block can see; ``dense``
         is the plain formula, for comparison.
       block: queries of a block.
     """
     return attention_with_lse(
-        q, k, v, layout, scale=scale, implementation=implementation, block=block
+        q,
+        k,
+        v,
+        layout,
+        scale=scale,
+        softcap=softcap,
+        implementation=implementation,
+        block=block,
     )[0]
 
 
@@ -102,6 +132,7 @@ def attention_with_lse(
     layout: RowLayout,
     *,
     scale: float,
+    softcap: float | None = None,
     implementation: Implementation = "xla",
     block: int = 64,
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
@@ -110,7 +141,7 @@ def attention_with_lse(
     With it, attention over further keys can be joined exactly. 0 for padding.
     """
     if implementation == "dense":
-        return _dense(q, k, v, layout, scale)
+        return _dense(q, k, v, layout, scale, softcap)
     rows, length, heads, width = q.shape
     groups = k.shape[2]
     block = min(block, length)
@@ -123,12 +154,14 @@ def attention_with_lse(
             jnp.pad(layout.sequence_ids, pad[:2]),
             jnp.pad(layout.branch_ids, pad[:2]),
             jnp.concatenate([layout.starts, index]),
+            jnp.pad(layout.positions, pad[:2]),
+            layout.window,
         )
     # [rows, groups, heads a group, t, h]: a group's heads share their keys.
     queries = q.reshape(rows, -1, groups, heads // groups, width)
     queries = jnp.transpose(queries, (0, 2, 3, 1, 4))
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    found: Any = _blocked(queries * scale, keys, values, layout, block)
+    found: Any = _blocked(queries * scale, keys, values, layout, block, softcap)
     out, lse = found
 
     def rows_first(x: Any) -> Any:
@@ -145,6 +178,8 @@ class CacheLayout(NamedTuple):
     """From 0, one after the other in each row; they are places in the cache too."""
     valid: Bool[Array, "b t"]
     """False for tokens that only fill up the array: they leave no trace."""
+    window: Int[Array, ""] | None = None
+    """As in :class:`RowLayout`."""
 
 
 def cached_attention(
@@ -154,6 +189,7 @@ def cached_attention(
     layout: CacheLayout,
     *,
     scale: float,
+    softcap: float | None = None,
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
     """Return attention over a cache, and its log-sum-exp.
 
@@ -163,6 +199,7 @@ def cached_attention(
       values: likewise.
       layout: where the queries stand.
       scale: of the scores.
+      softcap: see :func:`attention`.
     """
     rows, length, heads, width = q.shape
     groups = keys.shape[2]
@@ -170,7 +207,11 @@ def cached_attention(
     scores = jnp.einsum(
         "btgmh,bsgh->btgms", q * scale, keys, preferred_element_type=jnp.float32
     )
-    seen = jnp.arange(keys.shape[1])[None, None] <= layout.positions[..., None]
+    places = jnp.arange(keys.shape[1])[None, None]
+    seen = places <= layout.positions[..., None]
+    if layout.window is not None:
+        seen &= layout.positions[..., None] - places < layout.window
+    scores = _capped(scores, softcap)
     scores = jnp.where(seen[:, :, None, None], scores, _LOW)
     lse = jax.nn.logsumexp(scores, axis=-1)
     weights = jnp.exp(scores - lse[..., None]).astype(values.dtype)
@@ -195,11 +236,24 @@ def _visible(
     branch = k_branch[:, None, :]
     mine = (branch == 0) | (branch == q_branch[:, :, None])
     causal = k_index[None, :] <= q_index[:, None]
-    return (same & mine & causal[None])[:, None, None]
+    seen = same & mine & causal[None]
+    if layout.window is not None:
+        q_position = cut(layout.positions, queries)[:, :, None]
+        seen &= q_position - cut(layout.positions, keys)[:, None] < layout.window
+    return seen[:, None, None]
+
+
+def _capped(scores: Array, softcap: float | None) -> Array:
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _dense(
-    q: Array, k: Array, v: Array, layout: RowLayout, scale: float
+    q: Array,
+    k: Array,
+    v: Array,
+    layout: RowLayout,
+    scale: float,
+    softcap: float | None,
 ) -> tuple[Array, Array]:
     rows, length, heads, width = q.shape
     groups = k.shape[2]
@@ -207,6 +261,7 @@ def _dense(
     scores = jnp.einsum(
         "bqgmh,bkgh->bgmqk", q * scale, k, preferred_element_type=jnp.float32
     )
+    scores = _capped(scores, softcap)
     mask = _visible(layout, (0, length), (0, length))
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1, where=mask)
     weights = jnp.where(mask, weights, 0.0)
@@ -226,11 +281,11 @@ def _dense(
 # (https://arxiv.org/abs/2205.14135).
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _blocked(
-    q: Array, k: Array, v: Array, layout: RowLayout, block: int
+    q: Array, k: Array, v: Array, layout: RowLayout, block: int, softcap: float | None
 ) -> tuple[Array, Array]:
-    return _forward(q, k, v, layout, block)
+    return _forward(q, k, v, layout, block, softcap)
 
 
 def _slice(x: Array, begin: Any, size: int) -> Array:
@@ -268,14 +323,15 @@ def _scores(q_block: Array, keys: Array) -> Array:
 
 
 def _forward(
-    q: Array, k: Array, v: Array, layout: RowLayout, block: int
+    q: Array, k: Array, v: Array, layout: RowLayout, block: int, softcap: float | None
 ) -> tuple[Array, Array]:
     def one(i: Array) -> tuple[Array, Array]:
         q_block = _slice(q, i * block, block)
 
         def run(begin: Array, size: int) -> tuple[Array, Array]:
             mask = _visible(layout, (i * block, block), (begin, size))
-            scores = jnp.where(mask, _scores(q_block, _slice(k, begin, size)), _LOW)
+            scores = _capped(_scores(q_block, _slice(k, begin, size)), softcap)
+            scores = jnp.where(mask, scores, _LOW)
             top = scores.max(-1, keepdims=True)
             weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
             total = weights.sum(-1, keepdims=True)
@@ -305,20 +361,20 @@ def _unblock(x: Array) -> Array:
 
 
 def _blocked_fwd(
-    q: Array, k: Array, v: Array, layout: RowLayout, block: int
+    q: Array, k: Array, v: Array, layout: RowLayout, block: int, softcap: float | None
 ) -> tuple[tuple[Array, Array], Any]:
     # The masks do not depend on the layer, so under a scan of rematerialised layers the
     # compiler would compute all of them once, [t, t] for every head, and read them back
     # in each layer. Tied to the queries, they stay where they are used.
     tied, q = jax.lax.optimization_barrier((layout, q))
-    out, lse = _forward(q, k, v, tied, block)
+    out, lse = _forward(q, k, v, tied, block, softcap)
     out = checkpoint_name(out, SAVED_NAMES[0])
     lse = checkpoint_name(lse, SAVED_NAMES[1])
     return (out, lse), (q, k, v, layout, out, lse)
 
 
 def _blocked_bwd(
-    block: int, residuals: Any, grads: tuple[Array, Array]
+    block: int, softcap: float | None, residuals: Any, grads: tuple[Array, Array]
 ) -> tuple[Any, ...]:
     q, k, v, layout, out, lse = residuals
     grad, d_lse = grads
@@ -337,9 +393,11 @@ def _blocked_bwd(
         ) -> tuple[tuple[Array, Array], Array]:
             mask = _visible(layout, (i * block, block), (begin, size))
             keys, values = _slice(k, begin, size), _slice(v, begin, size)
-            weights = jnp.exp(_scores(q_block, keys) - lse_block)
-            weights = jnp.where(mask, weights, 0.0)
+            scores = _capped(_scores(q_block, keys), softcap)
+            weights = jnp.where(mask, jnp.exp(scores - lse_block), 0.0)
             d_scores = weights * (_scores(g_block, values) - inner_block)
+            if softcap is not None:
+                d_scores = d_scores * (1 - jnp.square(scores / softcap))
             d_scores = d_scores.astype(q.dtype)
             d_q = jnp.einsum(
                 "bgmqk,bgkh->bgmqh",

@@ -55,7 +55,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embed_tokens = layers.Embedding(
-            config.vocab_size, config.width, self.runtime
+            config.vocab_size, config.width, self.runtime, config.embedding_scale
         )
         block = layers.Block
         if self.remat != "none":
@@ -67,12 +67,12 @@ class Decoder(nn.Module):
                     ("params", *_ADAPTERS, layers.KEYS_AND_VALUES, layers.CACHE), 0
                 ),
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
                 length=group[1] - group[0],
             )
             module = scanned(config, self.runtime, name=group_name(group))
             setattr(self, group_name(group), module)
-        self.norm = layers.RMSNorm(config.norm_eps)
+        self.norm = layers.RMSNorm(config)
         if not config.tie_embeddings:
             self.lm_head = layers.Dense(config.vocab_size, self.runtime)
 
@@ -90,19 +90,26 @@ class Decoder(nn.Module):
     def _run(self, tokens: Array, positions: Array, layout: layers.Layout) -> Array:
         config = self.config
         x = self.embed_tokens(tokens)
-        speeds = rotary.inverse_frequencies(
-            config.head_dim, config.rope_theta, dict(config.rope_scaling)
-        )
-        tables = rotary.make_tables(positions, speeds)
+        lengths = attention.lengths(layout)
+        tables = rotary.make_tables(config.rotaries, positions, lengths)
         for group in self.groups:
-            x, _ = getattr(self, group_name(group))(x, tables, layout)
+            own = layers.traits(config, *group)
+            x, _ = getattr(self, group_name(group))(x, tables, layout, own)
         return self.norm(x)
 
     def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
         """Return the logits of hidden states, in float32."""
-        if self.config.tie_embeddings:
-            return self.embed_tokens.attend(hidden)
-        return self.lm_head(hidden).astype(jnp.float32)
+        config = self.config
+        if config.tie_embeddings:
+            logits = self.embed_tokens.attend(hidden)
+        else:
+            logits = self.lm_head(hidden).astype(jnp.float32)
+        if config.logits_divisor != 1.0:
+            logits = logits / config.logits_divisor
+        if config.logits_softcap is not None:
+            cap = config.logits_softcap
+            logits = cap * jnp.tanh(logits / cap)
+        return logits
 
     def __call__(self, inputs: ModelInputs) -> Float[Array, "b t v"]:
         """Return the logits of every token; only for making parameters and tests."""

@@ -1,12 +1,14 @@
 """The layers of a decoder: thin Linen modules that read adapters they find."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
@@ -27,6 +29,8 @@ __all__ = [
     "RMSNorm",
     "Runtime",
     "SAVED_NAMES",
+    "Traits",
+    "traits",
 ]
 
 
@@ -45,7 +49,38 @@ values of every token."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes and options of a decoder; what a family reads from config.json."""
+    """Sizes and options of a decoder; what a family reads from config.json.
+
+    Attributes:
+      vocab_size: rows of the embeddings.
+      width: of the stream.
+      mlp_width: of the MLP.
+      num_layers: layers.
+      num_heads: heads of the queries.
+      num_kv_heads: heads of keys and values.
+      head_dim: size of a head.
+      norm_eps: added to the mean square.
+      rotaries: the ways in which layers rotate queries and keys.
+      layer_rotaries: which of them each layer has; empty if all have the first.
+      windows: how far back each layer sees, None for all; empty if all see all.
+      tie_embeddings: whether the head is the embeddings.
+      qkv_bias: of the projections into attention.
+      o_bias: of the projection out of it.
+      mlp_bias: of the MLP's projections.
+      fused: whether queries, keys and values are one projection, ``qkv_proj``, and the
+        MLP's gate and up another, ``gate_up_proj``.
+      norms: ``before`` a block, on its ``output``, or ``both``.
+      norm_offset: added to the norms' scales, 1 for Gemma.
+      qk_norm: of queries and keys before rotation: by ``head``, or over the ``whole``
+        projection.
+      activation: of the MLP.
+      query_scale: of attention's scores; None is 1/sqrt(head_dim).
+      attention_softcap: see ``attention.attention``.
+      logits_softcap: the same of the logits.
+      embedding_scale: what embeddings are multiplied by.
+      residual_scale: what a block's output is multiplied by.
+      logits_divisor: what logits are divided by.
+    """
 
     vocab_size: int
     width: int
@@ -55,12 +90,44 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     norm_eps: float
-    rope_theta: float
-    rope_scaling: tuple[tuple[str, Any], ...] = ()
-    """Fields of the scaling rule; a tuple, so that a config can be hashed."""
+    rotaries: tuple[rotary.Rotary, ...]
+    layer_rotaries: tuple[int, ...] = ()
+    windows: tuple[int | None, ...] = ()
     tie_embeddings: bool = False
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
     mlp_bias: bool = False
+    fused: bool = False
+    norms: Literal["before", "output", "both"] = "before"
+    norm_offset: float = 0.0
+    qk_norm: Literal["head", "whole"] | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
+
+
+class Traits(NamedTuple):
+    """What differs between the layers of a stack, scanned with their weights."""
+
+    rotary: Int[Array, "*l"] | int
+    """Which of the model's rotaries."""
+    window: Int[Array, "*l"] | None
+    """See ``attention.RowLayout``."""
+
+
+def traits(config: DecoderConfig, low: int, high: int) -> Traits:
+    """Return the traits of layers [low, high)."""
+    kinds = config.layer_rotaries[low:high] or (0,) * (high - low)
+    windows = None
+    if any(window is not None for window in config.windows[low:high]):
+        far = np.iinfo(np.int32).max
+        found = [far if w is None else w for w in config.windows[low:high]]
+        windows = jnp.asarray(found, jnp.int32)
+    return Traits(jnp.asarray(kinds, jnp.int32), windows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +217,7 @@ class Embedding(nn.Module):
     vocab_size: int
     width: int
     runtime: Runtime
+    scale: float = 1.0
 
     def setup(self) -> None:
         normal = nn.initializers.normal(0.02)
@@ -159,6 +227,8 @@ class Embedding(nn.Module):
         x = self.embedding[tokens].astype(self.runtime.dtype)
         if leaves := _leaves(self, "lora", lora.LEAVES):
             x = x + lora.embed(tokens, leaves, x.dtype)
+        if self.scale != 1.0:
+            x = x * jnp.asarray(self.scale, x.dtype)
         return x
 
     def attend(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
@@ -172,16 +242,20 @@ class Embedding(nn.Module):
 class RMSNorm(nn.Module):
     """Divide by the root mean square, taken in float32, and scale."""
 
-    eps: float
+    config: DecoderConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        config = self.config
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean + config.norm_eps)
+        if config.norm_offset:
+            factor = scale.astype(jnp.float32) + config.norm_offset
+            return (normed * jnp.broadcast_to(factor, x.shape)).astype(x.dtype)
         # Rounded before the scale is applied, as the reference implementation does.
-        normed = (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype)
-        return normed * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
+        return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
 class Attention(nn.Module):
@@ -192,27 +266,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b t d"],
-        tables: rotary.Tables,
-        layout: Layout,
+        self, x: Float[Array, "b t d"], tables: rotary.Tables, layout: Layout
     ) -> Float[Array, "b t d"]:
         config, runtime = self.config, self.runtime
-
-        def project(name: str, heads: int) -> Array:
-            out = Dense(
-                heads * config.head_dim, runtime, config.attention_bias, name=name
-            )(x, layout)
-            return out.reshape(*x.shape[:2], heads, config.head_dim)
-
-        q = rotary.apply_rotary(project("q_proj", config.num_heads), *tables.rows)
-        k = project("k_proj", config.num_kv_heads)
-        v = project("v_proj", config.num_kv_heads)
+        q, k, v = self._project(x, layout)
         if self.is_mutable_collection(KEYS_AND_VALUES):
             self.sow(KEYS_AND_VALUES, "key", k)
             self.sow(KEYS_AND_VALUES, "value", v)
-        scale = config.head_dim**-0.5
-        k = rotary.apply_rotary(k, *tables.rows)
+        q = rotary.apply_rotary(q, tables.cos, tables.sin)
+        k = rotary.apply_rotary(k, tables.cos, tables.sin)
+        scale = config.query_scale or config.head_dim**-0.5
         if isinstance(layout, attention_lib.CacheLayout):
             own = attention_lib.cached_attention(
                 q,
@@ -220,6 +283,7 @@ class Attention(nn.Module):
                 self._cached("value", v, layout),
                 layout,
                 scale=scale,
+                softcap=config.attention_softcap,
             )
         else:
             own = attention_lib.attention_with_lse(
@@ -228,6 +292,7 @@ class Attention(nn.Module):
                 v,
                 layout,
                 scale=scale,
+                softcap=config.attention_softcap,
                 implementation=runtime.attention,
                 block=runtime.attention_block,
             )
@@ -240,10 +305,36 @@ class Attention(nn.Module):
                 key=rotary.rotate_all(leaves["key"], leaves["position"], tables.speeds),
                 gate=gates.value(leaves, x, _mean(self, layout)),
                 scale=scale,
+                softcap=config.attention_softcap,
             )
-        return Dense(config.width, runtime, config.attention_bias, name="o_proj")(
-            out.reshape(*x.shape[:2], -1), layout
-        )
+        out = out.reshape(*x.shape[:2], -1)
+        return Dense(config.width, runtime, config.o_bias, name="o_proj")(out, layout)
+
+    def _project(self, x: Array, layout: Layout) -> list[Array]:
+        """Return queries, keys and values, normed but not rotated."""
+        config, runtime = self.config, self.runtime
+        names, sizes = ("q_proj", "k_proj", "v_proj"), [config.num_kv_heads] * 3
+        sizes[0] = config.num_heads
+        widths = [n * config.head_dim for n in sizes]
+        if config.fused:
+            dense = Dense(sum(widths), runtime, config.qkv_bias, name="qkv_proj")
+            parts = jnp.split(dense(x, layout), np.cumsum(widths)[:2], axis=-1)
+        else:
+            parts = [
+                Dense(width, runtime, config.qkv_bias, name=name)(x, layout)
+                for name, width in zip(names, widths, strict=True)
+            ]
+        found = []
+        for name, part, heads in zip(
+            ("q_norm", "k_norm", ""), parts, sizes, strict=True
+        ):
+            if name and config.qk_norm == "whole":
+                part = RMSNorm(config, name=name)(part)
+            part = part.reshape(*x.shape[:2], heads, config.head_dim)
+            if name and config.qk_norm == "head":
+                part = RMSNorm(config, name=name)(part)
+            found.append(part)
+        return found
 
     def _cached(
         self, name: str, new: Array, layout: attention_lib.CacheLayout
@@ -258,8 +349,14 @@ class Attention(nn.Module):
         return cache.astype(new.dtype)
 
 
+_ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
+
+
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """Gated: down(act(gate(x)) * up(x))."""
 
     config: DecoderConfig
     runtime: Runtime
@@ -273,13 +370,22 @@ class MLP(nn.Module):
         def dense(name: str, features: int, x: Array) -> Array:
             return Dense(features, runtime, config.mlp_bias, name=name)(x, layout)
 
-        gate = dense("gate_proj", config.mlp_width, x)
-        up = dense("up_proj", config.mlp_width, x)
-        return dense("down_proj", config.width, nn.silu(gate) * up)
+        if config.fused:
+            gate, up = jnp.split(dense("gate_up_proj", 2 * config.mlp_width, x), 2, -1)
+        else:
+            gate = dense("gate_proj", config.mlp_width, x)
+            up = dense("up_proj", config.mlp_width, x)
+        product = _ACTIVATIONS[config.activation](gate) * up
+        return dense("down_proj", config.width, product)
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each on the norm of the stream and added to it."""
+    """One layer: attention and MLP, each added to the stream.
+
+    Norms have the names that Hugging Face gives them: ``input_layernorm`` before
+    attention; ``post_attention_layernorm`` before the MLP or, where attention's output
+    is normed, on that; ``pre_feedforward_layernorm``, ``post_feedforward_layernorm``.
+    """
 
     config: DecoderConfig
     runtime: Runtime
@@ -290,11 +396,26 @@ class Block(nn.Module):
         x: Float[Array, "b t d"],
         tables: rotary.Tables,
         layout: Layout,
+        own: Traits,
     ) -> tuple[Float[Array, "b t d"], None]:
-        eps = self.config.norm_eps
-        normed = RMSNorm(eps, name="input_layernorm")(x)
-        x = x + Attention(self.config, self.runtime, name="self_attn")(
-            normed, tables, layout
+        config = self.config
+        before, after = config.norms != "output", config.norms != "before"
+
+        def norm(wanted: bool, name: str, x: Array) -> Array:
+            return RMSNorm(config, name=name)(x) if wanted else x
+
+        def add(x: Array, out: Array) -> Array:
+            if config.residual_scale != 1.0:
+                out = out * jnp.asarray(config.residual_scale, out.dtype)
+            return x + out
+
+        if own.window is not None:
+            layout = layout._replace(window=own.window)
+        normed = norm(before, "input_layernorm", x)
+        out = Attention(config, self.runtime, name="self_attn")(
+            normed, tables.of(own.rotary), layout
         )
-        normed = RMSNorm(eps, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, self.runtime, name="mlp")(normed, layout), None
+        x = add(x, norm(after, "post_attention_layernorm", out))
+        name = "pre_feedforward_layernorm" if after else "post_attention_layernorm"
+        out = MLP(config, self.runtime, name="mlp")(norm(before, name, x), layout)
+        return add(x, norm(after, "post_feedforward_layernorm", out)), None

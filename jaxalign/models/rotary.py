@@ -1,7 +1,12 @@
-"""Rotary position embedding, as arithmetic on arrays."""
+"""Rotary position embedding, as arithmetic on arrays.
 
+A model may rotate its layers at different speeds, or some not at all: :class:`Tables`
+holds the angles of every kind, and each layer picks its own.
+"""
+
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,72 +17,213 @@ from jaxalign.errors import UserError
 
 
 __all__ = [
+    "SCALINGS",
+    "Rotary",
     "Tables",
     "apply_rotary",
-    "inverse_frequencies",
     "make_tables",
-    "rotary_tables",
     "rotate_all",
+    "speeds_of",
 ]
 
+SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "none": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "max_position_embeddings"),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}
+"""Rules by which speeds are scaled, and the fields that each needs."""
 
-def inverse_frequencies(
-    head_dim: int, theta: float, scaling: Mapping[str, Any]
-) -> np.ndarray:
-    """Return the rotation speed of each pair of dimensions, in radians a position.
 
-    ``theta ** (-2 i / head_dim)``, then scaled: ``linear`` divides all by ``factor``;
-    ``llama3`` divides slow ones, keeps fast ones and blends those between.
-    [RoFormer](https://arxiv.org/abs/2104.09864); the Llama 3.1 rule is that of its
-    reference code.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """How a layer's queries and keys are rotated.
+
+    Attributes:
+      theta: base; pair i of dimensions turns ``theta ** (-2 i / dims)`` radians a
+        position.
+      dims: dimensions of a head that are rotated, from the first.
+      kind: one of :data:`SCALINGS`; ``none`` rotates nothing.
+      scaling: its fields; a tuple, so that a config can be hashed.
+    """
+
+    theta: float
+    dims: int
+    kind: str = "default"
+    scaling: tuple[tuple[str, Any], ...] = ()
+
+
+class Speeds(NamedTuple):
+    """Rotation speed of each pair of dimensions, in radians a position."""
+
+    near: Float[np.ndarray, " half"]
+    far: Float[np.ndarray, " half"]
+    """For sequences above ``limit``."""
+    limit: float
+    factor: float
+    """Cosine and sine are multiplied by it."""
+
+
+def speeds_of(rotary: Rotary) -> Speeds:
+    """Return a rule's speeds.
+
+    ``linear`` divides all by ``factor``; ``llama3`` divides slow ones, keeps fast ones
+    and blends those between; [YaRN](https://arxiv.org/abs/2309.00071) blends between
+    dims that make ``beta_fast`` and ``beta_slow`` turns; [LongRoPE](https://arxiv.org/
+    abs/2402.13753) has a factor for each pair, others for long sequences; ``dynamic``
+    makes the base grow with the length of the sequence, see :func:`make_tables`.
 
     Raises:
-      UserError: a scaling that is not implemented.
+      UserError: a scaling that is not implemented, or one of its fields is missing.
     """
-    speeds = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return speeds.astype(np.float32)
-    try:
-        factor = float(scaling["factor"])
-        if kind == "linear":
-            return (speeds / factor).astype(np.float32)
-        if kind == "llama3":
-            low = float(scaling["low_freq_factor"])
-            high = float(scaling["high_freq_factor"])
-            length = float(scaling["original_max_position_embeddings"])
-            turns = length * speeds / (2 * math.pi)
-            blend = np.clip((turns - low) / (high - low), 0, 1)
-            return ((1 - blend) * speeds / factor + blend * speeds).astype(np.float32)
-    except KeyError as error:
-        raise UserError(f"rotary scaling {kind!r} lacks its field {error}") from None
-    raise UserError(
-        f"rotary scaling {kind!r} is not implemented: expected default, linear or "
-        "llama3"
-    )
+    pairs = np.arange(0, rotary.dims, 2, dtype=np.float64)
+    speeds = rotary.theta ** (-pairs / rotary.dims)
+    fields = dict(rotary.scaling)
+    if rotary.kind not in SCALINGS:
+        raise UserError(
+            f"rotary scaling {rotary.kind!r} is not implemented: expected "
+            f"{', '.join(SCALINGS)}"
+        )
+    for name in SCALINGS[rotary.kind]:
+        if name not in fields:
+            raise UserError(f"rotary scaling {rotary.kind!r} lacks its field {name!r}")
+    far, limit, factor = speeds, math.inf, 1.0
+    if rotary.kind == "none":
+        speeds = far = 0 * speeds
+    elif rotary.kind == "linear":
+        speeds = far = speeds / fields["factor"]
+    elif rotary.kind == "llama3":
+        speeds = far = _llama3(speeds, fields)
+    elif rotary.kind == "yarn":
+        speeds = far = _yarn(speeds, rotary, fields)
+        factor = _yarn_factor(fields)
+    elif rotary.kind == "longrope":
+        limit = float(fields["original_max_position_embeddings"])
+        far = speeds / np.asarray(fields["long_factor"], np.float64)
+        speeds = speeds / np.asarray(fields["short_factor"], np.float64)
+        factor = _longrope_factor(fields)
+    elif rotary.kind == "dynamic":
+        limit = float(fields["max_position_embeddings"])
+    return Speeds(speeds.astype(np.float32), far.astype(np.float32), limit, factor)
+
+
+def _llama3(speeds: np.ndarray, fields: Mapping[str, Any]) -> np.ndarray:
+    low, high = float(fields["low_freq_factor"]), float(fields["high_freq_factor"])
+    turns = fields["original_max_position_embeddings"] * speeds / (2 * math.pi)
+    blend = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - blend) * speeds / fields["factor"] + blend * speeds
+
+
+def _yarn(speeds: np.ndarray, rotary: Rotary, fields: Mapping[str, Any]) -> np.ndarray:
+    length = fields["original_max_position_embeddings"]
+
+    def dimension(turns: Any) -> float:
+        """Return where a pair makes that many turns over the original length."""
+        return (
+            rotary.dims
+            * math.log(length / (turns * 2 * math.pi))
+            / (2 * math.log(rotary.theta))
+        )
+
+    low = dimension(fields.get("beta_fast") or 32)
+    high = dimension(fields.get("beta_slow") or 1)
+    if fields.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.dims - 1)
+    if low == high:
+        high += 0.001
+    ramp = np.clip((np.arange(rotary.dims // 2) - low) / (high - low), 0, 1)
+    return speeds / fields["factor"] * ramp + speeds * (1 - ramp)
+
+
+def _yarn_factor(fields: Mapping[str, Any]) -> float:
+    if fields.get("attention_factor") is not None:
+        return float(fields["attention_factor"])
+
+    def mscale(weight: float = 1.0) -> float:
+        factor = fields["factor"]
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    weight, whole = fields.get("mscale"), fields.get("mscale_all_dim")
+    if weight and whole:
+        return mscale(weight) / mscale(whole)
+    return mscale()
+
+
+def _longrope_factor(fields: Mapping[str, Any]) -> float:
+    if fields.get("attention_factor") is not None:
+        return float(fields["attention_factor"])
+    factor = float(fields.get("factor", 1.0))
+    if factor <= 1:
+        return 1.0
+    length = fields["original_max_position_embeddings"]
+    return math.sqrt(1 + math.log(factor) / math.log(length))
 
 
 class Tables(NamedTuple):
-    """What rotates a row's queries and keys, and what further keys are rotated with."""
+    """What rotates queries and keys, for every kind of layer."""
 
-    rows: tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]
-    """Cosine and sine of every token's angles."""
-    speeds: Float[Array, " half"]
+    cos: Float[Array, "k b t 1 half"]
+    sin: Float[Array, "k b t 1 half"]
+    speeds: Float[Array, "k half"]
+
+    def of(self, kind: Int[Array, ""] | int) -> "Tables":
+        """Return those of one kind, without the first axis."""
+        return Tables(*(table[kind] for table in self))
 
 
 def make_tables(
-    positions: Int[Array, "b t"], speeds: Float[np.ndarray, " half"]
+    rotaries: Sequence[Rotary],
+    positions: Int[Array, "b t"],
+    lengths: Int[Array, "b t"],
 ) -> Tables:
-    """Return the tables of a row's positions."""
-    return Tables(rotary_tables(positions, speeds), jnp.asarray(speeds))
+    """Return the tables of rows, in float32.
+
+    Args:
+      rotaries: the kinds; all rotate as many dimensions.
+      positions: of every token.
+      lengths: of the sequence that each token is of; ``longrope`` and ``dynamic`` turn
+        slower in long ones. Responses that share a prompt have one length, the longer.
+    """
+    cos, sin, plain = [], [], []
+    for rotary in rotaries:
+        speeds = speeds_of(rotary)
+        near = jnp.asarray(speeds.near)
+        turn: Any = near[None, None]
+        if rotary.kind == "dynamic":
+            turn = _dynamic(rotary, lengths)
+        elif rotary.kind == "longrope":
+            long = (lengths > speeds.limit)[..., None]
+            shape = (*lengths.shape, near.shape[0])
+            turn = jnp.where(
+                jnp.broadcast_to(long, shape),
+                jnp.broadcast_to(jnp.asarray(speeds.far), shape),
+                jnp.broadcast_to(near, shape),
+            )
+        angles = positions[..., None].astype(jnp.float32) * turn
+        cos.append(jnp.cos(angles)[..., None, :] * speeds.factor)
+        sin.append(jnp.sin(angles)[..., None, :] * speeds.factor)
+        plain.append(near)
+    return Tables(jnp.stack(cos), jnp.stack(sin), jnp.stack(plain))
 
 
-def rotary_tables(
-    positions: Int[Array, "b t"], speeds: Float[np.ndarray, " half"]
-) -> tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]:
-    """Return cosine and sine of every position's angles, in float32."""
-    angles = positions[..., None, None].astype(jnp.float32) * speeds[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+def _dynamic(rotary: Rotary, lengths: Int[Array, "b t"]) -> Float[Array, "b t half"]:
+    """Let the base grow with the length, [NTK-aware](https://arxiv.org/abs/2309.00071)."""
+    fields, dims = dict(rotary.scaling), rotary.dims
+    most, factor = fields["max_position_embeddings"], fields["factor"]
+    length = jnp.maximum(lengths, most).astype(jnp.float32)
+    growth = (factor * length / most - (factor - 1)) ** (dims / (dims - 2))
+    base = (rotary.theta * growth)[..., None]
+    pairs = jnp.arange(0, dims, 2, dtype=jnp.float32)[None, None]
+    return jnp.exp(-jnp.log(base) * (pairs / dims))
 
 
 def rotate_all(
@@ -98,9 +244,14 @@ def apply_rotary(
     cos: Float[Array, "b t n_or_1 half"],
     sin: Float[Array, "b t n_or_1 half"],
 ) -> Float[Array, "b t n h"]:
-    """Rotate dimension i against dimension i + h/2 (the Hugging Face order)."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    )
-    return rotated.astype(x.dtype)
+    """Rotate dimension i against dimension i + half (the Hugging Face order).
+
+    Dimensions from 2 × half on stay as they are.
+    """
+    dims = 2 * cos.shape[-1]
+    wide = x.astype(jnp.float32)
+    first, second = jnp.split(wide[..., :dims], 2, axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if dims < x.shape[-1]:
+        parts.append(wide[..., dims:])
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)

@@ -154,10 +154,11 @@ def test_a_text_makes_the_keys_and_values_that_the_model_has_for_it(tiny_llama) 
         np.testing.assert_allclose(leaves["value"][layer], want, atol=1e-4)
         key = cache.layers[layer].keys[0].numpy()
         np.testing.assert_allclose(leaves["key"][layer][:, 0], key[:, 0], atol=1e-4)
-        speeds = rotary.inverse_frequencies(16, 10000.0, {})
-        tables = rotary.rotary_tables(jnp.arange(9)[None], speeds)
+        plain = rotary.Rotary(theta=10000.0, dims=16)
+        places = jnp.arange(9)[None]
+        tables = rotary.make_tables([plain], places, places).of(0)
         own = leaves["key"][layer].transpose(1, 0, 2)[None]
-        got = rotary.apply_rotary(own, *tables)[0].transpose(1, 0, 2)
+        got = rotary.apply_rotary(own, tables.cos, tables.sin)[0].transpose(1, 0, 2)
         np.testing.assert_allclose(got, key, atol=1e-4)
 
 

@@ -194,9 +194,7 @@ def test_rotary_speeds_are_those_of_transformers(tmp_path, rope, head_dim) -> No
     (tmp_path / "config.json").write_text(json.dumps(config))
     got, _ = load_lib.open_config(tmp_path)
     want = LlamaRotaryEmbedding(AutoConfig.from_pretrained(tmp_path)).inv_freq
-    speeds = rotary.inverse_frequencies(
-        got.head_dim, got.rope_theta, dict(got.rope_scaling)
-    )
+    speeds = rotary.speeds_of(got.rotaries[0]).near
     assert got.head_dim == (head_dim or 64 // 4) == 2 * len(speeds)
     np.testing.assert_allclose(speeds, want, rtol=1e-6)
 
@@ -432,14 +430,17 @@ def test_what_is_no_checkpoint_directory(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported: expected llama"),
+        (
+            {"model_type": "gpt2"},
+            "model_type 'gpt2' is not supported: expected gemma2, ",
+        ),
         ({"model_type": None}, "model_type None is not supported"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
         ({"pretraining_tp": 2}, "pretraining_tp 2 is not implemented"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
-            "'yarn' is not implemented: expected default, linear, llama3",
+            {"rope_scaling": {"rope_type": "proportional", "factor": 2.0}},
+            "'proportional' is not implemented: expected default, linear, dynamic",
         ),
         ({"rope_scaling": {"type": ["linear"]}}, "is not implemented"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object: got 'linear'"),

@@ -5,12 +5,37 @@ from types import ModuleType
 from typing import Any
 
 from jaxalign.errors import UserError
-from jaxalign.models.families import llama
+from jaxalign.models.families import (
+    gemma2,
+    gemma3_text,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 
 
-__all__ = ["family_of", "llama"]
+__all__ = ["FAMILIES", "family_of"]
 
-_FAMILIES: dict[str, ModuleType] = {llama.MODEL_TYPE: llama}
+FAMILIES: dict[str, ModuleType] = {
+    family.MODEL_TYPE: family
+    for family in (
+        gemma2,
+        gemma3_text,
+        granite,
+        llama,
+        mistral,
+        olmo2,
+        phi3,
+        qwen2,
+        qwen3,
+        smollm3,
+    )
+}
 
 
 def family_of(config: Mapping[str, Any]) -> ModuleType:
@@ -20,9 +45,9 @@ def family_of(config: Mapping[str, Any]) -> ModuleType:
       UserError: a family that is not implemented; it is never approximated.
     """
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"config.json: model_type {model_type!r} is not supported: expected "
-            f"{', '.join(sorted(_FAMILIES))}"
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    return _FAMILIES[model_type]
+    return FAMILIES[model_type]

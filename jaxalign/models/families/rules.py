@@ -1,12 +1,20 @@
 """What families' tables are made of: rows of names, and where adapters lie."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jax.sharding import PartitionSpec as P
 
 
-__all__ = ["Rule", "adapter_sharding"]
+__all__ = [
+    "HEAD",
+    "IGNORED",
+    "SHARDING",
+    "Rule",
+    "adapter_sharding",
+    "decoder_rules",
+]
 
 
 class Rule(NamedTuple):
@@ -62,3 +70,75 @@ def adapter_sharding(*, into: str, out_of: str) -> tuple[tuple[str, P], ...]:
         (r".*/(scale|gate|log_gate|mix|position)", P()),
         (r".*/(token|sequence|mean)_gate", P()),
     )
+
+
+HEAD = "lm_head.weight"
+"""Left unread where the embeddings are tied, as transformers does."""
+
+IGNORED: tuple[Rule, ...] = (
+    Rule("model.layers.{layer}.self_attn.rotary_emb.inv_freq", ""),
+    Rule("model.rotary_emb.inv_freq", ""),
+)
+"""Buffers of old checkpoints that are computed, not learned."""
+
+
+def decoder_rules(
+    *,
+    norms: Sequence[str] = ("input_layernorm", "post_attention_layernorm"),
+    qk_norm: bool = False,
+    fused: bool = False,
+    biases: bool = True,
+) -> tuple[Rule, ...]:
+    """Return the table of a decoder with Hugging Face's usual names.
+
+    Args:
+      norms: of a layer.
+      qk_norm: whether queries and keys have norms.
+      fused: whether q, k, v and gate, up are stored as one each.
+      biases: whether linear layers may have them.
+    """
+    layer = "model.layers.{layer}"
+    attention = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
+    mlp = ("gate_up_proj",) if fused else ("gate_proj", "up_proj")
+    linear = [
+        *(f"self_attn.{name}" for name in (*attention, "o_proj")),
+        *(f"mlp.{name}" for name in (*mlp, "down_proj")),
+    ]
+    scales = [*norms, *(("self_attn.q_norm", "self_attn.k_norm") if qk_norm else ())]
+
+    def path(name: str) -> str:
+        return f"layers/{name.replace('.', '/')}"
+
+    return (
+        Rule("model.embed_tokens.weight", "embed_tokens/embedding"),
+        *(
+            Rule(f"{layer}.{name}.weight", f"{path(name)}/kernel", transpose=True)
+            for name in linear
+        ),
+        *(
+            Rule(f"{layer}.{name}.bias", f"{path(name)}/bias")
+            for name in linear
+            if biases
+        ),
+        *(Rule(f"{layer}.{name}.weight", f"{path(name)}/scale") for name in scales),
+        Rule("model.norm.weight", "norm/scale"),
+        Rule(HEAD, "lm_head/kernel", transpose=True),
+    )
+
+
+_INTO = "q|k|v|qkv|gate|up|gate_up"
+_OUT_OF = "o|down"
+
+# Columns of what leads into a block and rows of what leads out of it are split over
+# ``tensor``; the other axis over ``fsdp``. A stacked leaf has the layer axis in front.
+SHARDING: tuple[tuple[str, P], ...] = (
+    (r"embed_tokens/embedding", P("tensor", "fsdp")),
+    (r"lm_head/kernel", P("fsdp", "tensor")),
+    (rf"layers_.*/({_INTO})_proj/kernel", P(None, "fsdp", "tensor")),
+    (rf"layers_.*/({_OUT_OF})_proj/kernel", P(None, "tensor", "fsdp")),
+    (rf"layers_.*/({_INTO})_proj/bias", P(None, "tensor")),
+    (rf"layers_.*/({_OUT_OF})_proj/bias", P(None, None)),
+    (r".*norm/scale", P()),
+    *adapter_sharding(into=_INTO, out_of=_OUT_OF),
+)
+"""Of decoders whose layers have Hugging Face's usual names."""

@@ -1,0 +1,39 @@
+"""Granite: Llama with multipliers on embeddings, attention, residuals and logits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "granite"
+
+RULES = decoder_rules()
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    fields.activation(config, MODEL_TYPE, "hidden_act", "silu")
+    sizes = fields.sizes(config)
+    bias = fields.flag(config, "attention_bias")
+    return DecoderConfig(
+        **sizes,
+        rotaries=(fields.rotary(config, sizes["head_dim"]),),
+        tie_embeddings=fields.flag(config, "tie_word_embeddings"),
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=fields.flag(config, "mlp_bias"),
+        query_scale=fields.number(config, "attention_multiplier", 1.0),
+        embedding_scale=fields.number(config, "embedding_multiplier", 1.0),
+        residual_scale=fields.number(config, "residual_multiplier", 1.0),
+        logits_divisor=fields.number(config, "logits_scaling", 1.0),
+    )

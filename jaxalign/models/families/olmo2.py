@@ -1,0 +1,38 @@
+"""OLMo 2: norms on the outputs of blocks and over all queries and all keys."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "olmo2"
+
+RULES = decoder_rules(
+    norms=("post_attention_layernorm", "post_feedforward_layernorm"), qk_norm=True
+)
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    fields.activation(config, MODEL_TYPE, "hidden_act", "silu")
+    sizes = fields.sizes(config, eps=1e-5)
+    bias = fields.flag(config, "attention_bias")
+    return DecoderConfig(
+        **sizes,
+        rotaries=(fields.rotary(config, sizes["head_dim"]),),
+        tie_embeddings=fields.flag(config, "tie_word_embeddings"),
+        qkv_bias=bias,
+        o_bias=bias,
+        norms="output",
+        qk_norm="whole",
+    )

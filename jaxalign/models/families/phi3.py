@@ -1,0 +1,35 @@
+"""Phi-3: fused projections, part of each head rotated, LongRoPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "phi3"
+
+RULES = decoder_rules(fused=True, biases=False)
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    fields.activation(config, MODEL_TYPE, "hidden_act", "silu")
+    fields.expect(config, MODEL_TYPE, attention_bias=False)
+    sizes = fields.sizes(config, eps=1e-5)
+    every = (True,) * sizes["num_layers"]
+    return DecoderConfig(
+        **sizes,
+        rotaries=(fields.rotary(config, sizes["head_dim"], partial=True),),
+        windows=fields.windows(config, fields.layer_types(config, every)),
+        tie_embeddings=fields.flag(config, "tie_word_embeddings"),
+        fused=True,
+    )

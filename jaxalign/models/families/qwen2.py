@@ -1,0 +1,39 @@
+"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "qwen2"
+
+RULES = decoder_rules()
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    fields.activation(config, MODEL_TYPE, "hidden_act", "silu")
+    sizes = fields.sizes(config)
+    first = config.get("max_window_layers", 28)
+    sliding = [i >= first for i in range(sizes["num_layers"])]
+    windows: tuple[int | None, ...] = ()
+    # A window counts only where this says so.
+    if fields.flag(config, "use_sliding_window"):
+        windows = fields.windows(config, fields.layer_types(config, sliding))
+    return DecoderConfig(
+        **sizes,
+        rotaries=(fields.rotary(config, sizes["head_dim"]),),
+        windows=windows,
+        tie_embeddings=fields.flag(config, "tie_word_embeddings"),
+        qkv_bias=True,
+    )

@@ -1,0 +1,42 @@
+"""Qwen3: Llama with norms on the queries and keys of each head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "qwen3"
+
+RULES = decoder_rules(qk_norm=True)
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    fields.activation(config, MODEL_TYPE, "hidden_act", "silu")
+    sizes = fields.sizes(config, head_dim=128)
+    first = config.get("max_window_layers", 28)
+    sliding = [i >= first for i in range(sizes["num_layers"])]
+    windows: tuple[int | None, ...] = ()
+    # A window counts only where this says so.
+    if fields.flag(config, "use_sliding_window"):
+        windows = fields.windows(config, fields.layer_types(config, sliding))
+    bias = fields.flag(config, "attention_bias")
+    return DecoderConfig(
+        **sizes,
+        rotaries=(fields.rotary(config, sizes["head_dim"]),),
+        windows=windows,
+        tie_embeddings=fields.flag(config, "tie_word_embeddings"),
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm="head",
+    )
