@@ -40,6 +40,7 @@ class HLPTConfig:
       layers: layers that get LoRA, see ``selection.parse_layers``.
       dropout: share of LoRA's inputs that are dropped in training.
       rslora: scale by alpha / sqrt(rank) instead.
+      dora: train the lengths of the weight's columns too; with gate none.
       init: how LoRA starts, see ``LoRAConfig``.
       prefix_length: virtual tokens of each layer.
       prefix_layers: layers that get a prefix; ``rest`` are those without LoRA.
@@ -61,6 +62,7 @@ class HLPTConfig:
     layers: str = "bottom:0.75"
     dropout: float = 0.0
     rslora: bool = False
+    dora: bool = False
     init: Literal["zero", "pissa"] = "zero"
     prefix_length: int = 20
     prefix_layers: str = "rest"
@@ -81,6 +83,16 @@ class HLPTConfig:
             raise UserError(
                 "adapter.faithful is the published formulation, whose gate is the mean "
                 f"over the sequence: got gate {self.gate}. Leave one of them out"
+            )
+        if self.faithful and (self.prefix_init or "normal") != "normal":
+            raise UserError(
+                "adapter.faithful is the published formulation, whose prefix starts "
+                f"from N(0, 1): got prefix_init {self.prefix_init}"
+            )
+        if self.faithful and (self.positions or "shifted") != "shifted":
+            raise UserError(
+                "adapter.faithful is the published formulation, in which the text "
+                f"begins after the prefix: got positions {self.positions}"
             )
         _parts(self, "0")  # checks the values of both
 
@@ -123,6 +135,7 @@ def _parts(config: HLPTConfig, prefix_layers: str) -> Parts:
             layers=config.layers,
             dropout=config.dropout,
             rslora=config.rslora,
+            dora=config.dora,
             init=config.init,
             gate=gate,
         ),

@@ -48,7 +48,7 @@ LEAVES = ("a", "b", "scale", "a0", "b0", "magnitude", *gates.GATES)
 """All that the adapter of one layer may have."""
 
 SAVED_NAME = "lora_low"
-"""Name under which a remat policy may keep x A."""
+"""Name under which a remat policy may keep x A, and what DoRA multiplies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,10 +197,18 @@ def apply(
     y = y + delta(x if dropped is None else dropped, a, b, scale)
     if "magnitude" not in leaves:
         return y
-    # The lengths count as constants, as in the paper's section 4.3.
+    # The lengths count as constants, as in the paper's section 4.3. What the derivative
+    # of the magnitude needs is kept, instead of the layer's output.
+    y = checkpoint_name(y, SAVED_NAME)
     lengths = jax.lax.stop_gradient(_lengths(kernel, a, b, leaves["scale"]))
-    ratio = (leaves["magnitude"] / lengths).astype(y.dtype)
+    lengths = checkpoint_name(lengths, SAVED_NAME)
+    ratio = (leaves["magnitude"] / _not_zero(lengths)).astype(y.dtype)
     return y * jnp.broadcast_to(ratio, y.shape)
+
+
+def _not_zero(lengths: Any, xp: Any = jnp) -> Any:
+    """Let a column of zeros, as padded vocabularies have, stay one."""
+    return xp.where(lengths == 0, 1.0, lengths)
 
 
 def embed(
@@ -231,7 +239,7 @@ def _lengths(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
         + 2 * scale * (cross * b).sum(-2)
         + jnp.square(scale) * (jnp.einsum("...rs,...so->...ro", gram, b) * b).sum(-2)
     )
-    return jnp.sqrt(squares)
+    return jnp.sqrt(jnp.maximum(squares, 0.0))
 
 
 def _sizes(params: Any, config: LoRAConfig) -> dict[sites.Site, sites.Size]:
@@ -299,6 +307,11 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
                 f"adapter.gate {config.gate} is a mean over a sequence, which "
                 f"{path.split('/')[-1]} does not see: it works on single tokens. Leave "
                 "it out of adapter.targets, or use gate static or token"
+            )
+        if weight.ndim == 2 and name == "kernel" and config.dropout:
+            raise UserError(
+                f"adapter.dropout does not reach {path.split('/')[-1]}, which has no "
+                "random numbers: leave it out of adapter.targets, or set dropout 0"
             )
         scales = np.array([size.scale for size in mine if size], np.float32)
         scale = jnp.asarray(scales if weight.ndim > 2 else scales[0])
@@ -421,7 +434,7 @@ def _merged(weight: Any, leaves: Mapping[str, Any]) -> Any:
     update, xp = _update(weight, leaves)
     merged = weight.astype(xp.float32) + update
     if "magnitude" in leaves:
-        lengths = xp.linalg.norm(merged, axis=-2)
+        lengths = _not_zero(xp.linalg.norm(merged, axis=-2), xp)
         ratio = xp.asarray(leaves["magnitude"], dtype=xp.float32) / lengths
         merged = merged * ratio[..., None, :]
     return merged.astype(weight.dtype)

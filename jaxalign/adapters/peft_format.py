@@ -293,7 +293,7 @@ def from_peft(
             raise UserError(f"the gate {name!r} is of no layer that the adapter adapts")
         factors[module][match.group(2)] = np.asarray(value, np.float32)
     adapters: dict[str, Any] = {}
-    for path, _, weight in sites.weights(params):
+    for path, kind, weight in sites.weights(params):
         head, _, rest = path.partition("/")
         group = selection.group_of_name(head)
         modules = [(rest, i) for i in range(*group)] if group else [(path, None)]
@@ -305,7 +305,14 @@ def from_peft(
                 f"the group {head} is cut through: load it with other groups"
             )
         leaves = [
-            _leaf(factors[m], names[m], weight.shape[-2:], config) for m in modules
+            _leaf(
+                factors[m],
+                names[m],
+                weight.shape[-2:],
+                config,
+                embedding=kind == "embedding",
+            )
+            for m in modules
         ]
         if len({frozenset(leaf) for leaf in leaves}) > 1:
             raise UserError(
@@ -337,14 +344,21 @@ def _leaf(
     name: str,
     shape: Sequence[int],
     config: Mapping[str, Any],
+    *,
+    embedding: bool = False,
 ) -> dict[str, np.ndarray]:
     if not {"a", "b"} <= set(factors):
         raise UserError(f"the adapter of {name} has one factor only: expected A and B")
-    if bool(config.get("use_dora")) != ("magnitude" in factors):
+    if not embedding and bool(config.get("use_dora")) != ("magnitude" in factors):
         raise UserError(
             f"the adapter of {name} "
             f"{'has a' if 'magnitude' in factors else 'lacks its'} magnitude vector, "
             f"but adapter_config.json says use_dora={config.get('use_dora', False)!r}"
+        )
+    if embedding and set(factors) != {"a", "b"}:
+        raise UserError(
+            f"the adapter of {name} is more than plain LoRA, which is all that "
+            f"embeddings can have here: got {sorted(set(factors) - {'a', 'b'})}"
         )
     a, b = factors["a"], factors["b"]
     if a.ndim != 2 or b.ndim != 2 or not 0 < a.shape[1] == b.shape[0]:

@@ -73,6 +73,16 @@ class PrefixConfig:
             raise UserError(
                 f"adapter.prefix_length must be at least 1: got {self.prefix_length}"
             )
+        if self.mode == "separate" and self.prefix_init == "zero":
+            raise UserError(
+                "adapter.prefix_init zero never learns in mode separate, where every "
+                "derivative is then zero: use prefix_init text or normal"
+            )
+        if self.prefix_init != "text" and self.prefix_text != TEXT:
+            raise UserError(
+                f"adapter.prefix_text has no effect with prefix_init "
+                f"{self.prefix_init}: leave it out"
+            )
         if not self.prefix_text:
             raise UserError(
                 "adapter.prefix_text is empty: give some text to start from"

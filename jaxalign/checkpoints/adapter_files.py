@@ -12,8 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxalign import trees
 from jaxalign.adapters import lora, peft_format, prefix_format, selection
 from jaxalign.adapters.selection import Group
 from jaxalign.checkpoints import export
@@ -25,12 +27,22 @@ from jaxalign.models import decoder
 from jaxalign.types import Variables
 
 
-__all__ = ["LOADER", "AdapterFiles", "fingerprint", "is_stock", "save_adapter"]
+__all__ = [
+    "LOADER",
+    "AdapterFiles",
+    "fingerprint",
+    "groups_of",
+    "is_stock",
+    "read_start",
+    "save_adapter",
+    "write_start",
+]
 
 LOADER = "jaxalign_torch_loader.py"
 
 _CONFIG = "adapter_config.json"
 _PREFIX_CONFIG = "prefix_config.json"
+_BASE = ".base_layer.weight"
 
 
 def save_adapter(
@@ -53,9 +65,14 @@ def save_adapter(
       dropout: of LoRA, recorded for whoever trains on.
       card: text of README.md.
     Raises:
-      UserError: ``out`` is not empty.
+      UserError: ``out`` is not empty, or there is no adapter.
     """
     parts = _to_files(checkpoint, collections, dropout)
+    if parts.lora is None and parts.prefix is None:
+        raise UserError(
+            "there is no adapter to write, base weights were trained: use --format "
+            "merged"
+        )
     with export.whole_directory(Path(out)) as directory:
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
@@ -156,6 +173,7 @@ class AdapterFiles:
     def __init__(self, directory: Path, model: str | Path):
         self.path = directory
         self._model, self._family = load_lib.open_config(model)
+        self._base = Path(model)
         self._lora: peft_format.PeftLoRA | None = None
         self._prefix: prefix_format.PrefixFiles | None = None
         if (directory / _CONFIG).is_file():
@@ -169,15 +187,20 @@ class AdapterFiles:
                     kv_heads=self._model.num_kv_heads,
                 )
             else:
-                self._lora = _read_lora(directory)
+                self._lora = self._read_lora(directory)
         elif _is_hybrid(directory):
             if (directory / "lora").is_dir():
-                self._lora = _read_lora(directory / "lora")
+                self._lora = self._read_lora(directory / "lora")
             if (directory / "prefix").is_dir():
                 part = directory / "prefix"
                 self._prefix = prefix_format.PrefixFiles(
                     tensor_files.read_json(part / _PREFIX_CONFIG), _read(part, "prefix")
                 )
+        elif (directory / "config.yaml").is_file():
+            raise UserError(
+                f"{directory} is a run, not an adapter: write its adapter first, with "
+                f"`jaxalign export --run {directory} --format peft --out DIR`"
+            )
         else:
             raise UserError(
                 f"{directory} is no adapter: expected a PEFT directory "
@@ -215,6 +238,38 @@ class AdapterFiles:
         """Return the adapter as it fits the model's config, without its weights."""
         return self.collections(decoder.param_shapes(self._model, self.groups()))
 
+    def _read_lora(self, directory: Path) -> peft_format.PeftLoRA:
+        config = tensor_files.read_json(directory / _CONFIG)
+        peft_format.check_config(config)
+        gates = {}
+        if (directory / "gates.safetensors").is_file():
+            gates = _read(directory, "gates")
+        tensors = _read(directory, "adapter_model")
+        for name in [name for name in tensors if name.endswith(_BASE)]:
+            self._check_base(name, tensors.pop(name))
+        return peft_format.PeftLoRA(config, tensors, gates)
+
+    def _check_base(self, name: str, value: np.ndarray) -> None:
+        """Check the copy of embeddings or head that PEFT saves beside their LoRA."""
+        module = name.removeprefix("base_model.model.").removesuffix(_BASE)
+        wanted = f"{module}.weight"
+        if self._model.tie_embeddings and wanted == self._family.HEAD:
+            wanted = self._family.RULES[0].hf
+        own = next(
+            (
+                _tensor(file, wanted)
+                for file in tensor_files.list_files(self._base)
+                if wanted in file.tensors
+            ),
+            None,
+        )
+        if own is None or not np.array_equal(own, value):
+            raise UserError(
+                f"the adapter's tensor {name!r} is not the base model's weight: it was "
+                "resized or trained, which is not supported. Merge it into a "
+                "checkpoint of its own first"
+            )
+
     def _locate(self, module: str) -> peft_format.Module | None:
         everything = ((0, self._model.num_layers),)
         place = load_lib.locate(f"{module}.weight", self._family.RULES, everything)
@@ -226,13 +281,9 @@ class AdapterFiles:
         return path.partition("/")[2], place.layer
 
 
-def _read_lora(directory: Path) -> peft_format.PeftLoRA:
-    config = tensor_files.read_json(directory / _CONFIG)
-    peft_format.check_config(config)
-    gates = {}
-    if (directory / "gates.safetensors").is_file():
-        gates = _read(directory, "gates")
-    return peft_format.PeftLoRA(config, _read(directory, "adapter_model"), gates)
+def _tensor(file: tensor_files.TensorFile, name: str) -> np.ndarray:
+    with file.open() as handle:
+        return handle.get_tensor(name)
 
 
 def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:
@@ -242,6 +293,43 @@ def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:
             for name in file.tensors:
                 found[name] = handle.get_tensor(name)
     return found
+
+
+def write_start(collections: Variables, path: Path) -> None:
+    """Keep an adapter as it is, whole or not at all: one tensor a leaf, by its path.
+
+    What a run starts from: its constants (scales, PiSSA's part of the weights) are in
+    no checkpoint, and may come from a directory that is gone later.
+    """
+    leaves = zip(trees.paths(collections), jax.tree.leaves(collections), strict=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    values = {name: np.array(leaf, order="C") for name, leaf in leaves}
+    export.write(values, temporary)
+    temporary.replace(path)
+
+
+def read_start(path: Path) -> Variables:
+    """Read what :func:`write_start` kept."""
+    collections: Variables = {}
+    with tensor_files.open_file(path) as handle:
+        for name in handle.keys():  # noqa: SIM118 (it is no dict)
+            *parts, leaf = name.split("/")
+            node = collections
+            for part in parts:
+                node = node.setdefault(part, {})
+            node[leaf] = handle.get_tensor(name)
+    return collections
+
+
+def groups_of(collections: Variables, num_layers: int) -> tuple[Group, ...]:
+    """Return the groups that an adapter's stacks were cut for."""
+    found = {
+        group
+        for tree in collections.values()
+        for name in tree
+        if (group := selection.group_of_name(name)) is not None
+    }
+    return selection.cut_groups(num_layers, [range(*group) for group in sorted(found)])
 
 
 def fingerprint(path: Path) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "TensorInfo",
     "fingerprint",
     "list_files",
+    "open_file",
     "raw_header",
     "read_json",
 ]
@@ -47,8 +48,15 @@ class TensorFile(NamedTuple):
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
         """Map the file; ``handle.get_slice(name)[...]`` copies a part out of it."""
-        with _clean(self.path), safe_open(self.path, framework="np") as handle:
+        with open_file(self.path) as handle:
             yield handle
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """Map a safetensors file."""
+    with _clean(path), safe_open(path, framework="np") as handle:
+        yield handle
 
 
 @contextlib.contextmanager

@@ -201,7 +201,8 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
-        return checkpoint_name(y, SAVED_NAMES[0])
+        # DoRA keeps its output before the magnitude already.
+        return y if "magnitude" in leaves else checkpoint_name(y, SAVED_NAMES[0])
 
     def _dropped(self, x: Array) -> Array | None:
         if not self.runtime.lora_dropout or self.runtime.deterministic:

@@ -107,7 +107,8 @@ def shapes(config: Adapter, model: DecoderConfig) -> tuple[Any, Any]:
 def without_text(config: Adapter) -> Adapter:
     """Return options that make the same tree without a pass of the model."""
     if isinstance(config, PrefixConfig | HLPTConfig):
-        return dataclasses.replace(config, prefix_init="zero")
+        made = dataclasses.replace(config, prefix_text=PrefixConfig().prefix_text)
+        return dataclasses.replace(made, prefix_init="normal")
     return config
 
 

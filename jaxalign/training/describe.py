@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from jaxalign import trees
 from jaxalign.adapters import selection
-from jaxalign.adapters.adapter import COLLECTIONS, Adapter, PeftConfig, trained
+from jaxalign.adapters.adapter import (
+    COLLECTIONS,
+    Adapter,
+    NoAdapter,
+    PeftConfig,
+    trained,
+)
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
@@ -53,6 +59,12 @@ class DescribeConfig:
                 raise UserError(
                     f"{field} must be at least 1: got {getattr(self, field)}"
                 )
+        if isinstance(self.adapter, NoAdapter) != bool(self.trainable):
+            raise UserError(
+                "trainable chooses base weights and goes with adapter.name none, which "
+                f"needs it: got {list(self.trainable)} with adapter.name "
+                f"{self.adapter.name}"
+            )
 
 
 def describe(config: DescribeConfig) -> dict[str, Any]:
@@ -66,7 +78,8 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
       * ``optimizer_bytes``: AdamW's two moments, float32, and ``gradient_bytes``;
       * ``activations_bytes``: what the backward pass keeps of ``batch_rows`` ×
         ``row_length`` tokens, 0 below the lowest trained layer. An estimate from the
-        sizes of the layers; what the compiler fuses or reorders it does not know.
+        sizes of the layers, for remat none a lower bound; what the compiler fuses or
+        reorders it does not know.
 
       The head's logits are not in it: they are never held whole.
     Raises:
@@ -83,7 +96,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     mask = {**trained(variables), "params": base}
     kept = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, variables)
     names = ["embed_tokens", *_layer_groups(params)]
-    names += [name for name in params if name not in names]
+    names += [name for name in ("norm", "lm_head") if name in params]
     lowest = next((i for i, n in enumerate(names) if _leaves(kept, n)), len(names))
     groups = [
         _group(config, model, name, variables, kept, backward=i >= lowest)

@@ -111,7 +111,9 @@ def load_run(
     if dtype is not None:
         changed["dtype"] = jnp.dtype(dtype).name
     loaded = run_lib.load_policy(
-        dataclasses.replace(config, **changed), mesh, text=False
+        dataclasses.replace(config, **changed),
+        mesh,
+        start=run / run_directory.ADAPTER_START,
     )
     tx = optimizer_lib.make_optimizer(config.optimizer, 10**9)
     key = jax.random.key(0)

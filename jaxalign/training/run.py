@@ -55,18 +55,23 @@ class Policy(NamedTuple):
     frozen: Variables
 
 
-def load_policy(config: TrainConfig, mesh: Mesh, *, text: bool = True) -> Policy:
-    """Load the model of a run and make its adapters, at their starting values.
+def load_policy(
+    config: TrainConfig, mesh: Mesh, *, start: Path | None = None
+) -> Policy:
+    """Load the model of a run and its adapter, at its starting values.
 
     Args:
       config: of the run.
       mesh: devices.
-      text: whether prefixes may start from a text, which takes a pass of the model;
-        they are zero otherwise, for who restores them anyway.
+      start: file that keeps the starting values; where it is not there (yet) they are
+        made.
     """
     model_config, family = load_lib.open_config(config.model)
-    given = _given_adapter(config.adapter, config.model)
-    if given is not None:
+    collections = given = None
+    if start is not None and start.is_file():
+        collections = adapter_files.read_start(start)
+        groups = adapter_files.groups_of(collections, model_config.num_layers)
+    elif (given := _given_adapter(config.adapter, config.model)) is not None:
         groups = given.groups()
     else:
         shapes = decoder.param_shapes(model_config)
@@ -88,12 +93,11 @@ def load_policy(config: TrainConfig, mesh: Mesh, *, text: bool = True) -> Policy
     if isinstance(config.adapter, NoAdapter):
         mask = {"params": trained}
     else:
-        if given is not None:
+        if collections is None and given is not None:
             collections = given.collections(variables["params"])
-        else:
+        elif collections is None:
             key = jax.random.fold_in(jax.random.key(config.seed), 1)
-            chosen = config.adapter if text else adapters.without_text(config.adapter)
-            collections = adapters.make(key, chosen, checkpoint)
+            collections = adapters.make(key, config.adapter, checkpoint)
         variables |= adapters.place(collections, mesh, family)
         mask = adapter.trained(variables)
     trainable, frozen = trees.partition(variables, mask)
@@ -157,6 +161,11 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
         if adapter.reads_ahead(made):
             check_branches(config.objective, "the adapter's mean_gate")
     optimizer_lib.check_rates(config.optimizer, made)
+    if adapter.dropout(config.adapter) and "lora" not in made:
+        raise UserError(
+            f"adapter.dropout {adapter.dropout(config.adapter)} has no effect: the "
+            "adapter has no LoRA. Leave it out"
+        )
     others = {
         f"objective.{name}": path
         for name, path in objective.weight_models(config.objective).items()
@@ -269,7 +278,13 @@ def _train(
     progress.say(f"rows: {len(rows)} of {data.shape.row_length}, {full:.1%} full")
 
     began = time.monotonic()
-    loaded = load_policy(config, mesh)
+    start = run / run_directory.ADAPTER_START
+    loaded = load_policy(config, mesh, start=start)
+    if not isinstance(config.adapter, NoAdapter) and not start.is_file():
+        made = trees.combine(loaded.trainable, loaded.frozen)
+        own = {name: made[name] for name in adapter.COLLECTIONS if name in made}
+        if jax.process_index() == 0:
+            adapter_files.write_start(own, start)
     progress.say(
         f"model: {trees.num_params(loaded.checkpoint.variables['params']):,} weights, "
         f"{trees.num_params(loaded.trainable):,} trained, loaded in "
@@ -293,10 +308,10 @@ def _train(
     tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
     state = _initial_state(config, loaded, tx, mesh)
     restored = store.restore(state)
-    start, data_state = 0, None
+    first, data_state = 0, None
     if restored is not None:
-        start, state, data_state = restored
-        progress.say(f"going on after step {start} of {source.num_steps}")
+        first, state, data_state = restored
+        progress.say(f"going on after step {first} of {source.num_steps}")
 
     options: dict[str, Any] = {"model": loaded.checkpoint.model}
     options["config"] = config.objective
@@ -328,7 +343,7 @@ def _train(
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
         )
-        .lower(state, loaded.frozen, put(source[start]))
+        .lower(state, loaded.frozen, put(source[first]))
         .compile()
     )
     progress.say(f"compiled in {time.monotonic() - began:.1f} s")
@@ -350,7 +365,7 @@ def _train(
                 run, metrics_lib.parse_report_to(config.report_to), to_dict(config)
             )
         ) as log,
-        progress.TrainingDisplay(source.num_steps, start) as display,
+        progress.TrainingDisplay(source.num_steps, first) as display,
     ):
         loop.fit(
             state,
@@ -364,7 +379,7 @@ def _train(
                 eval_steps=config.eval_steps,
                 save_steps=config.save_steps,
             ),
-            start=start,
+            start=first,
             log=log,
             store=store,
             data_state=batches.get_state,

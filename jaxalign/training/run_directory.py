@@ -16,6 +16,7 @@ from jaxalign.training.config import TrainConfig, from_dict, read_yaml, to_dict
 
 
 __all__ = [
+    "ADAPTER_START",
     "CONFIG",
     "claim",
     "hash_file",
@@ -27,6 +28,8 @@ __all__ = [
 
 CONFIG = "config.yaml"
 SOURCES = "sources.json"
+ADAPTER_START = "adapter_start.safetensors"
+"""The adapter's starting values, of which checkpoints have only what is trained."""
 
 # Changing these changes no number of a run.
 _FREE = ("out", "report_to", "save_total_limit", "data_workers")

@@ -164,6 +164,63 @@ def test_training_goes_on_from_an_adapter(tiny_llama, tmp_path, capsys) -> None:
     assert "the adapter has changed since" in capsys.readouterr().err
 
 
+def test_a_run_keeps_the_constants_of_its_adapter(tiny_llama, tmp_path) -> None:
+    """PiSSA's part of the weights is not made anew, in another dtype, from the base."""
+    records = synthetic.feedback_records(4, seed=2)
+    data = synthetic.write_jsonl(tmp_path / "data.jsonl", records)
+    run(
+        *("train", "--model", tiny_llama, "--data", data, "--out", tmp_path / "run"),
+        *("--max_steps", "1", "--row_length", "512", "--batch_rows", "1"),
+        *("--report_to", "none", "--optimizer.learning_rate", "0"),
+        *("--adapter.init", "pissa", "--adapter.rank", "2", "--dtype", "bfloat16"),
+    )
+    restored = restore.load_run(tmp_path / "run", dtype=np.float32)
+    start = adapter_files.read_start(tmp_path / "run" / "adapter_start.safetensors")
+    jax.tree.map(
+        np.testing.assert_array_equal, start["lora"], restored.variables["lora"]
+    )
+    run(
+        *("score", "--model", tiny_llama, "--adapter", tmp_path / "run"),
+        *("--data", data, "--out", tmp_path / "scores.jsonl"),
+    )
+    for line in (tmp_path / "scores.jsonl").read_text().splitlines():
+        side = json.loads(line)["chosen"]
+        assert side["logp"] == pytest.approx(side["ref_logp"], abs=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_of_a_head_as_peft_saves_it(make_llama, tmp_path) -> None:
+    """With the base's head beside it, which PEFT adds."""
+    from peft import LoraConfig, get_peft_model
+
+    directory = make_llama()
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head"])
+    model = get_peft_model(model_scenes.torch_model(directory), config)
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    extra = [name for name in tensors if name.endswith("base_layer.weight")]
+    assert len(extra) == 1
+    restored = restore.load_adapted(str(directory), str(tmp_path / "a"))
+    assert trees.paths(restored.variables["lora"]) == [
+        f"lm_head/{leaf}" for leaf in ("a", "b", "scale")
+    ]
+    tensors[extra[0]] = tensors[extra[0]] + 1
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="is not the base model's weight"):
+        restore.load_adapted(str(directory), str(tmp_path / "a"))
+
+
+def test_runs_and_nothing_are_no_adapters(tiny_llama, tmp_path) -> None:
+    checkpoint = scenes.load(tiny_llama, LoRAConfig())
+    with pytest.raises(UserError, match="there is no adapter to write"):
+        adapter_files.save_adapter(checkpoint, checkpoint.variables, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "config.yaml").write_text("model: x")
+    with pytest.raises(UserError, match="is a run, not an adapter: write its adapter"):
+        adapter_files.AdapterFiles(tmp_path, tiny_llama)
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     "flags",

@@ -242,6 +242,12 @@ def test_a_table_is_printed(llama_7b, capsys) -> None:
     [
         ({"faithful": True, "gate": "token"}, "gate is the mean .*: got gate token"),
         ({"faithful": True, "mode": "separate"}, "has mode concat: got separate"),
+        (
+            {"faithful": True, "prefix_init": "zero"},
+            "from N.0, 1.: got prefix_init zero",
+        ),
+        ({"faithful": True, "positions": "unshifted"}, "got positions unshifted"),
+        ({"dora": True}, "adapter.dora measures the columns"),
         ({"rank": 0}, "adapter.rank must be at least 1"),
         ({"prefix_length": 0}, "adapter.prefix_length must be at least 1"),
     ],

@@ -54,6 +54,16 @@ def test_dora_brings_columns_to_their_lengths() -> None:
     np.testing.assert_allclose(applied(leaves), want, atol=1e-5)
 
 
+def test_a_column_of_zeros_stays_one() -> None:
+    """As those of padded vocabularies."""
+    x, kernel = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32).at[:, 2].set(0)
+    leaves = tree(a=A, b=0 * B, scale=np.array(1.5), magnitude=np.abs(numbers(5)))
+    out = lora.apply(x @ kernel, x, leaves, kernel=kernel)
+    assert np.isfinite(out).all() and not np.asarray(out)[..., 2].any()
+    merged = lora.merge({"q": {"kernel": kernel}}, {"q": leaves})["q"]["kernel"]
+    assert np.isfinite(merged).all() and not np.asarray(merged)[:, 2].any()
+
+
 def test_doras_lengths_are_constants() -> None:
     """Section 4.3 of the paper: the norm gets no gradient."""
     leaves = tree(a=A, b=B, scale=np.array(1.5), magnitude=np.abs(numbers(5)))
@@ -216,6 +226,7 @@ def test_patterns_choose_ranks_and_alphas(tiny_llama) -> None:
         ({"dora": True, "gate": "token"}, "adapter.dora measures the columns"),
         ({"targets": ("embed_tokens",), "dora": True}, "embeddings take plain LoRA"),
         ({"targets": ("embed_tokens",), "dropout": 0.1}, "embeddings take plain LoRA"),
+        ({"targets": ("lm_head",), "dropout": 0.1}, "does not reach lm_head"),
         (
             {"targets": ("lm_head",), "gate": "sequence"},
             "a sequence, which lm_head does",

@@ -240,6 +240,8 @@ def test_peft_has_the_same_logits(tiny_llama, tmp_path) -> None:
     [
         ({"prefix_length": 0}, "adapter.prefix_length must be at least 1: got 0"),
         ({"prefix_text": ""}, "adapter.prefix_text is empty"),
+        ({"prefix_init": "zero", "mode": "separate"}, "zero never learns in mode sep"),
+        ({"prefix_init": "zero", "prefix_text": "x"}, "prefix_text has no effect"),
     ],
 )
 def test_options_that_are_refused(options, match) -> None:
