@@ -17,6 +17,7 @@ __all__ = [
     "combine",
     "map_with_paths",
     "mask_from_patterns",
+    "node_at",
     "num_bytes",
     "num_params",
     "partition",
@@ -48,6 +49,19 @@ def map_with_paths(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda key_path, *leaves: fn(path_string(key_path), *leaves), tree, *rest
     )
+
+
+def node_at(tree: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the subtree of a nested dict under these keys, made where it is missing.
+
+    >>> tree = {}
+    >>> node_at(tree, ["mlp", "up"])["a"] = 1
+    >>> tree
+    {'mlp': {'up': {'a': 1}}}
+    """
+    for name in names:
+        tree = tree.setdefault(name, {})
+    return tree
 
 
 def mask_from_patterns(tree: Any, patterns: Sequence[str]) -> Any:

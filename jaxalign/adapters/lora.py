@@ -27,6 +27,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from jaxalign import trees
 from jaxalign.adapters import gates, sites
 from jaxalign.errors import UserError
 
@@ -317,9 +318,7 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         scale = jnp.asarray(scales if weight.ndim > 2 else scales[0])
         make = _init_embedding if name == "embedding" else _init_linear
         rank = next(size.rank for size in mine if size)
-        node = adapters
-        for part in path.split("/"):
-            node = node.setdefault(part, {})
+        node = trees.node_at(adapters, path.split("/"))
         node.update(make(jax.random.fold_in(key, index), weight, rank, scale, config))
     return adapters
 

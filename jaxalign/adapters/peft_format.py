@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign import trees
 from jaxalign.adapters import gates, selection, sites
 from jaxalign.errors import UserError
 
@@ -324,10 +325,7 @@ def from_peft(
         }
         if group is None:
             stacked = {name: value[0] for name, value in stacked.items()}
-        node = adapters
-        for part in path.split("/"):
-            node = node.setdefault(part, {})
-        node.update(stacked)
+        trees.node_at(adapters, path.split("/")).update(stacked)
         for module in modules:
             del factors[module]
     if factors:

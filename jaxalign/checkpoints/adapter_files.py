@@ -171,7 +171,6 @@ class AdapterFiles:
     """
 
     def __init__(self, directory: Path, model: str | Path):
-        self.path = directory
         self._model, self._family = load_lib.open_config(model)
         self._base = Path(model)
         self._lora: peft_format.PeftLoRA | None = None
@@ -217,26 +216,29 @@ class AdapterFiles:
             choices.append(prefix_format.layers_of(self._prefix))
         return selection.cut_groups(self._model.num_layers, choices)
 
-    def collections(self, params: Any) -> Variables:
-        """Return the adapter for these base weights, cut into :meth:`groups`."""
+    def collections(self) -> Variables:
+        """Return the adapter for the model, cut into :meth:`groups`.
+
+        Raises:
+          UserError: it does not fit the model's config.json.
+        """
         found: Variables = {}
+        groups = self.groups()
         if self._lora is not None:
             found["lora"] = peft_format.from_peft(
-                self._lora, params=params, locate=self._locate
+                self._lora,
+                params=decoder.param_shapes(self._model, groups),
+                locate=self._locate,
             )
         if self._prefix is not None:
             found["prefix"] = prefix_format.from_files(
                 self._prefix,
-                groups=self.groups(),
+                groups=groups,
                 width=self._model.width,
                 kv_heads=self._model.num_kv_heads,
                 head_dim=self._model.head_dim,
             )
         return found
-
-    def check(self) -> Variables:
-        """Return the adapter as it fits the model's config, without its weights."""
-        return self.collections(decoder.param_shapes(self._model, self.groups()))
 
     def _read_lora(self, directory: Path) -> peft_format.PeftLoRA:
         config = tensor_files.read_json(directory / _CONFIG)
@@ -255,14 +257,7 @@ class AdapterFiles:
         wanted = f"{module}.weight"
         if self._model.tie_embeddings and wanted == self._family.HEAD:
             wanted = self._family.RULES[0].hf
-        own = next(
-            (
-                _tensor(file, wanted)
-                for file in tensor_files.list_files(self._base)
-                if wanted in file.tensors
-            ),
-            None,
-        )
+        own = tensor_files.read_tensor(self._base, wanted)
         if own is None or not np.array_equal(own, value):
             raise UserError(
                 f"the adapter's tensor {name!r} is not the base model's weight: it was "
@@ -279,11 +274,6 @@ class AdapterFiles:
         if place.layer is None:
             return path, None
         return path.partition("/")[2], place.layer
-
-
-def _tensor(file: tensor_files.TensorFile, name: str) -> np.ndarray:
-    with file.open() as handle:
-        return handle.get_tensor(name)
 
 
 def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:
@@ -314,10 +304,7 @@ def read_start(path: Path) -> Variables:
     with tensor_files.open_file(path) as handle:
         for name in handle.keys():  # noqa: SIM118 (it is no dict)
             *parts, leaf = name.split("/")
-            node = collections
-            for part in parts:
-                node = node.setdefault(part, {})
-            node[leaf] = handle.get_tensor(name)
+            trees.node_at(collections, parts)[leaf] = handle.get_tensor(name)
     return collections
 
 

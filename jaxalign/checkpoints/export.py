@@ -232,8 +232,7 @@ def _descend(tree: Any, path: str) -> Any:
 
 
 def _from_source(directory: Path, name: str) -> np.ndarray:
-    for file in tensor_files.list_files(directory):
-        if name in file.tensors:
-            with file.open() as handle:
-                return handle.get_tensor(name)
-    raise UserError(f"{directory} no longer holds the tensor {name!r}")
+    value = tensor_files.read_tensor(directory, name)
+    if value is None:
+        raise UserError(f"{directory} no longer holds the tensor {name!r}")
+    return value

@@ -21,6 +21,7 @@ __all__ = [
     "open_file",
     "raw_header",
     "read_json",
+    "read_tensor",
 ]
 
 DTYPES = {
@@ -142,6 +143,15 @@ def list_files(directory: Path, stem: str = "model") -> list[TensorFile]:
             f"{index} names {lost[0]!r} in {mapping[lost[0]]}, which does not hold it"
         )
     return files
+
+
+def read_tensor(directory: Path, name: str) -> np.ndarray | None:
+    """Read one tensor of a checkpoint; None if no file holds it."""
+    for file in list_files(directory):
+        if name in file.tensors:
+            with file.open() as handle:
+                return handle.get_tensor(name)
+    return None
 
 
 def _header(path: Path) -> TensorFile:

@@ -23,9 +23,9 @@ __all__ = [
     "Implementation",
     "RowLayout",
     "attention",
-    "attention_with_lse",
     "available",
     "cached_attention",
+    "capped",
     "lengths",
     "row_layout",
 ]
@@ -98,8 +98,11 @@ def attention(
     softcap: float | None = None,
     implementation: Implementation = "xla",
     block: int = 64,
-) -> Float[Array, "b t n h"]:
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
     """Return softmax(scale q k^T) v under the mask of packed rows; 0 for padding.
+
+    And the log-sum-exp of the scores that each query sees, by which attention over
+    further keys can be joined exactly; 0 for padding too.
 
     Args:
       q: queries; ``n`` heads, a multiple of the ``g`` heads of keys and values.
@@ -112,33 +115,6 @@ def attention(
         [t, t] array and leaves out keys that no query of the block can see; ``dense``
         is the plain formula, for comparison.
       block: queries of a block.
-    """
-    return attention_with_lse(
-        q,
-        k,
-        v,
-        layout,
-        scale=scale,
-        softcap=softcap,
-        implementation=implementation,
-        block=block,
-    )[0]
-
-
-def attention_with_lse(
-    q: Float[Array, "b t n h"],
-    k: Float[Array, "b t g h"],
-    v: Float[Array, "b t g h"],
-    layout: RowLayout,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    implementation: Implementation = "xla",
-    block: int = 64,
-) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
-    """Return :func:`attention` and the log-sum-exp of the scores that each query sees.
-
-    With it, attention over further keys can be joined exactly. 0 for padding.
     """
     if implementation == "dense":
         return _dense(q, k, v, layout, scale, softcap)
@@ -211,7 +187,7 @@ def cached_attention(
     seen = places <= layout.positions[..., None]
     if layout.window is not None:
         seen &= layout.positions[..., None] - places < layout.window
-    scores = _capped(scores, softcap)
+    scores = capped(scores, softcap)
     scores = jnp.where(seen[:, :, None, None], scores, _LOW)
     lse = jax.nn.logsumexp(scores, axis=-1)
     weights = jnp.exp(scores - lse[..., None]).astype(values.dtype)
@@ -243,7 +219,8 @@ def _visible(
     return seen[:, None, None]
 
 
-def _capped(scores: Array, softcap: float | None) -> Array:
+def capped(scores: Array, softcap: float | None) -> Array:
+    """Return ``softcap * tanh(scores / softcap)``, or the scores if there is no cap."""
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
@@ -261,7 +238,7 @@ def _dense(
     scores = jnp.einsum(
         "bqgmh,bkgh->bgmqk", q * scale, k, preferred_element_type=jnp.float32
     )
-    scores = _capped(scores, softcap)
+    scores = capped(scores, softcap)
     mask = _visible(layout, (0, length), (0, length))
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1, where=mask)
     weights = jnp.where(mask, weights, 0.0)
@@ -330,7 +307,7 @@ def _forward(
 
         def run(begin: Array, size: int) -> tuple[Array, Array]:
             mask = _visible(layout, (i * block, block), (begin, size))
-            scores = _capped(_scores(q_block, _slice(k, begin, size)), softcap)
+            scores = capped(_scores(q_block, _slice(k, begin, size)), softcap)
             scores = jnp.where(mask, scores, _LOW)
             top = scores.max(-1, keepdims=True)
             weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
@@ -393,7 +370,7 @@ def _blocked_bwd(
         ) -> tuple[tuple[Array, Array], Array]:
             mask = _visible(layout, (i * block, block), (begin, size))
             keys, values = _slice(k, begin, size), _slice(v, begin, size)
-            scores = _capped(_scores(q_block, keys), softcap)
+            scores = capped(_scores(q_block, keys), softcap)
             weights = jnp.where(mask, jnp.exp(scores - lse_block), 0.0)
             d_scores = weights * (_scores(g_block, values) - inner_block)
             if softcap is not None:

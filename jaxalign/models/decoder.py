@@ -106,10 +106,7 @@ class Decoder(nn.Module):
             logits = self.lm_head(hidden).astype(jnp.float32)
         if config.logits_divisor != 1.0:
             logits = logits / config.logits_divisor
-        if config.logits_softcap is not None:
-            cap = config.logits_softcap
-            logits = cap * jnp.tanh(logits / cap)
-        return logits
+        return attention.capped(logits, config.logits_softcap)
 
     def __call__(self, inputs: ModelInputs) -> Float[Array, "b t v"]:
         """Return the logits of every token; only for making parameters and tests."""
@@ -218,12 +215,10 @@ def make_cache(
                     "or sequence instead"
                 )
             if leaf == "sequence_gate":
-                node = cache
-                for part in module:
-                    node = node.setdefault(part, {})
                 layers_here = group_of_name(module[0])
                 assert layers_here is not None  # the head has no such gate
                 count = layers_here[1] - layers_here[0]
+                node = trees.node_at(cache, module)
                 node["gate_sum"] = jnp.zeros((count, slots), jnp.float32)
     return cache
 

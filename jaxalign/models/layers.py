@@ -287,7 +287,7 @@ class Attention(nn.Module):
                 softcap=config.attention_softcap,
             )
         else:
-            own = attention_lib.attention_with_lse(
+            own = attention_lib.attention(
                 q,
                 k,
                 v,

@@ -23,10 +23,10 @@ from jaxalign.parallel import sharding
 from jaxalign.types import ModelInputs
 
 
-__all__ = ["make", "place", "shapes", "sizes", "without_text"]
+__all__ = ["make", "place", "shapes"]
 
 
-def sizes(config: DecoderConfig) -> dict[str, int]:
+def _sizes(config: DecoderConfig) -> dict[str, int]:
     """Return what of a model decides the shape of a prefix."""
     return {
         "width": config.width,
@@ -57,7 +57,7 @@ def make(
         checkpoint.variables["params"],
         config,
         num_layers=model.num_layers,
-        sizes=sizes(model),
+        sizes=_sizes(model),
         text=start,
     )
 
@@ -96,15 +96,15 @@ def shapes(config: Adapter, model: DecoderConfig) -> tuple[Any, Any]:
         return adapter.init(
             jax.random.key(0),
             params,
-            without_text(config),
+            _without_text(config),
             num_layers=model.num_layers,
-            sizes=sizes(model),
+            sizes=_sizes(model),
         )
 
     return params, jax.eval_shape(init, params)
 
 
-def without_text(config: Adapter) -> Adapter:
+def _without_text(config: Adapter) -> Adapter:
     """Return options that make the same tree without a pass of the model."""
     if isinstance(config, PrefixConfig | HLPTConfig):
         made = dataclasses.replace(config, prefix_text=PrefixConfig().prefix_text)

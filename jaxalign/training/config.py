@@ -25,6 +25,7 @@ __all__ = [
     "TrainConfig",
     "check_branches",
     "check_kind",
+    "check_trainable",
     "default_objective",
     "from_dict",
     "read_yaml",
@@ -131,16 +132,7 @@ class TrainConfig:
                 f"batch_rows {self.batch_rows} cannot be split over mesh.data × "
                 f"mesh.fsdp = {rows} devices: make it a multiple of {rows}"
             )
-        if isinstance(self.adapter, NoAdapter) and not self.trainable:
-            raise UserError(
-                "adapter.name none trains nothing by itself: give --trainable patterns "
-                "of base weights, '[.*]' for all of them"
-            )
-        if not isinstance(self.adapter, NoAdapter) and self.trainable:
-            raise UserError(
-                "trainable chooses base weights and goes with adapter.name none: got "
-                f"{list(self.trainable)} with adapter.name {self.adapter.name}"
-            )
+        check_trainable(self.adapter, self.trainable)
         if averages_ahead(self.adapter):
             check_branches(self.objective, "adapter.gate mean (adapter.faithful)")
         self._check_reference()
@@ -164,6 +156,24 @@ class TrainConfig:
                 "reference_cache has no effect without --reference cached: got "
                 f"reference={self.reference}"
             )
+
+
+def check_trainable(adapter: Adapter, trainable: tuple[str, ...]) -> None:
+    """Refuse an adapter beside trained base weights, and neither of them.
+
+    Raises:
+      UserError: saying which it is.
+    """
+    if isinstance(adapter, NoAdapter) and not trainable:
+        raise UserError(
+            "adapter.name none trains nothing by itself: give --trainable patterns "
+            "of base weights, '[.*]' for all of them"
+        )
+    if not isinstance(adapter, NoAdapter) and trainable:
+        raise UserError(
+            "trainable chooses base weights and goes with adapter.name none: got "
+            f"{list(trainable)} with adapter.name {adapter.name}"
+        )
 
 
 def check_branches(chosen: Objective, what: str) -> None:

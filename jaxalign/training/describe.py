@@ -12,7 +12,6 @@ from jaxalign.adapters import selection
 from jaxalign.adapters.adapter import (
     COLLECTIONS,
     Adapter,
-    NoAdapter,
     PeftConfig,
     trained,
 )
@@ -24,6 +23,7 @@ from jaxalign.models import decoder
 from jaxalign.models.decoder import Remat
 from jaxalign.models.layers import DecoderConfig
 from jaxalign.training import adapters
+from jaxalign.training.config import check_trainable
 
 
 __all__ = ["DescribeConfig", "describe", "table"]
@@ -59,12 +59,7 @@ class DescribeConfig:
                 raise UserError(
                     f"{field} must be at least 1: got {getattr(self, field)}"
                 )
-        if isinstance(self.adapter, NoAdapter) != bool(self.trainable):
-            raise UserError(
-                "trainable chooses base weights and goes with adapter.name none, which "
-                f"needs it: got {list(self.trainable)} with adapter.name "
-                f"{self.adapter.name}"
-            )
+        check_trainable(self.adapter, self.trainable)
 
 
 def describe(config: DescribeConfig) -> dict[str, Any]:
@@ -88,7 +83,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     model = load_lib.open_config(config.model)[0]
     if isinstance(config.adapter, PeftConfig):
         files = AdapterFiles(Path(config.adapter.path), config.model)
-        params, made = decoder.param_shapes(model, files.groups()), files.check()
+        params, made = decoder.param_shapes(model, files.groups()), files.collections()
     else:
         params, made = adapters.shapes(config.adapter, model)
     variables = {"params": params, **made}

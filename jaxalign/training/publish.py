@@ -163,11 +163,12 @@ def model_card(run: Path, restored: Restored, form: Format) -> str:
     assert config is not None
     steps = metrics_lib.read(run / "metrics.jsonl")
     shown = _shown_metrics(steps, restored.step)
-    load = "AutoModelForCausalLM.from_pretrained(path)"
+    load, about = "AutoModelForCausalLM.from_pretrained(path)", "."
     if form == "peft":
         load = "PeftModel.from_pretrained(base_model, path)"
         if not adapter_files.is_stock(restored.checkpoint, restored.variables):
             load = f"{Path(adapter_files.LOADER).stem}.load(base_model, path)"
+            about = _ABOUT_LOADER
     head = {
         "base_model": restored.checkpoint.path.name,
         "library_name": "transformers" if form == "merged" else "peft",
@@ -178,8 +179,7 @@ def model_card(run: Path, restored: Restored, form: Format) -> str:
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {restored.checkpoint.path.name} aligned with {config.objective.name}\n\n"
         f"Trained with jaxalign {jaxalign.__version__} for {restored.step} steps. "
-        f"Load it with `{load}`"
-        f"{_ABOUT_LOADER if adapter_files.LOADER[:-3] in load else '.'}\n\n"
+        f"Load it with `{load}`{about}\n\n"
         f"## Metrics\n\n{shown}\n\n"
         f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
     )

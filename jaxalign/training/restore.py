@@ -68,10 +68,8 @@ def load_adapted(
     if run_directory.is_run(path):
         return load_run(path, model=model, dtype=dtype, mesh=mesh)
     files = AdapterFiles(path, model)
-    groups = files.groups()
-    files.check()
-    checkpoint = load_lib.load(model, groups=groups, dtype=dtype, mesh=mesh)
-    collections = files.collections(checkpoint.variables["params"])
+    collections = files.collections()
+    checkpoint = load_lib.load(model, groups=files.groups(), dtype=dtype, mesh=mesh)
     variables = {
         **checkpoint.variables,
         **adapters.place(collections, mesh, checkpoint.family),

@@ -67,12 +67,9 @@ def load_policy(
         made.
     """
     model_config, family = load_lib.open_config(config.model)
-    collections = given = None
-    if start is not None and start.is_file():
-        collections = adapter_files.read_start(start)
+    collections = _given_adapter(config, start)
+    if collections is not None:
         groups = adapter_files.groups_of(collections, model_config.num_layers)
-    elif (given := _given_adapter(config.adapter, config.model)) is not None:
-        groups = given.groups()
     else:
         shapes = decoder.param_shapes(model_config)
         groups = adapter.groups(config.adapter, shapes, model_config.num_layers)
@@ -93,9 +90,7 @@ def load_policy(
     if isinstance(config.adapter, NoAdapter):
         mask = {"params": trained}
     else:
-        if collections is None and given is not None:
-            collections = given.collections(variables["params"])
-        elif collections is None:
+        if collections is None:
             key = jax.random.fold_in(jax.random.key(config.seed), 1)
             collections = adapters.make(key, config.adapter, checkpoint)
         variables |= adapters.place(collections, mesh, family)
@@ -104,11 +99,13 @@ def load_policy(
     return Policy(checkpoint, trainable, frozen)
 
 
-def _given_adapter(config: adapter.Adapter, model: str) -> AdapterFiles | None:
-    """Open the adapter that training goes on from, if it does from one."""
-    if not isinstance(config, PeftConfig):
-        return None
-    return AdapterFiles(Path(config.path), model)
+def _given_adapter(config: TrainConfig, start: Path | None = None) -> Variables | None:
+    """Read the adapter that training goes on from, if it does from one."""
+    if start is not None and start.is_file():
+        return adapter_files.read_start(start)
+    if isinstance(config.adapter, PeftConfig):
+        return AdapterFiles(Path(config.adapter.path), config.model).collections()
+    return None
 
 
 def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
@@ -153,13 +150,11 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
     model_config = load_lib.open_config(config.model)[0]
     shapes = load_lib.check(config.model)
     trees.mask_from_patterns(shapes, config.trainable)
-    given = _given_adapter(config.adapter, config.model)
-    if given is None:
+    made = _given_adapter(config)
+    if made is None:
         made = adapters.shapes(config.adapter, model_config)[1]
-    else:
-        made = given.check()
-        if adapter.reads_ahead(made):
-            check_branches(config.objective, "the adapter's mean_gate")
+    if adapter.reads_ahead(made):
+        check_branches(config.objective, "the adapter's mean_gate")
     optimizer_lib.check_rates(config.optimizer, made)
     if adapter.dropout(config.adapter) and "lora" not in made:
         raise UserError(

@@ -340,7 +340,7 @@ def test_broken_prefixes_are_refused(
     change(tensors)
     save_file(tensors, adapter / "prefix" / "prefix.safetensors")
     with pytest.raises(UserError, match=match):
-        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+        adapter_files.AdapterFiles(adapter, tiny_llama).collections()
 
 
 def test_other_broken_adapters_are_refused(tiny_llama, saved, tmp_path) -> None:
@@ -348,17 +348,17 @@ def test_other_broken_adapters_are_refused(tiny_llama, saved, tmp_path) -> None:
     config = adapter / "prefix" / "prefix_config.json"
     config.write_text(json.dumps({"position": "here"}))
     with pytest.raises(UserError, match="position must be a number: got 'here'"):
-        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+        adapter_files.AdapterFiles(adapter, tiny_llama).collections()
     shutil.rmtree(adapter / "prefix")
     gate = {"model.layers.2.mlp.down_proj.token_gate": np.ones(56, np.float32)}
     save_file(gate, adapter / "lora" / "gates.safetensors")
     with pytest.raises(UserError, match="is of no layer that the adapter adapts"):
-        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+        adapter_files.AdapterFiles(adapter, tiny_llama).collections()
     gate = {"model.layers.0.mlp.down_proj.token_gate": np.ones(5, np.float32)}
     save_file(gate, adapter / "lora" / "gates.safetensors")
     with pytest.raises(
         UserError, match=r"token_gate of .* shape \[5\]: expected \[56\]"
     ):
-        adapter_files.AdapterFiles(adapter, tiny_llama).check()
+        adapter_files.AdapterFiles(adapter, tiny_llama).collections()
     with pytest.raises(UserError, match="is no adapter: expected a PEFT directory"):
         adapter_files.AdapterFiles(tmp_path, tiny_llama)

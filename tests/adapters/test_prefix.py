@@ -58,7 +58,7 @@ def attended(leaves: dict, gate: np.ndarray | None) -> np.ndarray:
     ids = jnp.ones((1, 6), jnp.int32)
     q, k, v = (jnp.asarray(x, jnp.float32) for x in (Q, K, V))
     layout = attention.row_layout(ModelInputs(ids, ids, ids, 0 * ids))
-    own = attention.attention_with_lse(q, k, v, layout, scale=0.5, block=4)
+    own = attention.attention(q, k, v, layout, scale=0.5, block=4)
     leaves = {"value": VALUE, **leaves}
     out = prefix.attend(
         q,
@@ -91,7 +91,7 @@ def test_a_gate_of_zero_takes_the_prefix_away() -> None:
     np.testing.assert_array_equal(attended({"mix": 0.0}, None), base)
 
     def loss(log_gate: jax.Array) -> jax.Array:
-        own = attention.attention_with_lse(q, k, v, layout, scale=0.5)
+        own = attention.attention(q, k, v, layout, scale=0.5)
         leaves = {"value": jnp.asarray(VALUE, jnp.float32)}
         key = jnp.asarray(KEY, jnp.float32)
         out = prefix.attend(q, own, leaves, key=key, gate=jnp.exp(log_gate), scale=0.5)
@@ -110,7 +110,7 @@ def test_gradients_pass_through_the_log_sum_exp(implementation) -> None:
     probe = jnp.asarray(RNG.normal(size=(1, 6, 4, 4)), jnp.float32)
 
     def ours(q, k, v, key, value):
-        own = attention.attention_with_lse(
+        own = attention.attention(
             q, k, v, layout, scale=0.5, block=4, implementation=implementation
         )
         out = prefix.attend(

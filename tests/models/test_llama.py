@@ -106,7 +106,7 @@ def test_blocked_attention_equals_the_plain_formula(block) -> None:
 
     def run(implementation):
         def value(q, k, v):
-            out = attention.attention(
+            out, _ = attention.attention(
                 q, k, v, layout, scale=0.3, implementation=implementation, block=block
             )
             return (out * weight).sum(), out
@@ -131,7 +131,7 @@ def test_the_mask_is_that_of_the_design() -> None:
     q = k = jnp.zeros((1, 8, 1, 8))
     v = jnp.eye(8)[None, :, None, :]
     for implementation in ("xla", "dense"):
-        out = attention.attention(
+        out, _ = attention.attention(
             q, k, v, layout, scale=1.0, implementation=implementation, block=4
         )
         for i in range(8):

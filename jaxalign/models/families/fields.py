@@ -13,6 +13,7 @@ __all__ = [
     "expect",
     "flag",
     "integer",
+    "late_windows",
     "layer_types",
     "number",
     "optional_number",
@@ -163,6 +164,17 @@ def windows(
         return ()
     window = integer(config, "sliding_window")
     return tuple(window if slides else None for slides in sliding)
+
+
+def late_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """Return Qwen's windows: of the layers from ``max_window_layers`` on.
+
+    They count only where ``use_sliding_window`` says so.
+    """
+    if not flag(config, "use_sliding_window"):
+        return ()
+    first = config.get("max_window_layers", 28)
+    return windows(config, layer_types(config, [i >= first for i in range(num_layers)]))
 
 
 def rotary(

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.models.families import fields
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.rules import (
+    FOUR_NORMS,
+    HEAD,
+    IGNORED,
+    SHARDING,
+    decoder_rules,
+)
 from jaxalign.models.layers import DecoderConfig
 
 
@@ -12,15 +18,7 @@ __all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
 
 MODEL_TYPE = "gemma3_text"
 
-RULES = decoder_rules(
-    norms=(
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
-    qk_norm=True,
-)
+RULES = decoder_rules(norms=FOUR_NORMS, qk_norm=True)
 
 
 def read_config(config: Mapping[str, Any]) -> DecoderConfig:

@@ -24,16 +24,10 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     """
     fields.activation(config, MODEL_TYPE, "hidden_act", "silu")
     sizes = fields.sizes(config)
-    first = config.get("max_window_layers", 28)
-    sliding = [i >= first for i in range(sizes["num_layers"])]
-    windows: tuple[int | None, ...] = ()
-    # A window counts only where this says so.
-    if fields.flag(config, "use_sliding_window"):
-        windows = fields.windows(config, fields.layer_types(config, sliding))
     return DecoderConfig(
         **sizes,
         rotaries=(fields.rotary(config, sizes["head_dim"]),),
-        windows=windows,
+        windows=fields.late_windows(config, sizes["num_layers"]),
         tie_embeddings=fields.flag(config, "tie_word_embeddings"),
         qkv_bias=True,
     )

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 
 __all__ = [
+    "FOUR_NORMS",
     "HEAD",
     "IGNORED",
     "SHARDING",
@@ -80,6 +81,15 @@ IGNORED: tuple[Rule, ...] = (
     Rule("model.rotary_emb.inv_freq", ""),
 )
 """Buffers of old checkpoints that are computed, not learned."""
+
+
+FOUR_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+"""Of layers that are normed before their blocks and after them."""
 
 
 def decoder_rules(
