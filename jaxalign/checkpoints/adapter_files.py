@@ -144,11 +144,12 @@ def _write_json(values: dict[str, Any], path: Path) -> None:
 
 
 def _module_names(checkpoint: Checkpoint) -> Any:
-    def module_name(path: str, layer: int | None) -> str:
-        where = path if layer is None else f"layers/{path}"
+    def module_name(module: peft_format.Module) -> str:
+        path, index = module
+        where = f"layers/{path}" if index else path
         for rule in checkpoint.family.RULES:
             if rule.path in (f"{where}/kernel", f"{where}/embedding"):
-                return rule.name(layer).removesuffix(".weight")
+                return rule.name(*index).removesuffix(".weight")
         raise ValueError(f"no rule gives {where}")
 
     return module_name
@@ -271,9 +272,7 @@ class AdapterFiles:
         if place is None or not place.path.endswith(("/kernel", "/embedding")):
             return None
         path = place.path.rpartition("/")[0]
-        if place.layer is None:
-            return path, None
-        return path.partition("/")[2], place.layer
+        return (path.partition("/")[2] if place.at else path), place.at
 
 
 def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:

@@ -214,7 +214,8 @@ def _tensor(checkpoint: Checkpoint, variables: Variables, name: str) -> np.ndarr
         return _from_source(checkpoint.path, name)
 
     def fetch(leaf: Any) -> np.ndarray:
-        return np.asarray(leaf if place.layer is None else leaf[place.layer])
+        # The scale of an adapter is that of a layer, all experts share it.
+        return np.asarray(leaf[place.at[: leaf.ndim]])
 
     value = fetch(_descend(variables["params"], place.path))
     module, _, leaf = place.path.rpartition("/")

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints in: tensor by tensor, straight to each device's shard."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -43,8 +43,8 @@ class Place(NamedTuple):
 
     rule: Rule
     path: str
-    layer: int | None
-    """Its place in the stack, for a leaf of a layer group."""
+    at: tuple[int, ...] = ()
+    """For a leaf of a layer group its place in the stack, and which expert it is of."""
 
 
 def open_config(path: str | Path) -> tuple[DecoderConfig, ModuleType]:
@@ -119,13 +119,13 @@ def load(
                 kind = jnp.float32 if float32(place.path) else dtype
                 target = targets[place.path]
                 piece = _read(handle.get_slice(name), place, target, layout, kind)
-                if place.layer is None:
+                if not place.at:
                     leaves[place.path] = piece
                     continue
                 stack = leaves.pop(place.path, None)
                 if stack is None:
                     stack = _zeros(target.shape, kind, layout[place.path])
-                leaves[place.path] = _put(stack, piece, place.layer)
+                leaves[place.path] = _put(stack, piece, place.at)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
     model = decoder.make_model(config, groups=groups, dtype=dtype, **model_options)
     return Checkpoint(model, {"params": params}, config, groups, family, directory)
@@ -167,27 +167,27 @@ def match_tensors(
     no_rule, unexpected, shape = [], [], []
     for file in files:
         for name, info in file.tensors.items():
-            if any(rule.match(name)[0] for rule in family.IGNORED) or (
+            if any(rule.match(name) is not None for rule in family.IGNORED) or (
                 config.tie_embeddings and name == family.HEAD
             ):
                 continue
             place = locate(name, family.RULES, groups)
             if place is None:
                 no_rule.append(name)
-            elif place.path not in targets:
+            elif (
+                place.path not in targets
+                or (expected := _expected(place, targets[place.path].shape)) is None
+            ):
                 unexpected.append(name)
-            elif _expected(place, targets[place.path].shape) != info.shape:
-                expected = _expected(place, targets[place.path].shape)
+            elif expected != info.shape:
                 shape.append(f"{name} {list(info.shape)} instead of {list(expected)}")
             else:
                 places[name] = place
-    filled = {(place.path, place.layer) for place in places.values()}
     missing = []
-    for path in targets:
-        group = group_of_name(path.split("/")[0])
-        for layer in range(group[1] - group[0]) if group else (None,):
-            if (path, layer) not in filled and not shape:
-                missing.append(tensor_name(path, layer, family.RULES))
+    for path, target in targets.items():
+        for name in tensor_names(path, target.shape, family.RULES):
+            if name not in places and not shape:
+                missing.append(name)
     problems = [
         f"{title}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for title, names in (
@@ -235,42 +235,52 @@ def _check_tied_head(files: Sequence[TensorFile], family: ModuleType) -> None:
 def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place | None:
     """Return where a tensor belongs, None if no rule knows its name."""
     for rule in rules:
-        matched, layer = rule.match(name)
-        if not matched:
+        index = rule.match(name)
+        if index is None:
             continue
-        if layer is None:
-            return Place(rule, rule.path, None)
+        if not index:
+            return Place(rule, rule.path)
+        layer, *expert = index
         for low, high in groups:
             if low <= layer < high:
                 rest = rule.path.removeprefix("layers/")
-                return Place(rule, f"{group_name((low, high))}/{rest}", layer - low)
-        return Place(rule, f"(layer {layer})", layer)
+                path = f"{group_name((low, high))}/{rest}"
+                return Place(rule, path, (layer - low, *expert))
+        return Place(rule, f"(layer {layer})", index)
     return None
 
 
-def tensor_name(path: str, layer: int | None, rules: Sequence[Rule]) -> str:
-    """Return the Hugging Face name of a parameter (of one layer of a stack)."""
+def tensor_names(
+    path: str, shape: Sequence[int], rules: Sequence[Rule]
+) -> Iterator[str]:
+    """Yield the Hugging Face names of all tensors that a parameter is made of."""
     head, _, rest = path.partition("/")
     group = group_of_name(head)
-    for rule in rules:
-        if group is None and rule.path == path:
-            return rule.name()
-        if group is not None and rule.path == f"layers/{rest}":
-            return rule.name(group[0] + (layer or 0))
-    raise ValueError(f"no rule gives the parameter {path}")
+    wanted = path if group is None else f"layers/{rest}"
+    found = [rule for rule in rules if rule.path == wanted]
+    if not found:
+        raise ValueError(f"no rule gives the parameter {path}")
+    if group is None:
+        yield found[0].name()
+        return
+    for index in np.ndindex(*shape[: found[0].axes]):
+        yield found[0].name(group[0] + index[0], *index[1:])
 
 
-def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
-    single = shape if place.layer is None else shape[1:]
-    return single[::-1] if place.rule.transpose else single
+def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape that a tensor should have, None if there is no place for it."""
+    many = len(place.at)
+    if any(i >= n for i, n in zip(place.at, shape, strict=False)):
+        return None
+    return shape[many:][::-1] if place.rule.transpose else shape[many:]
 
 
 def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax.Array:
     """Read a tensor, for each device just the part that it holds."""
-    shape = target.shape if place.layer is None else target.shape[1:]
-    placement = layout[place.path]
-    if place.layer is not None and isinstance(placement, NamedSharding):
-        placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[1:]))
+    many = len(place.at)
+    shape, placement = target.shape[many:], layout[place.path]
+    if isinstance(placement, NamedSharding):
+        placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[many:]))
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(
@@ -293,8 +303,9 @@ def _zeros_maker(shape: tuple[int, ...], dtype: Any, placement: Any) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, piece: jax.Array, layer: Any) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, piece, layer, 0)
+def _put(stack: jax.Array, piece: jax.Array, index: tuple[Any, ...]) -> jax.Array:
+    begin = (*index, *[0] * piece.ndim)
+    return jax.lax.dynamic_update_slice(stack, piece[(None,) * len(index)], begin)
 
 
 def source_info(directory: Path) -> dict[str, TensorInfo]:

@@ -13,7 +13,7 @@ from jaxalign.adapters.selection import Group, group_name, group_of_name
 from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
 from jaxalign.models.layers import DecoderConfig, Runtime
-from jaxalign.types import Model, ModelInputs, Variables
+from jaxalign.types import Model, ModelInputs, RouterSums, Variables
 
 
 __all__ = ["Decoder", "Remat", "keys_and_values", "make_model", "param_shapes"]
@@ -64,7 +64,14 @@ class Decoder(nn.Module):
             scanned = nn.scan(
                 block,
                 variable_axes=dict.fromkeys(
-                    ("params", *_ADAPTERS, layers.KEYS_AND_VALUES, layers.CACHE), 0
+                    (
+                        "params",
+                        *_ADAPTERS,
+                        layers.KEYS_AND_VALUES,
+                        layers.ROUTED,
+                        layers.CACHE,
+                    ),
+                    0,
                 ),
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
@@ -155,6 +162,22 @@ def make_model(
         )
         return out
 
+    def routed_fn(
+        variables: Variables, inputs: ModelInputs, *, key: Any = None
+    ) -> tuple[Float[Array, "b t d"], RouterSums]:
+        rngs = None if key is None else {"dropout": key}
+        out, found = module(key is None).apply(
+            variables,
+            inputs,
+            method=Decoder.hidden,
+            rngs=rngs,
+            mutable=[layers.ROUTED],
+        )
+        is_sums = lambda node: isinstance(node, RouterSums)  # noqa: E731
+        stacks = jax.tree.leaves(found[layers.ROUTED], is_leaf=is_sums)
+        of_stacks = [jax.tree.map(lambda x: x.sum(0), stack) for stack in stacks]
+        return out, jax.tree.map(lambda *xs: sum(xs), *of_stacks)
+
     def logits_fn(
         variables: Variables, hidden: Float[Array, "*n d"]
     ) -> Float[Array, "*n v"]:
@@ -176,7 +199,8 @@ def make_model(
     def cache_fn(variables: Variables, slots: int, length: int) -> Any:
         return make_cache(config, groups, variables, slots, length, dtype)
 
-    return Model(hidden_fn, logits_fn, decode_fn, cache_fn)
+    routed = None if config.mixture is None else routed_fn
+    return Model(hidden_fn, logits_fn, decode_fn, cache_fn, routed)
 
 
 def make_cache(

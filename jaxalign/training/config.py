@@ -62,6 +62,7 @@ class TrainConfig:
       dtype: of the frozen weights and of the computation; what is trained is float32.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
       attention_block: queries and keys of a block of attention.
+      router_weight: of the balance loss of a mixture of experts, 0.001 in pretraining.
       mesh: how the devices are arranged.
       seed: of the order of the data, the adapter's start and dropout.
       data_workers: processes that build batches; 0 uses threads.
@@ -93,6 +94,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
     attention_block: int = 64
+    router_weight: float = 0.0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     seed: int = 0
     data_workers: int = 0
@@ -124,6 +126,10 @@ class TrainConfig:
                 raise UserError(
                     f"{field} must be 0 or more: got {getattr(self, field)}"
                 )
+        if not 0 <= self.router_weight < float("inf"):
+            raise UserError(
+                f"router_weight must be 0 or more: got {self.router_weight}"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1: got {self.max_steps}")
         rows = self.mesh.data * self.mesh.fsdp

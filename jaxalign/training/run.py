@@ -150,6 +150,11 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
     model_config = load_lib.open_config(config.model)[0]
     shapes = load_lib.check(config.model)
     trees.mask_from_patterns(shapes, config.trainable)
+    if config.router_weight and model_config.mixture is None:
+        raise UserError(
+            f"router_weight {config.router_weight} has no effect: {config.model} is no "
+            "mixture of experts. Leave it out"
+        )
     made = _given_adapter(config)
     if made is None:
         made = adapters.shapes(config.adapter, model_config)[1]
@@ -308,16 +313,18 @@ def _train(
         first, state, data_state = restored
         progress.say(f"going on after step {first} of {source.num_steps}")
 
-    options: dict[str, Any] = {"model": loaded.checkpoint.model}
-    options["config"] = config.objective
-    loss_fn = functools.partial(objective.loss_fn, **options, aspects=data.aspects)
+    model = loaded.checkpoint.model
+    options: dict[str, Any] = {
+        "config": config.objective,
+        "aspects": data.aspects,
+        "router_weight": config.router_weight,
+    }
+    loss_fn = functools.partial(objective.loss_fn, model=model, **options)
     to_minimise: LossFn | step_lib.Coupled = loss_fn
     if objective.needs(config.objective).coupled:
         to_minimise = step_lib.Coupled(
-            functools.partial(objective.score, **options),
-            functools.partial(
-                objective.loss_of_tokens, config=config.objective, aspects=data.aspects
-            ),
+            functools.partial(objective.score, model=model, config=config.objective),
+            functools.partial(objective.loss_of_tokens, **options),
         )
     put = functools.partial(sharding.put_batch, mesh=mesh, leading=1)
     evaluate = _make_evaluate(
