@@ -2,8 +2,8 @@
 
 Splash runs step by step here, and of cuDNN everything but the kernel: its place is
 taken by the same arithmetic on the same arguments, which leaves NaN wherever cuDNN
-writes nothing. What only a device can say is tested there:
-``JAXALIGN_TEST_PLATFORMS=cuda,cpu pytest tests/models/test_attention.py -k own_kernel``.
+writes nothing. What only a device can say is tested there, by ``pytest -k own_kernel``
+with ``JAXALIGN_TEST_PLATFORMS=cuda,cpu``.
 """
 
 import functools
