@@ -5,8 +5,9 @@ import os
 
 # Before jax or transformers is imported: eight CPU devices, and no hub. The tests spend
 # most of their time compiling tiny models, which takes half as long without LLVM's
-# optimisations; set XLA_FLAGS to test with others.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# optimisations; set XLA_FLAGS to test with others. What only a GPU or TPU can show is
+# tested with JAXALIGN_TEST_PLATFORMS=cuda,cpu (or tpu,cpu).
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXALIGN_TEST_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_force_host_platform_device_count=8",

@@ -127,7 +127,9 @@ def load(
                     stack = _zeros(target.shape, kind, layout[place.path])
                 leaves[place.path] = _put(stack, piece, place.at)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
-    model = decoder.make_model(config, groups=groups, dtype=dtype, **model_options)
+    model = decoder.make_model(
+        config, groups=groups, dtype=dtype, mesh=mesh, **model_options
+    )
     return Checkpoint(model, {"params": params}, config, groups, family, directory)
 
 

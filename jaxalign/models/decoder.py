@@ -6,6 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign import trees
@@ -129,6 +130,8 @@ def make_model(
     lora_dropout: float = 0.0,
     attention_implementation: attention.Implementation = "xla",
     attention_block: int = 64,
+    attention_sequences: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Return the decoder as pure functions.
 
@@ -140,6 +143,8 @@ def make_model(
       lora_dropout: of adapters' inputs, in calls with a key.
       attention_implementation: see ``models.attention``.
       attention_block: queries and keys of a block of ``xla`` attention.
+      attention_sequences: most sequences of a row, which ``cudnn`` needs.
+      mesh: devices, over which some kernels must be split by hand.
     """
     groups = tuple(groups or ((0, config.num_layers),))
 
@@ -148,6 +153,8 @@ def make_model(
             dtype=dtype,
             attention=attention_implementation,
             attention_block=attention_block,
+            attention_sequences=attention_sequences,
+            mesh=mesh,
             lora_dropout=lora_dropout,
             deterministic=deterministic,
         )

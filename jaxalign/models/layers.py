@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign.adapters import gates, lora, prefix
@@ -161,6 +162,8 @@ class Runtime:
     dtype: Any = jnp.float32
     attention: attention_lib.Implementation = "xla"
     attention_block: int = 64
+    attention_sequences: int | None = None
+    mesh: Mesh | None = None
     lora_dropout: float = 0.0
     deterministic: bool = True
 
@@ -320,9 +323,13 @@ class Attention(nn.Module):
                 softcap=config.attention_softcap,
                 implementation=runtime.attention,
                 block=runtime.attention_block,
+                sequences=runtime.attention_sequences,
+                mesh=runtime.mesh,
             )
         out = own[0]
         if leaves := _leaves(self, "prefix", prefix.LEAVES):
+            if runtime.attention == "cudnn":
+                raise ValueError("cudnn has no log-sum-exp for a prefix to join by")
             out = prefix.attend(
                 q,
                 own,

@@ -14,6 +14,7 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
+from jaxalign.models.kernels.choice import Asked
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import CONFIGS, Objective, needs, weight_models
 from jaxalign.parallel.mesh import MeshConfig
@@ -61,7 +62,11 @@ class TrainConfig:
       overflow: what to do with a pair above max_length.
       dtype: of the frozen weights and of the computation; what is trained is float32.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
-      attention_block: queries and keys of a block of attention.
+      attention: what computes it: ``auto`` is the fused kernel of the platform
+        (``cudnn`` on GPUs, ``splash`` on TPUs) if it can do what the run needs, else
+        ``xla``, which runs everywhere; ``dense`` is the plain formula. The log says
+        which one runs and why.
+      attention_block: queries and keys of a block of ``xla`` attention.
       router_weight: of the balance loss of a mixture of experts, 0.001 in pretraining.
       mesh: how the devices are arranged.
       seed: of the order of the data, the adapter's start and dropout.
@@ -93,6 +98,7 @@ class TrainConfig:
     overflow: Overflow = "drop"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "dots"
+    attention: Asked = "auto"
     attention_block: int = 64
     router_weight: float = 0.0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -25,11 +25,19 @@ from jaxalign.data import chat, loader, packing, pairs, records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
+from jaxalign.models.kernels.choice import Choice, Implementation
 from jaxalign.models.layers import DecoderConfig
 from jaxalign.objectives import objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import adapters, loop, progress, reference, run_directory
+from jaxalign.training import (
+    adapters,
+    attention,
+    loop,
+    progress,
+    reference,
+    run_directory,
+)
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import step as step_lib
@@ -56,7 +64,12 @@ class Policy(NamedTuple):
 
 
 def load_policy(
-    config: TrainConfig, mesh: Mesh, *, start: Path | None = None
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    start: Path | None = None,
+    attention: Implementation = "xla",
+    sequences: int | None = None,
 ) -> Policy:
     """Load the model of a run and its adapter, at its starting values.
 
@@ -65,6 +78,8 @@ def load_policy(
       mesh: devices.
       start: file that keeps the starting values; where it is not there (yet) they are
         made.
+      attention: the kernel.
+      sequences: most of them in a row.
     """
     model_config, family = load_lib.open_config(config.model)
     collections = _given_adapter(config, start)
@@ -84,7 +99,9 @@ def load_policy(
         mesh=mesh,
         remat=config.remat,
         lora_dropout=adapter.dropout(config.adapter),
+        attention_implementation=attention,
         attention_block=config.attention_block,
+        attention_sequences=sequences,
     )
     variables = dict(checkpoint.variables)
     if isinstance(config.adapter, NoAdapter):
@@ -126,13 +143,16 @@ def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
       TrainingDiverged: updates were not finite.
     """
     mesh = make_mesh(config.mesh)
-    data = _prepare_data(config, _check_model(config))
+    model_config, made = _check_model(config)
+    chosen = attention.choose(config, model_config, mesh, prefix="prefix" in made)
+    progress.say(f"attention: {chosen.implementation} ({chosen.reason})")
+    data = _prepare_data(config, model_config)
     source = _plan_steps(config, data)
     sources = _fingerprints(config)
     with run_directory.claim(config, sources) as run:
         store = StateStore(run / "checkpoints", keep=config.save_total_limit)
         try:
-            _train(config, run, store, mesh, data, source, sources, preemption)
+            _train(config, run, store, mesh, data, source, sources, chosen, preemption)
         finally:
             store.close()
     return run
@@ -145,8 +165,12 @@ class _Data(NamedTuple):
     shape: packing.BatchShape
 
 
-def _check_model(config: TrainConfig) -> DecoderConfig:
-    """Check what is to be trained, and on what, by the headers of the files."""
+def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
+    """Check what is to be trained, and on what, by the headers of the files.
+
+    Returns:
+      The model's config, and the shapes of its adapter.
+    """
     model_config = load_lib.open_config(config.model)[0]
     shapes = load_lib.check(config.model)
     trees.mask_from_patterns(shapes, config.trainable)
@@ -179,7 +203,7 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
                 f"{config.model}: their config.json differ"
             )
         load_lib.check(other)
-    return model_config
+    return model_config, made
 
 
 def _plan_steps(config: TrainConfig, data: _Data) -> loader.StepSource:
@@ -268,6 +292,7 @@ def _train(
     data: _Data,
     source: loader.StepSource,
     sources: dict[str, str],
+    chosen: Choice,
     preemption: Preemption | None,
 ) -> None:
     if source.num_steps in store.steps():
@@ -279,7 +304,13 @@ def _train(
 
     began = time.monotonic()
     start = run / run_directory.ADAPTER_START
-    loaded = load_policy(config, mesh, start=start)
+    loaded = load_policy(
+        config,
+        mesh,
+        start=start,
+        attention=chosen.implementation,
+        sequences=data.shape.pairs,
+    )
     if not isinstance(config.adapter, NoAdapter) and not start.is_file():
         made = trees.combine(loaded.trainable, loaded.frozen)
         own = {name: made[name] for name in adapter.COLLECTIONS if name in made}
