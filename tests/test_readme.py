@@ -28,7 +28,7 @@ def test_the_notebook_runs(tiny_llama, tmp_path, monkeypatch, capsys) -> None:
     assert len(lines) == 3
     # It learns: the margin begins at 0 and grows.
     margins = [float(line.split()[1]) for line in lines]
-    assert margins[0] == pytest.approx(0, abs=1e-6) and margins[2] > margins[0]
+    assert margins[0] == pytest.approx(0, abs=1e-5) and margins[2] > margins[0]
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 

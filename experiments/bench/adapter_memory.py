@@ -24,6 +24,7 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.models import decoder
 from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.rotary import Rotary
 from jaxalign.objectives import objective
 from jaxalign.objectives.sft import SFTConfig
 from jaxalign.training import adapters
@@ -41,7 +42,7 @@ MODEL = DecoderConfig(
     num_kv_heads=8,
     head_dim=64,
     norm_eps=1e-5,
-    rope_theta=10000.0,
+    rotaries=(Rotary(theta=10000.0, dims=64),),
     tie_embeddings=True,
 )
 

@@ -412,41 +412,31 @@ class MLP(nn.Module):
 
 
 class ExpertDense(nn.Module):
-    """Linear layers of which each row of the input goes through its expert's."""
+    """The weights of a linear layer for each expert, and their LoRA update."""
 
-    experts: int
-    features: int
+    shape: tuple[int, int, int]
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "m fan_in"], sizes: Int[Array, " e"]
-    ) -> Float[Array, "m features"]:
-        shape = (self.experts, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        y = jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
-        if leaves := _leaves(self, "lora", lora.LEAVES):
-            y = lora.apply_experts(y, x, leaves, sizes)
-        return checkpoint_name(y, SAVED_NAMES[0])
+    def __call__(self) -> routing.ExpertWeights:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+        return routing.ExpertWeights(kernel, _leaves(self, "lora", lora.LEAVES))
 
 
 class ExpertMLPs(nn.Module):
-    """An :class:`MLP` for each expert, over rows that are sorted by expert."""
+    """The weights of an :class:`MLP` for each expert."""
 
     config: DecoderConfig
     experts: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "m d"], sizes: Int[Array, " e"]
-    ) -> Float[Array, "m d"]:
-        config = self.config
-
-        def dense(name: str, features: int, x: Array) -> Array:
-            return ExpertDense(self.experts, features, name=name)(x, sizes)
-
-        gate = _ACTIVATIONS[config.activation](dense("gate_proj", config.mlp_width, x))
-        product = gate * dense("up_proj", config.mlp_width, x)
-        return dense("down_proj", config.width, product)
+    def __call__(self) -> routing.MLPWeights:
+        width, wide = self.config.width, self.config.mlp_width
+        into, out_of = (self.experts, width, wide), (self.experts, wide, width)
+        return routing.MLPWeights(
+            ExpertDense(into, name="gate_proj")(),
+            ExpertDense(into, name="up_proj")(),
+            ExpertDense(out_of, name="down_proj")(),
+        )
 
 
 class Experts(nn.Module):
@@ -467,9 +457,15 @@ class Experts(nn.Module):
             ROUTED
         ):
             self.sow(ROUTED, "sums", routing.sums(routes, layout.sequence_ids > 0))
-        rows, order, sizes = routing.dispatch(x, routes.experts, mixture.experts)
-        out = ExpertMLPs(self.config, mixture.experts, name="experts")(rows, sizes)
-        return routing.combine(out, order, routes.weights.astype(x.dtype))
+        return routing.apply(
+            x,
+            routes.experts,
+            routes.weights.astype(x.dtype),
+            ExpertMLPs(self.config, mixture.experts, name="experts")(),
+            activation=_ACTIVATIONS[self.config.activation],
+            saved_name=SAVED_NAMES[0],
+            mesh=self.runtime.mesh,
+        )
 
 
 class Block(nn.Module):

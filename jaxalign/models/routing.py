@@ -1,15 +1,30 @@
-"""Mixtures of experts: which experts a token goes to, and the way there and back."""
+"""Mixtures of experts: which experts a token goes to, and what they make of it."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.adapters import lora
+from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import RouterSums
 
 
-__all__ = ["Routes", "combine", "dispatch", "route", "sums"]
+__all__ = [
+    "ExpertWeights",
+    "MLPWeights",
+    "Routes",
+    "apply",
+    "combine",
+    "dispatch",
+    "route",
+    "sums",
+]
 
 
 class Routes(NamedTuple):
@@ -74,3 +89,73 @@ def combine(
     """Add up what each token's experts gave, weighed; undoes :func:`dispatch`."""
     back = out[jnp.argsort(order)].reshape(*weights.shape, -1)
     return (back * weights[..., None]).sum(-2)
+
+
+class ExpertWeights(NamedTuple):
+    """A linear layer for each expert."""
+
+    kernel: Any
+    """[e, fan_in, fan_out]."""
+    lora: dict[str, Array]
+    """Leaves of the update, {} for none."""
+
+
+class MLPWeights(NamedTuple):
+    """A gated MLP for each expert."""
+
+    gate: ExpertWeights
+    up: ExpertWeights
+    down: ExpertWeights
+
+
+def apply(
+    x: Float[Array, "b t d"],
+    experts: Int[Array, "b t k"],
+    weights: Float[Array, "b t k"],
+    mlps: MLPWeights,
+    *,
+    activation: Callable[[Array], Array],
+    saved_name: str,
+    mesh: Mesh | None = None,
+) -> Float[Array, "b t d"]:
+    """Return the weighed sum of ``down(act(gate(x)) * up(x))`` of each token's experts.
+
+    Each expert's products are taken over its own tokens (``jax.lax.ragged_dot``): no
+    token is dropped and none is padded.
+
+    Args:
+      x: tokens.
+      experts: of each.
+      weights: of what they give.
+      mlps: all experts.
+      activation: of the gate.
+      saved_name: name under which a remat policy may keep what linear layers compute.
+      mesh: of several devices: each sorts the tokens of its own rows. A compiler left
+        to itself would sort all tokens together, on every device.
+    """
+
+    def run(
+        x: Array, experts: Array, weights: Array, mlps: MLPWeights
+    ) -> Float[Array, "b t d"]:
+        rows, order, sizes = dispatch(x, experts, mlps.gate.kernel.shape[0])
+
+        def dense(part: ExpertWeights, x: Array) -> Array:
+            y = jax.lax.ragged_dot(x, part.kernel.astype(x.dtype), sizes)
+            if part.lora:
+                y = lora.apply_experts(y, x, part.lora, sizes)
+            return checkpoint_name(y, saved_name)
+
+        out = activation(dense(mlps.gate, rows)) * dense(mlps.up, rows)
+        return combine(dense(mlps.down, out), order, weights)
+
+    split = mesh is not None and any(mesh.shape[axis] > 1 for axis in BATCH_AXES)
+    if mesh is not None and split:
+        rows = P(BATCH_AXES)
+        run = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(rows, rows, rows, P()),
+            out_specs=rows,
+            axis_names=set(BATCH_AXES),
+        )
+    return run(x, experts, weights, mlps)

@@ -41,6 +41,7 @@ def choose(
       prefix: whether the adapter has prefixes.
     Raises:
       UserError: the kernel that is asked for cannot run, or is wrong on this device.
+        With ``auto`` that is said in the reason for ``xla``.
     """
     work = Work(
         dtype=config.dtype,
@@ -57,9 +58,14 @@ def choose(
     chosen = choose_kernel(config.attention, machine_of(mesh.devices.flat[0]), work)
     if chosen.implementation not in ("cudnn", "splash"):
         return chosen
-    error = try_out(
-        chosen.implementation, mesh.local_devices[0], work, model.attention_softcap
-    )
+    try:
+        error = try_out(
+            chosen.implementation, mesh.local_devices[0], work, model.attention_softcap
+        )
+    except UserError as failure:
+        if config.attention != "auto":
+            raise
+        return Choice("xla", f"{chosen.reason}; {failure}")
     reason = f"{chosen.reason}; within {error:.1%} of the plain formula on a trial"
     return chosen._replace(reason=reason)
 
