@@ -1,10 +1,12 @@
 """Hugging Face checkpoints in: tensor by tensor, straight to each device's shard."""
 
+import collections
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,19 @@ from jaxalign.parallel import sharding
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Checkpoint", "Place", "check", "locate", "load", "open_config"]
+__all__ = [
+    "Checkpoint",
+    "DType",
+    "Place",
+    "check",
+    "locate",
+    "load",
+    "open_config",
+    "source_info",
+]
+
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+"""Of weights and computation; ``auto`` keeps every weight as it is stored."""
 
 
 class Checkpoint(NamedTuple):
@@ -36,6 +50,8 @@ class Checkpoint(NamedTuple):
     groups: tuple[Group, ...]
     family: ModuleType
     path: Path
+    dtype: Any
+    """Of the computation."""
 
 
 class Place(NamedTuple):
@@ -76,20 +92,23 @@ def load(
 ) -> Checkpoint:
     """Load a Hugging Face checkpoint directory.
 
-    Files are mapped one after the other; of each tensor every device gets just its
-    shard. Above the model itself the host holds one tensor and one file's mapping.
+    Tensors are mapped one after the other; every device gets just its shard of each.
+    Above the model itself the host holds one tensor.
 
     Args:
       path: directory with config.json and safetensors files.
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
-      dtype: of the weights and of the computation.
+      dtype: of the weights and of the computation. ``auto`` keeps each weight as it is
+        stored (of a stack the widest) and computes in the kind that most weights have,
+        in float32 where that is float16, whose range activations can leave.
       float32: tells by path which weights stay float32 all the same (trained ones).
       mesh: devices; default the first one.
-      progress: called with (tensors done, tensors in all).
+      progress: called with (bytes read, bytes in all).
       **model_options: see ``models.decoder.make_model``.
     Raises:
       UserError: the directory, its config or its tensors are not what they should be;
-        every tensor without a rule, unexpected or missing is named.
+        every tensor without a rule, unexpected or missing is named; a weight too large
+        for float16.
     """
     directory = Path(path)
     config, family = open_config(directory)
@@ -97,6 +116,7 @@ def load(
     shapes = decoder.param_shapes(config, groups)
     files = tensor_files.list_files(directory)
     places = match_tensors(files, family, config, groups, shapes, directory)
+    kinds = _kinds(files, places, dtype, float32)
     if config.tie_embeddings:
         _check_tied_head(files, family)
     targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
@@ -106,17 +126,20 @@ def load(
         specs = sharding.param_shardings(shapes, mesh, family.SHARDING)
         layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
     leaves: dict[str, jax.Array] = {}
-    done = 0
+    done, total = (
+        0,
+        sum(info.nbytes for file in files for info in file.tensors.values()),
+    )
     for file in files:
         with file.open() as handle:
-            for name in file.tensors:
+            for name, info in file.tensors.items():
                 place = places.get(name)
-                done += 1
+                done += info.nbytes
                 if progress is not None:
-                    progress(done, len(places))
+                    progress(done, total)
                 if place is None:
                     continue
-                kind = jnp.float32 if float32(place.path) else dtype
+                kind = kinds[place.path]
                 target = targets[place.path]
                 piece = _read(handle.get_slice(name), place, target, layout, kind)
                 if place.layer is None:
@@ -127,8 +150,47 @@ def load(
                     stack = _zeros(target.shape, kind, layout[place.path])
                 leaves[place.path] = _put(stack, piece, place.layer)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
-    model = decoder.make_model(config, groups=groups, dtype=dtype, **model_options)
-    return Checkpoint(model, {"params": params}, config, groups, family, directory)
+    compute = _compute_dtype(files, dtype)
+    model = decoder.make_model(config, groups=groups, dtype=compute, **model_options)
+    return Checkpoint(
+        model, {"params": params}, config, groups, family, directory, compute
+    )
+
+
+def _kinds(
+    files: Sequence[TensorFile],
+    places: Mapping[str, Place],
+    dtype: Any,
+    float32: Callable[[str], bool],
+) -> dict[str, Any]:
+    """Return what kind of numbers each parameter gets."""
+    kinds: dict[str, Any] = {}
+    for file in files:
+        for name, info in file.tensors.items():
+            if name not in places:
+                continue
+            path = places[name].path
+            if dtype != "auto":
+                kinds[path] = jnp.dtype(dtype)
+            else:
+                stored = jnp.dtype(info.dtype)
+                kinds[path] = jnp.promote_types(stored, kinds.get(path, stored))
+    # JAX has no float64 unless told otherwise.
+    return {
+        path: jnp.dtype(jnp.float32) if float32(path) or kind.itemsize > 4 else kind
+        for path, kind in kinds.items()
+    }
+
+
+def _compute_dtype(files: Sequence[TensorFile], dtype: Any) -> Any:
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    numbers = collections.Counter[str]()
+    for file in files:
+        for info in file.tensors.values():
+            numbers[info.dtype] += math.prod(info.shape)
+    most = numbers.most_common(1)[0][0]
+    return jnp.dtype(most if most == "bfloat16" else "float32")
 
 
 def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
@@ -278,9 +340,21 @@ def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax
         )
         values = piece[bounds[::-1] if place.rule.transpose else bounds]
         values = values.T if place.rule.transpose else values
-        return np.ascontiguousarray(values, dtype=dtype)
+        return _converted(values, dtype, place)
 
     return jax.make_array_from_callback(shape, placement, part)
+
+
+def _converted(values: np.ndarray, dtype: Any, place: Place) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        made = np.array(values, dtype=dtype, order="C")
+    # Only float16 has a smaller range than the kinds that are stored.
+    if dtype == np.float16 and np.isinf(made).any() and np.isfinite(values).all():
+        raise UserError(
+            f"{place.path} has a weight of {np.abs(values).max():.3g}, above float16's "
+            "largest, 65504: use --dtype bfloat16 or float32"
+        )
+    return made
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import yaml
 
 import jaxalign
@@ -103,9 +102,9 @@ def _publish(
             restored.checkpoint, restored.variables, out, dropout=dropout, card=card
         )
     return export.save_hf(
-        restored.checkpoint,
         restored.variables,
         out,
+        like=restored.checkpoint,
         max_shard_size=max_shard_size,
         card=card,
     )
@@ -126,8 +125,8 @@ def publish_adapted(
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
-    dtype = jax.numpy.dtype(_dtype(model))
-    restored = restore.load_adapted(model, adapter_path, dtype=dtype)
+    _refuse_float64(model)
+    restored = restore.load_adapted(model, adapter_path, dtype="auto")
     return _publish(restored, out, form=form, max_shard_size=max_shard_size)
 
 
@@ -140,21 +139,19 @@ def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
-    checkpoint = load_lib.load(model, dtype=jax.numpy.dtype(_dtype(model)))
+    _refuse_float64(model)
+    checkpoint = load_lib.load(model, dtype="auto")
     return export.save_hf(
-        checkpoint, checkpoint.variables, out, max_shard_size=max_shard_size
+        checkpoint.variables, out, like=checkpoint, max_shard_size=max_shard_size
     )
 
 
-def _dtype(model: str) -> str:
-    """Return the kind of numbers in which a checkpoint loses no bit."""
+def _refuse_float64(model: str) -> None:
     load_lib.open_config(model)
-    dtypes = {i.dtype for i in load_lib.source_info(Path(model)).values()}
-    if "float64" in dtypes:
+    if "float64" in {i.dtype for i in load_lib.source_info(Path(model)).values()}:
         raise UserError(
             f"{model} has float64 weights, which would be rounded: save it in float32"
         )
-    return "float32" if dtypes != {"bfloat16"} else "bfloat16"
 
 
 def model_card(run: Path, restored: Restored, form: Format) -> str:
