@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,10 @@ from jaxalign.types import Variables
 __all__ = ["check_mergeable", "parse_size", "save_hf", "whole_directory", "write"]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+WriteTensor = Callable[[str, BinaryIO], None]
+"""Writes the bytes of a tensor, given its name."""
+
+_BLOCK = 1 << 24
 _CODES = {name: code for code, name in tensor_files.DTYPES.items()}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -119,15 +123,17 @@ def save_hf(
             (directory / "README.md").write_text(card, encoding="utf-8")
         info = load_lib.source_info(base.path)
 
-        def value(name: str) -> np.ndarray:
+        def write_tensor(name: str, target: BinaryIO) -> None:
             tensor = _tensor(base, variables, name)
             dtype = np.dtype(info[name].dtype)
-            return np.ascontiguousarray(tensor.astype(dtype, copy=False))
+            # In blocks: a transposed tensor would be copied whole.
+            for part in np.array_split(tensor, 1 + tensor.nbytes // _BLOCK):
+                target.write(part.astype(dtype, copy=False).tobytes())
 
         if limit is None:
-            _write_as_source(base.path, directory, value)
+            _write_as_source(base.path, directory, write_tensor)
         else:
-            _write_split(info, limit, directory, value)
+            _write_split(info, limit, directory, write_tensor)
     return Path(out)
 
 
@@ -169,13 +175,11 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
         )
 
 
-def _write_as_source(
-    source: Path, directory: Path, value: Callable[[str], np.ndarray]
-) -> None:
+def _write_as_source(source: Path, directory: Path, write_tensor: WriteTensor) -> None:
     """Write the source's files with other values: the same headers and order."""
     for file in tensor_files.list_files(source):
         header, names = tensor_files.raw_header(file.path)
-        _write_file(directory / file.path.name, header, names, value)
+        _write_file(directory / file.path.name, header, names, write_tensor)
     index = source / "model.safetensors.index.json"
     if index.is_file() and not (source / "model.safetensors").is_file():
         shutil.copyfile(index, directory / index.name)
@@ -185,7 +189,7 @@ def _write_split(
     info: dict[str, TensorInfo],
     limit: int,
     directory: Path,
-    value: Callable[[str], np.ndarray],
+    write_tensor: WriteTensor,
 ) -> None:
     shards = _split(info, limit)
     index: dict[str, str] = {}
@@ -195,7 +199,7 @@ def _write_split(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         names = sorted(names, key=lambda name: (-_width(info[name]), name))
         header = _header({name: info[name] for name in names})
-        _write_file(directory / file, header, names, value)
+        _write_file(directory / file, header, names, write_tensor)
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
         size = sum(i.nbytes for i in info.values())
@@ -226,7 +230,7 @@ def _header(info: dict[str, TensorInfo]) -> bytes:
 
 
 def _write_file(
-    path: Path, header: bytes, names: Sequence[str], value: Callable[[str], np.ndarray]
+    path: Path, header: bytes, names: Sequence[str], write_tensor: WriteTensor
 ) -> None:
     """Write a safetensors file tensor by tensor, through to the disk.
 
@@ -235,7 +239,7 @@ def _write_file(
     with path.open("wb") as target:
         target.write(header)
         for name in names:
-            target.write(value(name).reshape(-1).view(np.uint8).data)
+            write_tensor(name, target)
         target.flush()
         os.fsync(target.fileno())
 

@@ -148,7 +148,9 @@ def load(
                 stack = leaves.pop(place.path, None)
                 if stack is None:
                     stack = _zeros(target.shape, kind, layout[place.path])
-                leaves[place.path] = _put(stack, piece, place.layer)
+                stack = _put(stack, piece, place.layer)
+                # Or reading runs ahead and pieces heap up.
+                leaves[place.path] = jax.block_until_ready(stack)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
     compute = _compute_dtype(files, dtype)
     model = decoder.make_model(config, groups=groups, dtype=compute, **model_options)

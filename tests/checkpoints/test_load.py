@@ -720,7 +720,7 @@ print(json.dumps({"size": size, "grown": memory("VmHWM") - before, "torch": torc
 # getrusage would do, were its peak not inherited from the process that starts this one.
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_loading_takes_little_more_memory_than_the_model(tmp_path) -> None:
-    """At most the model, one tensor, one file's mapping, and 60 MB for the compiler."""
+    """At most the model, a tensor and its file's pages, and 60 MB for the compiler."""
     rng = np.random.default_rng(0)
     width, mlp, layers = 512, 1024, 16
     config = {
@@ -762,10 +762,7 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path) -> None:
     measured = json.loads(result.stdout.splitlines()[-1])
     # 16 × (4 × 512² + 3 × 512 × 1024 + 2 × 512) + 4096 × 512 + 512 numbers of 4 bytes.
     assert measured["size"] == 176_228_352
-    shard = max(
-        path.stat().st_size for path in (tmp_path / "large").glob("*.safetensors")
-    )
     largest = 4096 * width * 4
-    # 289 MB, 1.64 times the model: a second copy of it would be seen.
-    assert measured["grown"] < measured["size"] + largest + shard + 60e6
+    # A second copy of the model, or a file mapped whole (44 MB), would be seen.
+    assert measured["grown"] < measured["size"] + 2 * largest + 60e6
     assert not measured["torch"]
