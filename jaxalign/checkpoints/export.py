@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from jaxalign import trees
 from jaxalign.adapters import gates, lora, selection
 from jaxalign.adapters.selection import Group
+from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -105,7 +106,8 @@ def save_hf(
     Args:
       variables: ``params`` and, to be merged, ``lora``.
       out: new directory; appears only when complete.
-      like: what ``params`` were loaded from, or its directory; it must still be there.
+      like: what ``params`` were loaded from, or its directory or id; it must still be
+        there.
       max_shard_size: of a file, such as 5GB; default the files of the source.
       card: text of README.md; default the source's.
     Raises:
@@ -138,7 +140,7 @@ def save_hf(
 
 
 def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
-    path = like.path if isinstance(like, Checkpoint) else Path(like)
+    path = like.path if isinstance(like, Checkpoint) else hub.directory_of(like)
     config, family = load_lib.open_config(path)
     found = sorted(
         group

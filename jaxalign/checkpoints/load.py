@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from jaxalign import trees
 from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
 from jaxalign.errors import UserError
@@ -52,6 +53,8 @@ class Checkpoint(NamedTuple):
     path: Path
     dtype: Any
     """Of the computation."""
+    name: str
+    """What others call it: its id on the hub, or its directory's name."""
 
 
 class Place(NamedTuple):
@@ -69,11 +72,17 @@ def open_config(path: str | Path) -> tuple[DecoderConfig, ModuleType]:
     Raises:
       UserError: it is not there or not understood.
     """
-    directory = Path(path)
+    directory = hub.directory_of(path, weights=False)
+    if directory.suffix == ".gguf" and directory.is_file():
+        raise UserError(
+            f"{path} is a GGUF file: make a checkpoint of it first, with `jaxalign "
+            f"export --model {path} --out DIR`"
+        )
     if not directory.is_dir():
         raise UserError(
             f"{path} is no directory: expected a Hugging Face checkpoint, such as the "
-            "one that `jaxalign fetch smollm2-135m --out DIR` writes"
+            "one that `jaxalign fetch smollm2-135m --out DIR` writes, or the id of one "
+            "on the hub, owner/name"
         )
     config = tensor_files.read_json(directory / "config.json")
     family = family_of(config)
@@ -90,13 +99,13 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     **model_options: Any,
 ) -> Checkpoint:
-    """Load a Hugging Face checkpoint directory.
+    """Load a Hugging Face checkpoint.
 
     Tensors are mapped one after the other; every device gets just its shard of each.
     Above the model itself the host holds one tensor.
 
     Args:
-      path: directory with config.json and safetensors files.
+      path: directory with config.json and safetensors files, or an id on the hub.
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
       dtype: of the weights and of the computation. ``auto`` keeps each weight as it is
         stored (of a stack the widest) and computes in the kind that most weights have,
@@ -110,8 +119,8 @@ def load(
         every tensor without a rule, unexpected or missing is named; a weight too large
         for float16.
     """
-    directory = Path(path)
-    config, family = open_config(directory)
+    config, family = open_config(path)
+    directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.num_layers),))
     shapes = decoder.param_shapes(config, groups)
     files = tensor_files.list_files(directory)
@@ -155,7 +164,14 @@ def load(
     compute = _compute_dtype(files, dtype)
     model = decoder.make_model(config, groups=groups, dtype=compute, **model_options)
     return Checkpoint(
-        model, {"params": params}, config, groups, family, directory, compute
+        model=model,
+        variables={"params": params},
+        config=config,
+        groups=groups,
+        family=family,
+        path=directory,
+        dtype=compute,
+        name=hub.name_of(path),
     )
 
 
@@ -203,8 +219,8 @@ def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
     Raises:
       UserError: as :func:`load` does.
     """
-    directory = Path(path)
-    config, family = open_config(directory)
+    config, family = open_config(path)
+    directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.num_layers),))
     shapes = decoder.param_shapes(config, groups)
     files = tensor_files.list_files(directory)
@@ -373,10 +389,10 @@ def _put(stack: jax.Array, piece: jax.Array, layer: Any) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, piece, layer, 0)
 
 
-def source_info(directory: Path) -> dict[str, TensorInfo]:
+def source_info(model: str | Path) -> dict[str, TensorInfo]:
     """Return name, shape and dtype of every tensor of a checkpoint."""
     return {
         name: info
-        for file in tensor_files.list_files(directory)
+        for file in tensor_files.list_files(hub.directory_of(model))
         for name, info in file.tensors.items()
     }

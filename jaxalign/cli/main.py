@@ -35,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(f"jaxalign {__version__}")
         return
-    # Loading is from disk only unless a command is about downloading.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         name = arguments[0]

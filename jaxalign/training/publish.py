@@ -10,9 +10,10 @@ from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.checkpoints import adapter_files, export
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.gguf import convert_llama_gguf
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import restore
+from jaxalign.training import progress, restore
 from jaxalign.training.config import to_dict
 from jaxalign.training.restore import Restored
 
@@ -133,14 +134,22 @@ def publish_adapted(
 def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -> Path:
     """Write a checkpoint as it was loaded: the same names, dtypes and bits.
 
+    A GGUF file becomes a checkpoint in float32.
+
     Raises:
       UserError: it cannot be loaded, has weights that would lose bits, or ``out`` is
         taken.
     """
+    if Path(model).suffix == ".gguf":
+        if max_shard_size is not None:
+            raise UserError("--max_shard_size has no effect with a GGUF file")
+        convert_llama_gguf(Path(model), out)
+        return out
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
     _refuse_float64(model)
-    checkpoint = load_lib.load(model, dtype="auto")
+    with progress.reading(f"loading {model}") as show:
+        checkpoint = load_lib.load(model, dtype="auto", progress=show)
     return export.save_hf(
         checkpoint.variables, out, like=checkpoint, max_shard_size=max_shard_size
     )
@@ -148,7 +157,7 @@ def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -
 
 def _refuse_float64(model: str) -> None:
     load_lib.open_config(model)
-    if "float64" in {i.dtype for i in load_lib.source_info(Path(model)).values()}:
+    if "float64" in {i.dtype for i in load_lib.source_info(model).values()}:
         raise UserError(
             f"{model} has float64 weights, which would be rounded: save it in float32"
         )
@@ -167,14 +176,14 @@ def model_card(run: Path, restored: Restored, form: Format) -> str:
             load = f"{Path(adapter_files.LOADER).stem}.load(base_model, path)"
             about = _ABOUT_LOADER
     head = {
-        "base_model": restored.checkpoint.path.name,
+        "base_model": restored.checkpoint.name,
         "library_name": "transformers" if form == "merged" else "peft",
         "tags": ["jaxalign", config.objective.name],
     }
     settings = _without_paths(to_dict(config))
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {restored.checkpoint.path.name} aligned with {config.objective.name}\n\n"
+        f"# {restored.checkpoint.name} aligned with {config.objective.name}\n\n"
         f"Trained with jaxalign {jaxalign.__version__} for {restored.step} steps. "
         f"Load it with `{load}`{about}\n\n"
         f"## Metrics\n\n{shown}\n\n"
