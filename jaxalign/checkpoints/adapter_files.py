@@ -18,7 +18,7 @@ import numpy as np
 from jaxalign import trees
 from jaxalign.adapters import lora, peft_format, prefix_format, selection
 from jaxalign.adapters.selection import Group
-from jaxalign.checkpoints import export, hub
+from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -257,7 +257,7 @@ class AdapterFiles:
         wanted = f"{module}.weight"
         if self._model.tie_embeddings and wanted == self._family.HEAD:
             wanted = self._family.RULES[0].hf
-        own = tensor_files.read_tensor(hub.directory_of(self._base), wanted)
+        own = load_lib.read_tensor(self._base, wanted)
         if own is None or not np.array_equal(own, value):
             raise UserError(
                 f"the adapter's tensor {name!r} is not the base model's weight: it was "

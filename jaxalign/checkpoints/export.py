@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from jaxalign import trees
 from jaxalign.adapters import gates, lora, selection
 from jaxalign.adapters.selection import Group
+from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
@@ -26,12 +27,21 @@ from jaxalign.models.layers import DecoderConfig
 from jaxalign.types import Variables
 
 
-__all__ = ["check_mergeable", "parse_size", "save_hf", "whole_directory", "write"]
+__all__ = [
+    "check_mergeable",
+    "copy_index",
+    "copy_rest",
+    "parse_size",
+    "save_hf",
+    "whole_directory",
+    "write",
+]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 WriteTensor = Callable[[str, BinaryIO], None]
 """Writes the bytes of a tensor, given its name."""
 
+_INDEX = "model.safetensors.index.json"
 _BLOCK = 1 << 24
 _CODES = {name: code for code, name in tensor_files.DTYPES.items()}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -118,9 +128,7 @@ def save_hf(
     base = _base(variables, like)
     check_mergeable(base.config, variables)
     with whole_directory(Path(out)) as directory:
-        for source in sorted(base.path.iterdir()):
-            if source.is_file() and not any(source.match(p) for p in _WEIGHTS):
-                shutil.copyfile(source, directory / source.name)
+        copy_rest(base.path, directory)
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
         info = load_lib.source_info(base.path)
@@ -148,6 +156,21 @@ def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
         if (group := selection.group_of_name(name)) is not None
     )
     return _Base(path, config, family, tuple(found))
+
+
+def copy_rest(source: Path, out: Path) -> None:
+    """Copy config, tokenizer, chat template and all else that is no weight."""
+    for file in sorted(source.iterdir()):
+        weights = any(file.match(pattern) for pattern in _WEIGHTS)
+        if file.is_file() and not weights and file.name != base_lib.MANIFEST:
+            shutil.copyfile(file, out / file.name)
+
+
+def copy_index(source: Path, out: Path) -> None:
+    """Copy the index of a checkpoint of several files."""
+    index = source / _INDEX
+    if index.is_file() and not (source / "model.safetensors").is_file():
+        shutil.copyfile(index, out / index.name)
 
 
 def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
@@ -179,12 +202,10 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
 
 def _write_as_source(source: Path, directory: Path, write_tensor: WriteTensor) -> None:
     """Write the source's files with other values: the same headers and order."""
-    for file in tensor_files.list_files(source):
-        header, names = tensor_files.raw_header(file.path)
-        _write_file(directory / file.path.name, header, names, write_tensor)
-    index = source / "model.safetensors.index.json"
-    if index.is_file() and not (source / "model.safetensors").is_file():
-        shutil.copyfile(index, directory / index.name)
+    for name, header in load_lib.headers(source).items():
+        names = tensor_files.entries(header)
+        _write_file(directory / name, header, names, write_tensor)
+    copy_index(source, directory)
 
 
 def _write_split(
@@ -206,7 +227,7 @@ def _write_split(
     if len(shards) > 1:
         size = sum(i.nbytes for i in info.values())
         content = {"metadata": {"total_size": size}, "weight_map": index}
-        (directory / "model.safetensors.index.json").write_text(
+        (directory / _INDEX).write_text(
             json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
 
@@ -228,11 +249,11 @@ def _header(info: dict[str, TensorInfo]) -> bytes:
         }
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return tensor_files.framed(text)
 
 
 def _write_file(
-    path: Path, header: bytes, names: Sequence[str], write_tensor: WriteTensor
+    path: Path, header: bytes, names: Iterable[str], write_tensor: WriteTensor
 ) -> None:
     """Write a safetensors file tensor by tensor, through to the disk.
 
@@ -292,7 +313,7 @@ def _descend(tree: Any, path: str) -> Any:
 
 
 def _from_source(directory: Path, name: str) -> np.ndarray:
-    value = tensor_files.read_tensor(directory, name)
+    value = load_lib.read_tensor(directory, name)
     if value is None:
         raise UserError(f"{directory} no longer holds the tensor {name!r}")
     return value

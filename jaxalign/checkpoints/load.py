@@ -3,7 +3,7 @@
 import collections
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from jaxalign import trees
 from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
@@ -32,9 +33,12 @@ __all__ = [
     "DType",
     "Place",
     "check",
+    "fingerprint",
+    "headers",
     "locate",
     "load",
     "open_config",
+    "read_tensor",
     "source_info",
 ]
 
@@ -105,7 +109,8 @@ def load(
     Above the model itself the host holds one tensor.
 
     Args:
-      path: directory with config.json and safetensors files, or an id on the hub.
+      path: directory with config.json and safetensors files, or what ``jaxalign
+        convert`` made of one, or an id on the hub.
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
       dtype: of the weights and of the computation. ``auto`` keeps each weight as it is
         stored (of a stack the widest) and computes in the kind that most weights have,
@@ -123,11 +128,8 @@ def load(
     directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.num_layers),))
     shapes = decoder.param_shapes(config, groups)
-    files = tensor_files.list_files(directory)
-    places = match_tensors(files, family, config, groups, shapes, directory)
-    kinds = _kinds(files, places, dtype, float32)
-    if config.tie_embeddings:
-        _check_tied_head(files, family)
+    source = _open(directory, config, family, groups, shapes)
+    kinds = _kinds(source.stored, dtype, float32)
     targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
     if mesh is None:
         layout = dict.fromkeys(targets, SingleDeviceSharding(jax.devices()[0]))
@@ -135,33 +137,23 @@ def load(
         specs = sharding.param_shardings(shapes, mesh, family.SHARDING)
         layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
     leaves: dict[str, jax.Array] = {}
-    done, total = (
-        0,
-        sum(info.nbytes for file in files for info in file.tensors.values()),
-    )
-    for file in files:
-        with file.open() as handle:
-            for name, info in file.tensors.items():
-                place = places.get(name)
-                done += info.nbytes
-                if progress is not None:
-                    progress(done, total)
-                if place is None:
-                    continue
-                kind = kinds[place.path]
-                target = targets[place.path]
-                piece = _read(handle.get_slice(name), place, target, layout, kind)
-                if place.layer is None:
-                    leaves[place.path] = piece
-                    continue
-                stack = leaves.pop(place.path, None)
-                if stack is None:
-                    stack = _zeros(target.shape, kind, layout[place.path])
-                stack = _put(stack, piece, place.layer)
-                # Or reading runs ahead and pieces heap up.
-                leaves[place.path] = jax.block_until_ready(stack)
+    done, total = 0, sum(info.nbytes for _, info in source.stored)
+    for path, layer, values in source.pieces():
+        kind, target = kinds[path], targets[path]
+        piece = _read(values, path, layer, target, layout[path], kind)
+        if layer is None:
+            leaves[path] = piece
+        else:
+            stack = leaves.pop(path, None)
+            if stack is None:
+                stack = _zeros(target.shape, kind, layout[path])
+            # Or reading runs ahead and pieces heap up.
+            leaves[path] = jax.block_until_ready(_put(stack, piece, layer))
+        done += values.nbytes
+        if progress is not None:
+            progress(done, total)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
-    compute = _compute_dtype(files, dtype)
+    compute = _compute_dtype(source.stored, dtype)
     model = decoder.make_model(config, groups=groups, dtype=compute, **model_options)
     return Checkpoint(
         model=model,
@@ -171,28 +163,69 @@ def load(
         family=family,
         path=directory,
         dtype=compute,
-        name=hub.name_of(path),
+        name=source.name or hub.name_of(path),
     )
 
 
+class _Source(NamedTuple):
+    """Where weights come from: a checkpoint's files, or a converted base."""
+
+    name: str | None
+    stored: Sequence[tuple[str, TensorInfo]]
+    """Path of a parameter, and what is there of it."""
+    pieces: Callable[[], Iterator[tuple[str, int | None, Any]]]
+    """Gives path, place in the stack, and what a slice of which is read when taken."""
+
+
+def _open(
+    directory: Path,
+    config: DecoderConfig,
+    family: ModuleType,
+    groups: tuple[Group, ...],
+    shapes: Any,
+) -> _Source:
+    """Check that a checkpoint has what its config asks for, by headers alone."""
+    if base_lib.is_base(directory):
+        base = base_lib.read_base(directory)
+        return _Source(
+            base.name, base.stored(shapes, groups), lambda: base.pieces(groups)
+        )
+    files = tensor_files.list_files(directory)
+    places = match_tensors(files, family, config, groups, shapes, directory)
+    if config.tie_embeddings:
+        _check_tied_head(files, family)
+    stored = [
+        (places[name].path, info)
+        for file in files
+        for name, info in file.tensors.items()
+        if name in places
+    ]
+    return _Source(None, stored, lambda: _pieces(files, places))
+
+
+def _pieces(
+    files: Sequence[TensorFile], places: Mapping[str, Place]
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    for file in files:
+        with file.open() as handle:
+            for name in file.tensors:
+                if (place := places.get(name)) is not None:
+                    values = handle.get_slice(name)
+                    if place.rule.transpose:
+                        values = values.T
+                    yield place.path, place.layer, values
+
+
 def _kinds(
-    files: Sequence[TensorFile],
-    places: Mapping[str, Place],
+    stored: Sequence[tuple[str, TensorInfo]],
     dtype: Any,
     float32: Callable[[str], bool],
 ) -> dict[str, Any]:
     """Return what kind of numbers each parameter gets."""
     kinds: dict[str, Any] = {}
-    for file in files:
-        for name, info in file.tensors.items():
-            if name not in places:
-                continue
-            path = places[name].path
-            if dtype != "auto":
-                kinds[path] = jnp.dtype(dtype)
-            else:
-                stored = jnp.dtype(info.dtype)
-                kinds[path] = jnp.promote_types(stored, kinds.get(path, stored))
+    for path, info in stored:
+        kind = jnp.dtype(info.dtype if dtype == "auto" else dtype)
+        kinds[path] = jnp.promote_types(kind, kinds.get(path, kind))
     # JAX has no float64 unless told otherwise.
     return {
         path: jnp.dtype(jnp.float32) if float32(path) or kind.itemsize > 4 else kind
@@ -200,13 +233,12 @@ def _kinds(
     }
 
 
-def _compute_dtype(files: Sequence[TensorFile], dtype: Any) -> Any:
+def _compute_dtype(stored: Sequence[tuple[str, TensorInfo]], dtype: Any) -> Any:
     if dtype != "auto":
         return jnp.dtype(dtype)
     numbers = collections.Counter[str]()
-    for file in files:
-        for info in file.tensors.values():
-            numbers[info.dtype] += math.prod(info.shape)
+    for _, info in stored:
+        numbers[info.dtype] += math.prod(info.shape)
     most = numbers.most_common(1)[0][0]
     return jnp.dtype(most if most == "bfloat16" else "float32")
 
@@ -223,8 +255,7 @@ def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
     directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.num_layers),))
     shapes = decoder.param_shapes(config, groups)
-    files = tensor_files.list_files(directory)
-    match_tensors(files, family, config, groups, shapes, directory)
+    _open(directory, config, family, groups, shapes)
     return shapes
 
 
@@ -345,31 +376,30 @@ def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
     return single[::-1] if place.rule.transpose else single
 
 
-def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax.Array:
-    """Read a tensor, for each device just the part that it holds."""
-    shape = target.shape if place.layer is None else target.shape[1:]
-    placement = layout[place.path]
-    if place.layer is not None and isinstance(placement, NamedSharding):
+def _read(
+    values: Any, path: str, layer: int | None, target: Any, placement: Any, dtype: Any
+) -> jax.Array:
+    """Read a parameter (of one layer), for each device just the part that it holds."""
+    shape = target.shape if layer is None else target.shape[1:]
+    if layer is not None and isinstance(placement, NamedSharding):
         placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[1:]))
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(
             slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
         )
-        values = piece[bounds[::-1] if place.rule.transpose else bounds]
-        values = values.T if place.rule.transpose else values
-        return _converted(values, dtype, place)
+        return _converted(values[bounds], dtype, path)
 
     return jax.make_array_from_callback(shape, placement, part)
 
 
-def _converted(values: np.ndarray, dtype: Any, place: Place) -> np.ndarray:
+def _converted(values: np.ndarray, dtype: Any, path: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         made = np.array(values, dtype=dtype, order="C")
     # Only float16 has a smaller range than the kinds that are stored.
     if dtype == np.float16 and np.isinf(made).any() and np.isfinite(values).all():
         raise UserError(
-            f"{place.path} has a weight of {np.abs(values).max():.3g}, above float16's "
+            f"{path} has a weight of {np.abs(values).max():.3g}, above float16's "
             "largest, 65504: use --dtype bfloat16 or float32"
         )
     return made
@@ -391,8 +421,44 @@ def _put(stack: jax.Array, piece: jax.Array, layer: Any) -> jax.Array:
 
 def source_info(model: str | Path) -> dict[str, TensorInfo]:
     """Return name, shape and dtype of every tensor of a checkpoint."""
+    directory = hub.directory_of(model)
+    if base_lib.is_base(directory):
+        return base_lib.read_base(directory).tensors()
     return {
         name: info
-        for file in tensor_files.list_files(hub.directory_of(model))
+        for file in tensor_files.list_files(directory)
         for name, info in file.tensors.items()
     }
+
+
+def headers(model: str | Path) -> dict[str, bytes]:
+    """Return the headers of a checkpoint's weight files, by the files' names."""
+    directory = hub.directory_of(model)
+    if base_lib.is_base(directory):
+        return base_lib.read_base(directory).headers
+    files = tensor_files.list_files(directory)
+    return {file.path.name: tensor_files.raw_header(file.path) for file in files}
+
+
+def fingerprint(model: str | Path) -> str:
+    """Return a hash that changes with the weights, the same once they are converted."""
+    directory = hub.directory_of(model)
+    if base_lib.is_base(directory):
+        return base_lib.read_base(directory).fingerprint
+    return tensor_files.fingerprint(directory)
+
+
+def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
+    """Read one tensor of a checkpoint; None if it has none of that name."""
+    directory = hub.directory_of(model)
+    if not base_lib.is_base(directory):
+        return tensor_files.read_tensor(directory, name)
+    config, family = open_config(directory)
+    base = base_lib.read_base(directory)
+    place = locate(name, family.RULES, ((0, config.num_layers),))
+    if place is None or place.path not in base.params:
+        return base.buffer(name)
+    stored = base.open(place.path)
+    value = (stored if place.layer is None else stored[place.layer]).read().result()
+    value = value.astype(base.tensors()[name].dtype)
+    return value.T if place.rule.transpose else value

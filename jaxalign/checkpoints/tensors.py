@@ -19,12 +19,15 @@ __all__ = [
     "TensorFile",
     "TensorInfo",
     "TensorReader",
+    "entries",
     "fingerprint",
+    "framed",
     "list_files",
     "open_file",
     "raw_header",
     "read_json",
     "read_tensor",
+    "sample",
 ]
 
 DTYPES = {
@@ -220,18 +223,27 @@ def _header(path: Path) -> TensorFile:
     return TensorFile(path, tensors)
 
 
-def raw_header(path: Path) -> tuple[bytes, list[str]]:
-    """Return a file's header as it stands, and its tensors in the order of their data.
+def raw_header(path: Path) -> bytes:
+    """Return a file's header as it stands, with its length in front.
 
     The file was opened by :func:`list_files` before, which has checked it.
     """
     with path.open("rb") as file:
         length = file.read(8)
         text = file.read(int.from_bytes(length, "little"))
-    entries = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
+    return length + text
+
+
+def framed(text: bytes) -> bytes:
+    """Return a header with its length in front."""
+    return len(text).to_bytes(8, "little") + text
+
+
+def entries(header: bytes) -> dict[str, Any]:
+    """Return what a header says of each tensor, in the order of their data."""
+    found = {k: v for k, v in json.loads(header[8:]).items() if k != "__metadata__"}
     # Empty tensors share an offset; the sort is stable.
-    names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
-    return length + text, names
+    return dict(sorted(found.items(), key=lambda item: item[1]["data_offsets"]))
 
 
 def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str:
@@ -250,7 +262,14 @@ def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str
         with file.path.open("rb") as handle:
             header = int.from_bytes(handle.read(8), "little")
             digest.update(handle.read(header))
-            for place in np.linspace(8 + header, size, samples, endpoint=False):
-                handle.seek(int(place))
-                digest.update(handle.read(4096))
+            sample(handle, 8 + header, size, digest, samples)
     return digest.hexdigest()
+
+
+def sample(
+    file: BinaryIO, begin: int, end: int, digest: Any, samples: int = 512
+) -> None:
+    """Put 4 KiB at evenly spaced places of a file into a hash."""
+    for place in np.linspace(begin, end, samples, endpoint=False):
+        file.seek(int(place))
+        digest.update(file.read(4096))

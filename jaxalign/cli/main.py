@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on feedback records",
     "score": "write log-probabilities, losses and rewards of records",
     "describe": "count what an adapter trains and what it costs, from config.json",
+    "convert": "make of a checkpoint what many hosts restart from fastest",
     "export": "write a run as a Hugging Face checkpoint or a PEFT adapter",
     "fetch": "get a small real model without a hub",
     "env": "print versions, devices and kernels for a bug report",

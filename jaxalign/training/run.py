@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxalign import trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter, PeftConfig
-from jaxalign.checkpoints import adapter_files, hub, tensors
+from jaxalign.checkpoints import adapter_files, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
@@ -242,7 +242,7 @@ def _summary(report: dict[str, int]) -> str:
 
 def _fingerprints(config: TrainConfig) -> dict[str, str]:
     sources = {
-        "model": tensors.fingerprint(hub.directory_of(config.model)),
+        "model": load_lib.fingerprint(config.model),
         "data": run_directory.hash_file(config.data),
     }
     if config.eval_data:
@@ -250,9 +250,9 @@ def _fingerprints(config: TrainConfig) -> dict[str, str]:
     if isinstance(config.adapter, PeftConfig):
         sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
     if config.reference not in ("adapter_off", "cached"):
-        sources["reference"] = tensors.fingerprint(hub.directory_of(config.reference))
+        sources["reference"] = load_lib.fingerprint(config.reference)
     for name, path in objective.weight_models(config.objective).items():
-        sources[name] = tensors.fingerprint(hub.directory_of(path))
+        sources[name] = load_lib.fingerprint(path)
     return sources
 
 

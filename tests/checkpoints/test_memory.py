@@ -112,9 +112,9 @@ def test_each_device_gets_its_shard_and_only_that_is_read(
     read: dict[str, int] = {}
     convert = load_lib._converted
 
-    def count(values: np.ndarray, dtype: Any, place: load_lib.Place) -> np.ndarray:
-        read[place.path] = read.get(place.path, 0) + values.nbytes
-        return convert(values, dtype, place)
+    def count(values: np.ndarray, dtype: Any, path: str) -> np.ndarray:
+        read[path] = read.get(path, 0) + values.nbytes
+        return convert(values, dtype, path)
 
     monkeypatch.setattr(load_lib, "_converted", count)
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
