@@ -45,6 +45,7 @@ MANIFEST = "jaxalign_base.json"
 PARAMS = "params"
 BUFFERS = "buffers.safetensors"
 VERSION = 1
+_AT_ONCE = 1 << 26
 
 
 class Base(NamedTuple):
@@ -111,7 +112,7 @@ class Base(NamedTuple):
     def pieces(
         self, groups: tuple[Group, ...]
     ) -> Iterator[tuple[str, int | None, "View"]]:
-        """Yield path, place in the group's stack, and numbers of every parameter."""
+        """Yield path and numbers of every parameter, a group's stack as one piece."""
         for path in self.params:
             stored = self.open(path)
             head, _, rest = path.partition("/")
@@ -119,9 +120,8 @@ class Base(NamedTuple):
                 yield path, None, View(stored, self.path)
                 continue
             for low, high in groups:
-                for layer in range(low, high):
-                    name = f"{group_name((low, high))}/{rest}"
-                    yield name, layer - low, View(stored[layer], self.path)
+                name = f"{group_name((low, high))}/{rest}"
+                yield name, None, View(stored[low:high].translate_to[0], self.path)
 
     def buffer(self, name: str) -> np.ndarray | None:
         """Read a tensor of the source that is computed, not learned."""
@@ -145,8 +145,15 @@ class View:
         return self.stored.size * self.stored.dtype.numpy_dtype.itemsize
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        chosen = self.stored[index].translate_to[0]
+        made = np.empty(chosen.shape, chosen.dtype.numpy_dtype)
+        rows = max(1, _AT_ONCE * chosen.shape[0] // max(1, made.nbytes))
         try:
-            return self.stored[index].read().result()
+            # In parts: chunks that have come wait for their turn to be unpacked.
+            for row in range(0, chosen.shape[0], rows):
+                part = slice(row, min(row + rows, chosen.shape[0]))
+                made[part] = chosen[part].read().result()
+            return made
         except ValueError as error:
             raise _broken(self.directory, str(error).splitlines()[0]) from None
 

@@ -388,14 +388,18 @@ def _read(
         bounds = tuple(
             slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
         )
-        return _converted(values[bounds], dtype, path)
+        # A view of a file must be copied; what a converted base gives is fresh.
+        array = np.array if isinstance(values, np.ndarray) else np.asarray
+        return _converted(values[bounds], dtype, path, array)
 
     return jax.make_array_from_callback(shape, placement, part)
 
 
-def _converted(values: np.ndarray, dtype: Any, path: str) -> np.ndarray:
+def _converted(
+    values: np.ndarray, dtype: Any, path: str, array: Callable[..., np.ndarray]
+) -> np.ndarray:
     with np.errstate(over="ignore"):
-        made = np.array(values, dtype=dtype, order="C")
+        made = array(values, dtype=dtype, order="C")
     # Only float16 has a smaller range than the kinds that are stored.
     if dtype == np.float16 and np.isinf(made).any() and np.isfinite(values).all():
         raise UserError(

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from jaxalign import trees
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.convert import convert
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from tests.checkpoints.test_load import small_tensors, weight, write
 
@@ -104,17 +105,22 @@ def test_import_and_export_take_at_most_a_third_more_than_the_model(tmp_path) ->
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("form", ["safetensors", "converted"])
 def test_each_device_gets_its_shard_and_only_that_is_read(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, form
 ) -> None:
     width = 64
-    source = random_llama(tmp_path, layers=2, width=width, mlp=96, vocab=80, shards=2)
+    source = random_llama(
+        tmp_path / "source", layers=2, width=width, mlp=96, vocab=80, shards=2
+    )
+    if form == "converted":
+        source = convert(source, tmp_path / "converted")
     read: dict[str, int] = {}
-    convert = load_lib._converted
+    converted = load_lib._converted
 
-    def count(values: np.ndarray, dtype: Any, path: str) -> np.ndarray:
+    def count(values: np.ndarray, dtype: Any, path: str, array: Any) -> np.ndarray:
         read[path] = read.get(path, 0) + values.nbytes
-        return convert(values, dtype, path)
+        return converted(values, dtype, path, array)
 
     monkeypatch.setattr(load_lib, "_converted", count)
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
