@@ -20,6 +20,7 @@ __all__ = [
     "Model",
     "ModelInputs",
     "PreferenceBatch",
+    "RouterSums",
     "Variables",
 ]
 
@@ -85,6 +86,17 @@ class PreferenceBatch(NamedTuple):
     """A weight of every completion token, where the data or a model gives them."""
 
 
+class RouterSums(NamedTuple):
+    """What the routers of a mixture of experts did with each row, over all layers."""
+
+    counts: Float[Array, "*l b e"]
+    """How many of the row's tokens went to each expert."""
+    probs: Float[Array, "*l b e"]
+    """Sums of the probabilities that the tokens gave each expert."""
+    tokens: Float[Array, "*l b"]
+    """How many there were; padding does not count."""
+
+
 class Model(NamedTuple):
     """A language model as pure functions over a nested dict of arrays.
 
@@ -101,6 +113,8 @@ class Model(NamedTuple):
     [b t] at consecutive positions after those that the cache holds."""
     cache_fn: Callable[[Any, int, int], Any] | None = None
     """``(variables, slots, length) -> cache``, empty."""
+    routed_fn: Callable[..., tuple[Float[Array, "b t d"], RouterSums]] | None = None
+    """Of a mixture of experts: as ``hidden_fn``, and what the routers did."""
 
 
 class Mean(NamedTuple):

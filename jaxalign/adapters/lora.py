@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jaxalign import trees
 from jaxalign.adapters import gates, sites
@@ -37,6 +37,7 @@ __all__ = [
     "SAVED_NAME",
     "LoRAConfig",
     "apply",
+    "apply_experts",
     "delta",
     "embed",
     "init",
@@ -207,6 +208,26 @@ def apply(
     return y * jnp.broadcast_to(ratio, y.shape)
 
 
+def apply_experts(
+    y: Float[Array, "m fan_out"],
+    x: Float[Array, "m fan_in"],
+    leaves: Mapping[str, Array],
+    sizes: Int[Array, " e"],
+) -> Float[Array, "m fan_out"]:
+    """Return the adapted output of experts that have an A and a B each.
+
+    Args:
+      y: each row through its own expert.
+      x: inputs, sorted by expert.
+      leaves: of the layer's adapter: a [e, fan_in, rank], b [e, rank, fan_out].
+      sizes: rows of each expert.
+    """
+    a, b = _factors(leaves)
+    scale = leaves["scale"] * leaves.get("gate", 1.0)
+    low = checkpoint_name(jax.lax.ragged_dot(x, a.astype(x.dtype), sizes), SAVED_NAME)
+    return y + jax.lax.ragged_dot(_scaled(low, scale), b.astype(x.dtype), sizes)
+
+
 def _not_zero(lengths: Any, xp: Any = jnp) -> Any:
     """Let a column of zeros, as padded vocabularies have, stay one."""
     return xp.where(lengths == 0, 1.0, lengths)
@@ -314,6 +335,14 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
                 f"adapter.dropout does not reach {path.split('/')[-1]}, which has no "
                 "random numbers: leave it out of adapter.targets, or set dropout 0"
             )
+        if weight.ndim > 3 and (
+            config.dora or config.dropout or config.gate not in ("none", "static")
+        ):
+            raise UserError(
+                f"the experts' {path.split('/')[-1]} takes LoRA with gate none or "
+                "static: no dora, dropout or other gate. Leave these options out, or "
+                "name the layers that adapter.targets means, self_attn/.*"
+            )
         scales = np.array([size.scale for size in mine if size], np.float32)
         scale = jnp.asarray(scales if weight.ndim > 2 else scales[0])
         make = _init_embedding if name == "embedding" else _init_linear
@@ -328,7 +357,7 @@ def _init_linear(
 ) -> dict[str, Array]:
     *stack, fan_in, fan_out = weight.shape
     for_gate = jax.random.fold_in(key, 1)
-    leaves = gates.init(config.gate, tuple(stack), fan_in, for_gate)
+    leaves = gates.init(config.gate, tuple(stack[:1]), fan_in, for_gate)
     if config.dora:
         # Kept in float32: the norm of a column is what it starts from.
         leaves["magnitude"] = jnp.linalg.norm(weight.astype(jnp.float32), axis=-2)
@@ -358,7 +387,10 @@ def _principal(weight: Any, rank: int, scale: Array) -> tuple[Array, Array]:
 
     if weight.ndim == 2:
         return factor((weight, scale))
-    return jax.lax.map(factor, (weight, scale))
+    *stack, fan_in, fan_out = weight.shape
+    scale = jnp.broadcast_to(scale.reshape(-1, *[1] * (len(stack) - 1)), stack)
+    a, b = jax.lax.map(factor, (weight.reshape(-1, fan_in, fan_out), scale.reshape(-1)))
+    return a.reshape(*stack, fan_in, rank), b.reshape(*stack, rank, fan_out)
 
 
 def _init_embedding(
@@ -425,8 +457,9 @@ def _update(weight: Any, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
             )
     xp = np if isinstance(weight, np.ndarray) else jnp
     wide = {k: xp.asarray(v, dtype=xp.float32) for k, v in leaves.items()}
-    scale = (wide["scale"] * wide.get("gate", xp.float32(1)))[..., None, None]
-    return xp.matmul(*_factors(wide, xp)) * scale, xp
+    update = xp.matmul(*_factors(wide, xp))
+    scale = wide["scale"] * wide.get("gate", xp.float32(1))
+    return update * scale.reshape(scale.shape + (1,) * (update.ndim - scale.ndim)), xp
 
 
 def _merged(weight: Any, leaves: Mapping[str, Any]) -> Any:

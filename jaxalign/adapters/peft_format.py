@@ -3,7 +3,8 @@
 Tensors ``base_model.model.<module>.lora_A.weight`` [rank, in] and ``.lora_B.weight``
 [out, rank], for DoRA ``.lora_magnitude_vector`` [out], of the embeddings
 ``.lora_embedding_A`` [rank, vocabulary] and ``_B`` [width, rank]; ours are their
-transposes, stacked over the layers of a group.
+transposes, stacked over the layers of a group. An expert's module carries its number,
+``experts.3.down_proj``.
 """
 
 import collections
@@ -51,8 +52,9 @@ _REFUSED = {
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base weights as they are; the others change them."""
 
-Module = tuple[str, int | None]
-"""A path without its group, such as ``self_attn/q_proj``, and the layer."""
+Module = tuple[str, tuple[int, ...]]
+"""A path without its group, such as ``self_attn/q_proj``, and the layer (and expert),
+or ``lm_head`` and nothing."""
 
 
 class PeftLoRA(NamedTuple):
@@ -82,11 +84,13 @@ def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
         leaf = {name: np.asarray(tree[name], np.float32) for name in tree}
         group = selection.group_of_name(path[0])
         if group is None:
-            found["/".join(path), None] = _folded(leaf)
+            found["/".join(path), ()] = _folded(leaf)
             return
-        for i, layer in enumerate(range(*group)):
-            single = {name: value[i] for name, value in leaf.items()}
-            found["/".join(path[1:]), layer] = _folded(single)
+        for i in np.ndindex(*leaf["a"].shape[:-2]):
+            # All experts of a layer share its scale.
+            single = {name: value[i[: value.ndim]] for name, value in leaf.items()}
+            index = group[0] + i[0], *i[1:]
+            found["/".join(path[1:]), index] = _folded(single)
 
     walk(adapters, ())
     return found
@@ -105,7 +109,7 @@ def _folded(leaf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def to_peft(
     adapters: Any,
     *,
-    module_name: Callable[[str, int | None], str],
+    module_name: Callable[[Module], str],
     num_layers: int,
     dropout: float = 0.0,
     base_model: str | None = None,
@@ -118,7 +122,7 @@ def to_peft(
 
     Args:
       adapters: the ``lora`` collection.
-      module_name: Hugging Face name of a module, from its path and layer.
+      module_name: Hugging Face name of a module.
       num_layers: of the model.
       dropout: recorded for whoever trains on.
       base_model: recorded as where the adapter belongs.
@@ -128,9 +132,9 @@ def to_peft(
     gated: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
-    for (path, layer), leaf in modules.items():
-        name = module_name(path, layer)
-        kinds = _EMBEDDING_NAMES if path == "embed_tokens" else _NAMES
+    for module, leaf in modules.items():
+        name = module_name(module)
+        kinds = _EMBEDDING_NAMES if module[0] == "embed_tokens" else _NAMES
         for kind, suffix in kinds.items():
             if kind in leaf:
                 tensor = np.ascontiguousarray(leaf[kind].T)
@@ -187,18 +191,17 @@ def _round(alpha: float) -> float:
 
 def _targets(
     modules: Mapping[Module, Any],
-    module_name: Callable[[str, int | None], str],
+    module_name: Callable[[Module], str],
     num_layers: int,
 ) -> dict[str, Any]:
-    layers = sorted({layer for _, layer in modules if layer is not None})
-    paths = {path for path, layer in modules if layer is not None}
-    product = all((path, layer) in modules for path in paths for layer in layers)
-    whole = all(layer is not None for _, layer in modules)
+    layers = sorted({index[0] for _, index in modules if index})
+    names = {module: module_name(module).split(".")[-1] for module in modules}
+    kinds = {(path, *index[1:]) for path, index in modules if index}
+    product = len(modules) == len(kinds) * len(layers)
+    whole = all(index for _, index in modules)
     if not (product and whole):
-        return {"target_modules": sorted(module_name(*module) for module in modules)}
-    targets: dict[str, Any] = {
-        "target_modules": sorted(path.split("/")[-1] for path in paths)
-    }
+        return {"target_modules": sorted(map(module_name, modules))}
+    targets: dict[str, Any] = {"target_modules": sorted(set(names.values()))}
     if len(layers) < num_layers:
         targets["layers_to_transform"] = layers
     return targets
@@ -243,10 +246,10 @@ def adapted_layers(
     """
     layers: dict[Any, set[int]] = collections.defaultdict(set)
     for name, tensor in tensors.items():
-        (path, layer), kind = _parse(name, locate)
-        if layer is not None:
+        (path, index), kind = _parse(name, locate)
+        if index:
             rank = tensor.shape[0] if kind == "a" and tensor.ndim else kind
-            layers[path, rank].add(layer)
+            layers[path, rank].add(index[0])
     return [tuple(sorted(chosen)) for chosen in layers.values()]
 
 
@@ -297,7 +300,10 @@ def from_peft(
     for path, kind, weight in sites.weights(params):
         head, _, rest = path.partition("/")
         group = selection.group_of_name(head)
-        modules = [(rest, i) for i in range(*group)] if group else [(path, None)]
+        stack = weight.shape[:-2] if group else ()
+        modules = [
+            (rest if group else path, _absolute(group, i)) for i in np.ndindex(stack)
+        ]
         present = [module for module in modules if module in factors]
         if not present:
             continue
@@ -320,11 +326,19 @@ def from_peft(
                 f"the adapter of {rest or path} has gates or magnitudes in some of its "
                 "layers only"
             )
+        if len({leaf["a"].shape for leaf in leaves}) > 1:
+            raise UserError(
+                f"the adapter of {rest or path} has other ranks for other experts, "
+                "which is not supported"
+            )
         stacked = {
-            name: np.stack([leaf[name] for leaf in leaves]) for name in leaves[0]
+            name: np.stack([leaf[name] for leaf in leaves]).reshape(
+                *stack, *leaves[0][name].shape
+            )
+            for name in leaves[0]
         }
-        if group is None:
-            stacked = {name: value[0] for name, value in stacked.items()}
+        if len(stack) > 1:
+            stacked["scale"] = _shared(stacked["scale"], rest)
         trees.node_at(adapters, path.split("/")).update(stacked)
         for module in modules:
             del factors[module]
@@ -335,6 +349,20 @@ def from_peft(
             "cannot be adapted)"
         )
     return adapters
+
+
+def _absolute(group: selection.Group | None, index: tuple[int, ...]) -> tuple[int, ...]:
+    return index if group is None else (group[0] + index[0], *index[1:])
+
+
+def _shared(scales: np.ndarray, path: str) -> np.ndarray:
+    """Return the scale of each layer, which is that of all its experts."""
+    if (scales != scales[:, :1]).any():
+        raise UserError(
+            f"the adapter of {path} has other alphas for other experts of a layer, "
+            "which is not supported"
+        )
+    return scales[:, 0]
 
 
 def _leaf(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxalign import trees
 from jaxalign.adapters import lora, peft_format, prefix_format, selection
 from jaxalign.adapters.selection import Group
-from jaxalign.checkpoints import export
+from jaxalign.checkpoints import contents, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -144,11 +144,12 @@ def _write_json(values: dict[str, Any], path: Path) -> None:
 
 
 def _module_names(checkpoint: Checkpoint) -> Any:
-    def module_name(path: str, layer: int | None) -> str:
-        where = path if layer is None else f"layers/{path}"
+    def module_name(module: peft_format.Module) -> str:
+        path, index = module
+        where = f"layers/{path}" if index else path
         for rule in checkpoint.family.RULES:
             if rule.path in (f"{where}/kernel", f"{where}/embedding"):
-                return rule.name(layer).removesuffix(".weight")
+                return rule.name(*index).removesuffix(".weight")
         raise ValueError(f"no rule gives {where}")
 
     return module_name
@@ -257,7 +258,7 @@ class AdapterFiles:
         wanted = f"{module}.weight"
         if self._model.tie_embeddings and wanted == self._family.HEAD:
             wanted = self._family.RULES[0].hf
-        own = load_lib.read_tensor(self._base, wanted)
+        own = contents.read_tensor(self._base, wanted)
         if own is None or not np.array_equal(own, value):
             raise UserError(
                 f"the adapter's tensor {name!r} is not the base model's weight: it was "
@@ -271,9 +272,7 @@ class AdapterFiles:
         if place is None or not place.path.endswith(("/kernel", "/embedding")):
             return None
         path = place.path.rpartition("/")[0]
-        if place.layer is None:
-            return path, None
-        return path.partition("/")[2], place.layer
+        return (path.partition("/")[2] if place.at else path), place.at
 
 
 def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:

@@ -111,17 +111,17 @@ class Base(NamedTuple):
 
     def pieces(
         self, groups: tuple[Group, ...]
-    ) -> Iterator[tuple[str, int | None, "View"]]:
+    ) -> Iterator[tuple[str, tuple[int, ...], "View"]]:
         """Yield path and numbers of every parameter, a group's stack as one piece."""
         for path in self.params:
             stored = self.open(path)
             head, _, rest = path.partition("/")
             if group_of_name(head) is None:
-                yield path, None, View(stored, self.path)
+                yield path, (), View(stored, self.path)
                 continue
             for low, high in groups:
                 name = f"{group_name((low, high))}/{rest}"
-                yield name, None, View(stored[low:high].translate_to[0], self.path)
+                yield name, (), View(stored[low:high].translate_to[0], self.path)
 
     def buffer(self, name: str) -> np.ndarray | None:
         """Read a tensor of the source that is computed, not learned."""

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jaxalign import trees
 from jaxalign.adapters.selection import group_of_name
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import export, hub
+from jaxalign.checkpoints import contents, export, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.base import Base
@@ -70,7 +70,7 @@ def convert(
             temporary,
             _fingerprint(checkpoint, infos),
             checkpoint.name,
-            load_lib.headers(directory),
+            contents.headers(directory),
             infos,
         )
         # Comes last: without it the directory is nothing.
@@ -83,7 +83,7 @@ def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
     """Return the source's fingerprint if no number was rounded, else one of both."""
     source = tensor_files.fingerprint(checkpoint.path)
     rounded = False
-    for name, info in load_lib.source_info(checkpoint.path).items():
+    for name, info in contents.tensor_infos(checkpoint.path).items():
         place = load_lib.locate(name, checkpoint.family.RULES, checkpoint.groups)
         if place is not None and place.path in infos:
             kind = jnp.dtype(infos[place.path].dtype)
@@ -97,7 +97,7 @@ def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
 def _write_buffers(checkpoint: Checkpoint, directory: Path) -> None:
     """Keep what is no parameter, so that an export has it too."""
     values: dict[str, np.ndarray] = {}
-    for name in load_lib.source_info(checkpoint.path):
+    for name in contents.tensor_infos(checkpoint.path):
         if load_lib.locate(name, checkpoint.family.RULES, checkpoint.groups) is None:
             value = tensor_files.read_tensor(checkpoint.path, name)
             assert value is not None

@@ -17,7 +17,7 @@ from jaxalign import trees
 from jaxalign.adapters import gates, lora, selection
 from jaxalign.adapters.selection import Group
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import hub
+from jaxalign.checkpoints import contents, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -131,7 +131,7 @@ def save_hf(
         copy_rest(base.path, directory)
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
-        info = load_lib.source_info(base.path)
+        info = contents.tensor_infos(base.path)
 
         def write_tensor(name: str, target: BinaryIO) -> None:
             tensor = _tensor(base, variables, name)
@@ -202,7 +202,7 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
 
 def _write_as_source(source: Path, directory: Path, write_tensor: WriteTensor) -> None:
     """Write the source's files with other values: the same headers and order."""
-    for name, header in load_lib.headers(source).items():
+    for name, header in contents.headers(source).items():
         names = tensor_files.entries(header)
         _write_file(directory / name, header, names, write_tensor)
     copy_index(source, directory)
@@ -295,7 +295,8 @@ def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
         return _from_source(base.path, name)
 
     def fetch(leaf: Any) -> np.ndarray:
-        return np.asarray(leaf if place.layer is None else leaf[place.layer])
+        # The scale of an adapter is that of a layer, all experts share it.
+        return np.asarray(leaf[place.at[: leaf.ndim]])
 
     value = fetch(_descend(variables["params"], place.path))
     module, _, leaf = place.path.rpartition("/")
@@ -313,7 +314,7 @@ def _descend(tree: Any, path: str) -> Any:
 
 
 def _from_source(directory: Path, name: str) -> np.ndarray:
-    value = load_lib.read_tensor(directory, name)
+    value = contents.read_tensor(directory, name)
     if value is None:
         raise UserError(f"{directory} no longer holds the tensor {name!r}")
     return value

@@ -33,13 +33,10 @@ __all__ = [
     "DType",
     "Place",
     "check",
-    "fingerprint",
-    "headers",
+    "compute_dtype",
     "locate",
     "load",
     "open_config",
-    "read_tensor",
-    "source_info",
 ]
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -66,8 +63,8 @@ class Place(NamedTuple):
 
     rule: Rule
     path: str
-    layer: int | None
-    """Its place in the stack, for a leaf of a layer group."""
+    at: tuple[int, ...] = ()
+    """For a leaf of a layer group its place in the stack, and which expert it is of."""
 
 
 def open_config(path: str | Path) -> tuple[DecoderConfig, ModuleType]:
@@ -138,23 +135,25 @@ def load(
         layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
     leaves: dict[str, jax.Array] = {}
     done, total = 0, sum(info.nbytes for _, info in source.stored)
-    for path, layer, values in source.pieces():
-        kind, target = kinds[path], targets[path]
-        piece = _read(values, path, layer, target, layout[path], kind)
-        if layer is None:
-            leaves[path] = piece
+    for place, at, values in source.pieces():
+        kind, target = kinds[place], targets[place]
+        piece = _read(values, place, at, target, layout, kind)
+        if not at:
+            leaves[place] = piece
         else:
-            stack = leaves.pop(path, None)
+            stack = leaves.pop(place, None)
             if stack is None:
-                stack = _zeros(target.shape, kind, layout[path])
+                stack = _zeros(target.shape, kind, layout[place])
             # Or reading runs ahead and pieces heap up.
-            leaves[path] = jax.block_until_ready(_put(stack, piece, layer))
+            leaves[place] = jax.block_until_ready(_put(stack, piece, at))
         done += values.nbytes
         if progress is not None:
             progress(done, total)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
     compute = _compute_dtype(source.stored, dtype)
-    model = decoder.make_model(config, groups=groups, dtype=compute, **model_options)
+    model = decoder.make_model(
+        config, groups=groups, dtype=compute, mesh=mesh, **model_options
+    )
     return Checkpoint(
         model=model,
         variables={"params": params},
@@ -173,7 +172,7 @@ class _Source(NamedTuple):
     name: str | None
     stored: Sequence[tuple[str, TensorInfo]]
     """Path of a parameter, and what is there of it."""
-    pieces: Callable[[], Iterator[tuple[str, int | None, Any]]]
+    pieces: Callable[[], Iterator[tuple[str, tuple[int, ...], Any]]]
     """Gives path, place in the stack, and what a slice of which is read when taken."""
 
 
@@ -205,7 +204,7 @@ def _open(
 
 def _pieces(
     files: Sequence[TensorFile], places: Mapping[str, Place]
-) -> Iterator[tuple[str, int | None, np.ndarray]]:
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
     for file in files:
         with file.open() as handle:
             for name in file.tensors:
@@ -213,7 +212,7 @@ def _pieces(
                     values = handle.get_slice(name)
                     if place.rule.transpose:
                         values = values.T
-                    yield place.path, place.layer, values
+                    yield place.path, place.at, values
 
 
 def _kinds(
@@ -259,6 +258,17 @@ def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
     return shapes
 
 
+def compute_dtype(path: str | Path, dtype: DType) -> Any:
+    """Return what kind of numbers :func:`load` would have the model compute in."""
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    config, family = open_config(path)
+    groups = ((0, config.num_layers),)
+    shapes = decoder.param_shapes(config, groups)
+    source = _open(hub.directory_of(path), config, family, groups, shapes)
+    return _compute_dtype(source.stored, dtype)
+
+
 def match_tensors(
     files: Sequence[TensorFile],
     family: ModuleType,
@@ -278,27 +288,27 @@ def match_tensors(
     no_rule, unexpected, shape = [], [], []
     for file in files:
         for name, info in file.tensors.items():
-            if any(rule.match(name)[0] for rule in family.IGNORED) or (
+            if any(rule.match(name) is not None for rule in family.IGNORED) or (
                 config.tie_embeddings and name == family.HEAD
             ):
                 continue
             place = locate(name, family.RULES, groups)
             if place is None:
                 no_rule.append(name)
-            elif place.path not in targets:
+            elif (
+                place.path not in targets
+                or (expected := _expected(place, targets[place.path].shape)) is None
+            ):
                 unexpected.append(name)
-            elif _expected(place, targets[place.path].shape) != info.shape:
-                expected = _expected(place, targets[place.path].shape)
+            elif expected != info.shape:
                 shape.append(f"{name} {list(info.shape)} instead of {list(expected)}")
             else:
                 places[name] = place
-    filled = {(place.path, place.layer) for place in places.values()}
     missing = []
-    for path in targets:
-        group = group_of_name(path.split("/")[0])
-        for layer in range(group[1] - group[0]) if group else (None,):
-            if (path, layer) not in filled and not shape:
-                missing.append(tensor_name(path, layer, family.RULES))
+    for path, target in targets.items():
+        for name in tensor_names(path, target.shape, family.RULES):
+            if name not in places and not shape:
+                missing.append(name)
     problems = [
         f"{title}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for title, names in (
@@ -346,43 +356,54 @@ def _check_tied_head(files: Sequence[TensorFile], family: ModuleType) -> None:
 def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place | None:
     """Return where a tensor belongs, None if no rule knows its name."""
     for rule in rules:
-        matched, layer = rule.match(name)
-        if not matched:
+        index = rule.match(name)
+        if index is None:
             continue
-        if layer is None:
-            return Place(rule, rule.path, None)
+        if not index:
+            return Place(rule, rule.path)
+        layer, *expert = index
         for low, high in groups:
             if low <= layer < high:
                 rest = rule.path.removeprefix("layers/")
-                return Place(rule, f"{group_name((low, high))}/{rest}", layer - low)
-        return Place(rule, f"(layer {layer})", layer)
+                path = f"{group_name((low, high))}/{rest}"
+                return Place(rule, path, (layer - low, *expert))
+        return Place(rule, f"(layer {layer})", index)
     return None
 
 
-def tensor_name(path: str, layer: int | None, rules: Sequence[Rule]) -> str:
-    """Return the Hugging Face name of a parameter (of one layer of a stack)."""
+def tensor_names(
+    path: str, shape: Sequence[int], rules: Sequence[Rule]
+) -> Iterator[str]:
+    """Yield the Hugging Face names of all tensors that a parameter is made of."""
     head, _, rest = path.partition("/")
     group = group_of_name(head)
-    for rule in rules:
-        if group is None and rule.path == path:
-            return rule.name()
-        if group is not None and rule.path == f"layers/{rest}":
-            return rule.name(group[0] + (layer or 0))
-    raise ValueError(f"no rule gives the parameter {path}")
+    wanted = path if group is None else f"layers/{rest}"
+    found = [rule for rule in rules if rule.path == wanted]
+    if not found:
+        raise ValueError(f"no rule gives the parameter {path}")
+    if group is None:
+        yield found[0].name()
+        return
+    for index in np.ndindex(*shape[: found[0].axes]):
+        yield found[0].name(group[0] + index[0], *index[1:])
 
 
-def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
-    single = shape if place.layer is None else shape[1:]
-    return single[::-1] if place.rule.transpose else single
+def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape that a tensor should have, None if there is no place for it."""
+    many = len(place.at)
+    if any(i >= n for i, n in zip(place.at, shape, strict=False)):
+        return None
+    return shape[many:][::-1] if place.rule.transpose else shape[many:]
 
 
 def _read(
-    values: Any, path: str, layer: int | None, target: Any, placement: Any, dtype: Any
+    values: Any, path: str, at: tuple[int, ...], target: Any, layout: Any, dtype: Any
 ) -> jax.Array:
-    """Read a parameter (of one layer), for each device just the part that it holds."""
-    shape = target.shape if layer is None else target.shape[1:]
-    if layer is not None and isinstance(placement, NamedSharding):
-        placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[1:]))
+    """Read a tensor, for each device just the part that it holds."""
+    shape, placement = target.shape[len(at) :], layout[path]
+    if isinstance(placement, NamedSharding):
+        axes = placement.spec[len(at) :]
+        placement = NamedSharding(placement.mesh, PartitionSpec(*axes))
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(
@@ -419,50 +440,6 @@ def _zeros_maker(shape: tuple[int, ...], dtype: Any, placement: Any) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, piece: jax.Array, layer: Any) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, piece, layer, 0)
-
-
-def source_info(model: str | Path) -> dict[str, TensorInfo]:
-    """Return name, shape and dtype of every tensor of a checkpoint."""
-    directory = hub.directory_of(model)
-    if base_lib.is_base(directory):
-        return base_lib.read_base(directory).tensors()
-    return {
-        name: info
-        for file in tensor_files.list_files(directory)
-        for name, info in file.tensors.items()
-    }
-
-
-def headers(model: str | Path) -> dict[str, bytes]:
-    """Return the headers of a checkpoint's weight files, by the files' names."""
-    directory = hub.directory_of(model)
-    if base_lib.is_base(directory):
-        return base_lib.read_base(directory).headers
-    files = tensor_files.list_files(directory)
-    return {file.path.name: tensor_files.raw_header(file.path) for file in files}
-
-
-def fingerprint(model: str | Path) -> str:
-    """Return a hash that changes with the weights, the same once they are converted."""
-    directory = hub.directory_of(model)
-    if base_lib.is_base(directory):
-        return base_lib.read_base(directory).fingerprint
-    return tensor_files.fingerprint(directory)
-
-
-def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
-    """Read one tensor of a checkpoint; None if it has none of that name."""
-    directory = hub.directory_of(model)
-    if not base_lib.is_base(directory):
-        return tensor_files.read_tensor(directory, name)
-    config, family = open_config(directory)
-    base = base_lib.read_base(directory)
-    place = locate(name, family.RULES, ((0, config.num_layers),))
-    if place is None or place.path not in base.params:
-        return base.buffer(name)
-    stored = base.open(place.path)
-    value = (stored if place.layer is None else stored[place.layer]).read().result()
-    value = value.astype(base.tensors()[name].dtype)
-    return value.T if place.rule.transpose else value
+def _put(stack: jax.Array, piece: jax.Array, index: tuple[Any, ...]) -> jax.Array:
+    begin = (*index, *[0] * piece.ndim)
+    return jax.lax.dynamic_update_slice(stack, piece[(None,) * len(index)], begin)

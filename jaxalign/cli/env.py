@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     import jax
 
     from jaxalign import __version__
-    from jaxalign.models.attention import available
+    from jaxalign.models.kernels.choice import available, machine_of
 
     lines = [
         ("jaxalign", __version__),
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         limit = stats.get("bytes_limit")
         size = f", {limit / 1e9:.1f} GB" if limit else ""
         lines.append((f"device {device.id}", f"{device.device_kind}{size}"))
-    for name, state in available(jax.devices()[0].platform).items():
+    for name, state in available(machine_of(jax.devices()[0])).items():
         lines.append((f"attention {name}", state))
     lines.append(("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")))
     lines.append(("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "")))

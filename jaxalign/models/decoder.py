@@ -6,6 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign import trees
@@ -13,7 +14,7 @@ from jaxalign.adapters.selection import Group, group_name, group_of_name
 from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
 from jaxalign.models.layers import DecoderConfig, Runtime
-from jaxalign.types import Model, ModelInputs, Variables
+from jaxalign.types import Model, ModelInputs, RouterSums, Variables
 
 
 __all__ = ["Decoder", "Remat", "keys_and_values", "make_model", "param_shapes"]
@@ -64,7 +65,14 @@ class Decoder(nn.Module):
             scanned = nn.scan(
                 block,
                 variable_axes=dict.fromkeys(
-                    ("params", *_ADAPTERS, layers.KEYS_AND_VALUES, layers.CACHE), 0
+                    (
+                        "params",
+                        *_ADAPTERS,
+                        layers.KEYS_AND_VALUES,
+                        layers.ROUTED,
+                        layers.CACHE,
+                    ),
+                    0,
                 ),
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
@@ -122,6 +130,8 @@ def make_model(
     lora_dropout: float = 0.0,
     attention_implementation: attention.Implementation = "xla",
     attention_block: int = 64,
+    attention_sequences: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Return the decoder as pure functions.
 
@@ -133,6 +143,8 @@ def make_model(
       lora_dropout: of adapters' inputs, in calls with a key.
       attention_implementation: see ``models.attention``.
       attention_block: queries and keys of a block of ``xla`` attention.
+      attention_sequences: most sequences of a row, which ``cudnn`` needs.
+      mesh: devices, over which some kernels must be split by hand.
     """
     groups = tuple(groups or ((0, config.num_layers),))
 
@@ -141,6 +153,8 @@ def make_model(
             dtype=dtype,
             attention=attention_implementation,
             attention_block=attention_block,
+            attention_sequences=attention_sequences,
+            mesh=mesh,
             lora_dropout=lora_dropout,
             deterministic=deterministic,
         )
@@ -154,6 +168,22 @@ def make_model(
             variables, inputs, method=Decoder.hidden, rngs=rngs
         )
         return out
+
+    def routed_fn(
+        variables: Variables, inputs: ModelInputs, *, key: Any = None
+    ) -> tuple[Float[Array, "b t d"], RouterSums]:
+        rngs = None if key is None else {"dropout": key}
+        out, found = module(key is None).apply(
+            variables,
+            inputs,
+            method=Decoder.hidden,
+            rngs=rngs,
+            mutable=[layers.ROUTED],
+        )
+        is_sums = lambda node: isinstance(node, RouterSums)  # noqa: E731
+        stacks = jax.tree.leaves(found[layers.ROUTED], is_leaf=is_sums)
+        of_stacks = [jax.tree.map(lambda x: x.sum(0), stack) for stack in stacks]
+        return out, jax.tree.map(lambda *xs: sum(xs), *of_stacks)
 
     def logits_fn(
         variables: Variables, hidden: Float[Array, "*n d"]
@@ -176,7 +206,8 @@ def make_model(
     def cache_fn(variables: Variables, slots: int, length: int) -> Any:
         return make_cache(config, groups, variables, slots, length, dtype)
 
-    return Model(hidden_fn, logits_fn, decode_fn, cache_fn)
+    routed = None if config.mixture is None else routed_fn
+    return Model(hidden_fn, logits_fn, decode_fn, cache_fn, routed)
 
 
 def make_cache(

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign.adapters import gates, lora, prefix
 from jaxalign.models import attention as attention_lib
-from jaxalign.models import rotary
+from jaxalign.models import rotary, routing
 
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "DecoderConfig",
     "Dense",
     "Embedding",
+    "Experts",
+    "Mixture",
+    "ROUTED",
     "RMSNorm",
     "Runtime",
     "SAVED_NAMES",
@@ -47,6 +51,25 @@ KEYS_AND_VALUES = "keys_and_values"
 values of every token."""
 
 
+ROUTED = "routed"
+"""Collection that, where a caller makes it mutable, gets what each router did."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A mixture of experts in the place of each layer's MLP.
+
+    Attributes:
+      experts: how many MLPs a layer has; each is as wide as ``mlp_width`` says.
+      per_token: how many of them a token goes through.
+      normalize: whether the weights of those add up to 1.
+    """
+
+    experts: int
+    per_token: int
+    normalize: bool
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Sizes and options of a decoder; what a family reads from config.json.
@@ -54,7 +77,7 @@ class DecoderConfig:
     Attributes:
       vocab_size: rows of the embeddings.
       width: of the stream.
-      mlp_width: of the MLP.
+      mlp_width: of the MLP, or of an expert.
       num_layers: layers.
       num_heads: heads of the queries.
       num_kv_heads: heads of keys and values.
@@ -74,6 +97,7 @@ class DecoderConfig:
       qk_norm: of queries and keys before rotation: by ``head``, or over the ``whole``
         projection.
       activation: of the MLP.
+      mixture: of experts; None for one MLP.
       query_scale: of attention's scores; None is 1/sqrt(head_dim).
       attention_softcap: see ``attention.attention``.
       logits_softcap: the same of the logits.
@@ -102,6 +126,7 @@ class DecoderConfig:
     norm_offset: float = 0.0
     qk_norm: Literal["head", "whole"] | None = None
     activation: Literal["silu", "gelu_tanh"] = "silu"
+    mixture: Mixture | None = None
     query_scale: float | None = None
     attention_softcap: float | None = None
     logits_softcap: float | None = None
@@ -137,6 +162,8 @@ class Runtime:
     dtype: Any = jnp.float32
     attention: attention_lib.Implementation = "xla"
     attention_block: int = 64
+    attention_sequences: int | None = None
+    mesh: Mesh | None = None
     lora_dropout: float = 0.0
     deterministic: bool = True
 
@@ -296,9 +323,13 @@ class Attention(nn.Module):
                 softcap=config.attention_softcap,
                 implementation=runtime.attention,
                 block=runtime.attention_block,
+                sequences=runtime.attention_sequences,
+                mesh=runtime.mesh,
             )
         out = own[0]
         if leaves := _leaves(self, "prefix", prefix.LEAVES):
+            if runtime.attention == "cudnn":
+                raise ValueError("cudnn has no log-sum-exp for a prefix to join by")
             out = prefix.attend(
                 q,
                 own,
@@ -380,6 +411,67 @@ class MLP(nn.Module):
         return dense("down_proj", config.width, product)
 
 
+class ExpertDense(nn.Module):
+    """Linear layers of which each row of the input goes through its expert's."""
+
+    experts: int
+    features: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "m fan_in"], sizes: Int[Array, " e"]
+    ) -> Float[Array, "m features"]:
+        shape = (self.experts, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        y = jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+        if leaves := _leaves(self, "lora", lora.LEAVES):
+            y = lora.apply_experts(y, x, leaves, sizes)
+        return checkpoint_name(y, SAVED_NAMES[0])
+
+
+class ExpertMLPs(nn.Module):
+    """An :class:`MLP` for each expert, over rows that are sorted by expert."""
+
+    config: DecoderConfig
+    experts: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "m d"], sizes: Int[Array, " e"]
+    ) -> Float[Array, "m d"]:
+        config = self.config
+
+        def dense(name: str, features: int, x: Array) -> Array:
+            return ExpertDense(self.experts, features, name=name)(x, sizes)
+
+        gate = _ACTIVATIONS[config.activation](dense("gate_proj", config.mlp_width, x))
+        product = gate * dense("up_proj", config.mlp_width, x)
+        return dense("down_proj", config.width, product)
+
+
+class Experts(nn.Module):
+    """A mixture of experts: each token's few MLPs, weighed by its router."""
+
+    config: DecoderConfig
+    mixture: Mixture
+    runtime: Runtime
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], layout: Layout
+    ) -> Float[Array, "b t d"]:
+        mixture = self.mixture
+        logits = Dense(mixture.experts, self.runtime, name="router")(x, layout)
+        routes = routing.route(logits, mixture.per_token, normalize=mixture.normalize)
+        if isinstance(layout, attention_lib.RowLayout) and self.is_mutable_collection(
+            ROUTED
+        ):
+            self.sow(ROUTED, "sums", routing.sums(routes, layout.sequence_ids > 0))
+        rows, order, sizes = routing.dispatch(x, routes.experts, mixture.experts)
+        out = ExpertMLPs(self.config, mixture.experts, name="experts")(rows, sizes)
+        return routing.combine(out, order, routes.weights.astype(x.dtype))
+
+
 class Block(nn.Module):
     """One layer: attention and MLP, each added to the stream.
 
@@ -418,5 +510,9 @@ class Block(nn.Module):
         )
         x = add(x, norm(after, "post_attention_layernorm", out))
         name = "pre_feedforward_layernorm" if after else "post_attention_layernorm"
-        out = MLP(config, self.runtime, name="mlp")(norm(before, name, x), layout)
+        if config.mixture is None:
+            mlp = MLP(config, self.runtime, name="mlp")
+        else:
+            mlp = Experts(config, config.mixture, self.runtime, name="mlp")
+        out = mlp(norm(before, name, x), layout)
         return add(x, norm(after, "post_feedforward_layernorm", out)), None

@@ -21,6 +21,7 @@ from jaxalign.objectives import (
     token_level,
     unpaired,
 )
+from jaxalign.objectives.balance import balance_loss
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig, Responses
 from jaxalign.objectives.policy import (
@@ -405,11 +406,14 @@ def loss_of_tokens(
     *,
     config: Objective,
     aspects: tuple[str, ...] = (),
+    router_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return the loss of a batch whose tokens are scored, and the metrics.
 
     The loss is the mean over pairs (or single completions) of weight × loss, for sft
-    over the tokens; of a mix the weighted sum of those.
+    over the tokens; of a mix the weighted sum of those. For a mixture of experts
+    ``router_weight`` × :func:`balance.balance_loss` is added, which the metrics tell
+    apart: ``loss`` is without it.
     """
     parts, mixed = members(config), isinstance(config, MixConfig)
     loss: Any = jnp.zeros(())
@@ -429,6 +433,10 @@ def loss_of_tokens(
     if mixed:
         metrics["loss"] = Mean(loss * pairs, pairs)
     metrics.update(_metrics(tokens, batch, config, aspects))
+    if tokens.router is not None:
+        balance = balance_loss(tokens.router)
+        metrics["router_loss"] = Mean(balance * pairs, pairs)
+        loss = loss + router_weight * balance
     return loss, metrics
 
 
@@ -462,6 +470,7 @@ def loss_fn(
     model: Model,
     config: Objective,
     aspects: tuple[str, ...] = (),
+    router_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return the loss of a batch under any objective, and the metrics.
 
@@ -473,6 +482,7 @@ def loss_fn(
       model: the policy.
       config: the objective and its options.
       aspects: names of the last axis of ``batch.scores``; 2D-DPO needs them.
+      router_weight: see :func:`loss_of_tokens`.
     Returns:
       The scalar to minimise, and metrics as mergeable means.
     Raises:
@@ -480,4 +490,6 @@ def loss_fn(
       ValueError: the batch lacks what the objective needs.
     """
     tokens = score(trainable, frozen, batch, key, model=model, config=config)
-    return loss_of_tokens(tokens, batch, config=config, aspects=aspects)
+    return loss_of_tokens(
+        tokens, batch, config=config, aspects=aspects, router_weight=router_weight
+    )

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxalign import trees
 from jaxalign.objectives import logps
-from jaxalign.types import Model, PreferenceBatch, Variables
+from jaxalign.types import Model, PreferenceBatch, RouterSums, Variables
 
 
 __all__ = [
@@ -37,6 +37,8 @@ class TokenLogps(NamedTuple):
     """0 throughout for an objective without a reference."""
     kl: Float[Array, "b c"] | None = None
     """KL(reference || policy) where the token is predicted, if it is needed."""
+    router: RouterSums | None = None
+    """What the policy's routers did, if it is a mixture of experts."""
 
     @property
     def logratios(self) -> Float[Array, "b c"]:
@@ -65,11 +67,17 @@ def policy_token_logps(
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "b c"]:
     """Run the model once over the rows and score the completion tokens."""
-    if key is None:
-        hidden = model.hidden_fn(variables, batch.inputs)
-    else:
-        hidden = model.hidden_fn(variables, batch.inputs, key=key)
+    hidden, _ = _hidden(variables, batch, model=model, key=key)
     return logps.token_logps(model.logits_fn, variables, hidden, batch.completions)
+
+
+def _hidden(
+    variables: Variables, batch: PreferenceBatch, *, model: Model, key: Any
+) -> tuple[Float[Array, "b t d"], RouterSums | None]:
+    keys = {} if key is None else {"key": key}
+    if model.routed_fn is not None:
+        return model.routed_fn(variables, batch.inputs, **keys)
+    return model.hidden_fn(variables, batch.inputs, **keys), None
 
 
 def reference_variables(trainable: Variables, frozen: Variables) -> Variables:
@@ -131,16 +139,17 @@ def score_tokens(
         ref_variables = reference_variables(trainable, frozen)
         models = (model, model)
         return policy_and_kl(variables, ref_variables, batch, key, models=models)
-    policy = policy_token_logps(variables, batch, model=model, key=key)
+    hidden, router = _hidden(variables, batch, model=model, key=key)
+    policy = logps.token_logps(model.logits_fn, variables, hidden, batch.completions)
     if not reference:
-        return TokenLogps(policy, jnp.zeros_like(policy))
+        return TokenLogps(policy, jnp.zeros_like(policy), router=router)
     if batch.ref_logps is not None:
         found = batch.ref_logps.astype(jnp.float32)
     else:
         found = policy_token_logps(
             reference_variables(trainable, frozen), batch, model=model
         )
-    return TokenLogps(policy, jax.lax.stop_gradient(found))
+    return TokenLogps(policy, jax.lax.stop_gradient(found), router=router)
 
 
 def policy_and_kl(
@@ -156,13 +165,12 @@ def policy_and_kl(
     The two models may have cut their layers differently; their heads are the same.
     """
     model, ref_model = models
-    keys = {} if key is None else {"key": key}
-    hidden = model.hidden_fn(variables, batch.inputs, **keys)
+    hidden, router = _hidden(variables, batch, model=model, key=key)
     ref_hidden = jax.lax.stop_gradient(ref_model.hidden_fn(ref_variables, batch.inputs))
     policy, reference, kl = logps.token_logps_and_kl(
         model.logits_fn, variables, hidden, ref_variables, ref_hidden, batch.completions
     )
-    return TokenLogps(policy, jax.lax.stop_gradient(reference), kl)
+    return TokenLogps(policy, jax.lax.stop_gradient(reference), kl, router)
 
 
 def pair_logps(

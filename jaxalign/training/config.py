@@ -15,6 +15,7 @@ from jaxalign.checkpoints.load import DType
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
+from jaxalign.models.kernels.choice import Asked
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import CONFIGS, Objective, needs, weight_models
 from jaxalign.parallel.mesh import MeshConfig
@@ -64,7 +65,12 @@ class TrainConfig:
       dtype: of the frozen weights and of the computation; what is trained is float32.
         ``auto`` keeps weights as they are stored; nothing scales the loss of float16.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
-      attention_block: queries and keys of a block of attention.
+      attention: what computes it: ``auto`` is the fused kernel of the platform
+        (``cudnn`` on GPUs, ``splash`` on TPUs) if it can do what the run needs, else
+        ``xla``, which runs everywhere; ``dense`` is the plain formula. The log says
+        which one runs and why.
+      attention_block: queries and keys of a block of ``xla`` attention.
+      router_weight: of the balance loss of a mixture of experts, 0.001 in pretraining.
       mesh: how the devices are arranged.
       seed: of the order of the data, the adapter's start and dropout.
       data_workers: processes that build batches; 0 uses threads.
@@ -95,7 +101,9 @@ class TrainConfig:
     overflow: Overflow = "drop"
     dtype: DType = "float32"
     remat: Remat = "dots"
+    attention: Asked = "auto"
     attention_block: int = 64
+    router_weight: float = 0.0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     seed: int = 0
     data_workers: int = 0
@@ -127,6 +135,10 @@ class TrainConfig:
                 raise UserError(
                     f"{field} must be 0 or more: got {getattr(self, field)}"
                 )
+        if not 0 <= self.router_weight < float("inf"):
+            raise UserError(
+                f"router_weight must be 0 or more: got {self.router_weight}"
+            )
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1: got {self.max_steps}")
         rows = self.mesh.data * self.mesh.fsdp

@@ -8,7 +8,7 @@ import yaml
 import jaxalign
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
-from jaxalign.checkpoints import adapter_files, export
+from jaxalign.checkpoints import adapter_files, contents, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.gguf import convert_llama_gguf
 from jaxalign.errors import UserError
@@ -157,7 +157,7 @@ def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -
 
 def _refuse_float64(model: str) -> None:
     load_lib.open_config(model)
-    if "float64" in {i.dtype for i in load_lib.source_info(model).values()}:
+    if "float64" in {i.dtype for i in contents.tensor_infos(model).values()}:
         raise UserError(
             f"{model} has float64 weights, which would be rounded: save it in float32"
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign import trees
+from jaxalign.checkpoints import contents
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
@@ -102,7 +103,7 @@ def load_run(
     config = run_directory.read_config(run)
     sources = run_directory.read_sources(run)
     base = model or config.model
-    if load_lib.fingerprint(base) != sources.get("model"):
+    if contents.fingerprint(base) != sources.get("model"):
         raise UserError(
             f"{base} is not the model that {run} was trained on (its fingerprint "
             f"differs): give the checkpoint that was {config.model} then"

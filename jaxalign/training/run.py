@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxalign import trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter, PeftConfig
-from jaxalign.checkpoints import adapter_files, hub
+from jaxalign.checkpoints import adapter_files, contents, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
@@ -24,11 +24,19 @@ from jaxalign.data import chat, loader, packing, pairs, records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
+from jaxalign.models.kernels.choice import Choice, Implementation
 from jaxalign.models.layers import DecoderConfig
 from jaxalign.objectives import objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import adapters, loop, progress, reference, run_directory
+from jaxalign.training import (
+    adapters,
+    attention,
+    loop,
+    progress,
+    reference,
+    run_directory,
+)
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import step as step_lib
@@ -55,7 +63,12 @@ class Policy(NamedTuple):
 
 
 def load_policy(
-    config: TrainConfig, mesh: Mesh, *, start: Path | None = None
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    start: Path | None = None,
+    attention: Implementation = "xla",
+    sequences: int | None = None,
 ) -> Policy:
     """Load the model of a run and its adapter, at its starting values.
 
@@ -64,6 +77,8 @@ def load_policy(
       mesh: devices.
       start: file that keeps the starting values; where it is not there (yet) they are
         made.
+      attention: the kernel.
+      sequences: most of them in a row.
     """
     model_config, family = load_lib.open_config(config.model)
     collections = _given_adapter(config, start)
@@ -85,7 +100,9 @@ def load_policy(
             progress=show,
             remat=config.remat,
             lora_dropout=adapter.dropout(config.adapter),
+            attention_implementation=attention,
             attention_block=config.attention_block,
+            attention_sequences=sequences,
         )
     variables = dict(checkpoint.variables)
     if isinstance(config.adapter, NoAdapter):
@@ -127,13 +144,16 @@ def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
       TrainingDiverged: updates were not finite.
     """
     mesh = make_mesh(config.mesh)
-    data = _prepare_data(config, _check_model(config))
+    model_config, made = _check_model(config)
+    chosen = attention.choose(config, model_config, mesh, prefix="prefix" in made)
+    progress.say(f"attention: {chosen.implementation} ({chosen.reason})")
+    data = _prepare_data(config, model_config)
     source = _plan_steps(config, data)
     sources = _fingerprints(config)
     with run_directory.claim(config, sources) as run:
         store = StateStore(run / "checkpoints", keep=config.save_total_limit)
         try:
-            _train(config, run, store, mesh, data, source, sources, preemption)
+            _train(config, run, store, mesh, data, source, sources, chosen, preemption)
         finally:
             store.close()
     return run
@@ -146,11 +166,20 @@ class _Data(NamedTuple):
     shape: packing.BatchShape
 
 
-def _check_model(config: TrainConfig) -> DecoderConfig:
-    """Check what is to be trained, and on what, by the headers of the files."""
+def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
+    """Check what is to be trained, and on what, by the headers of the files.
+
+    Returns:
+      The model's config, and the shapes of its adapter.
+    """
     model_config = load_lib.open_config(config.model)[0]
     shapes = load_lib.check(config.model)
     trees.mask_from_patterns(shapes, config.trainable)
+    if config.router_weight and model_config.mixture is None:
+        raise UserError(
+            f"router_weight {config.router_weight} has no effect: {config.model} is no "
+            "mixture of experts. Leave it out"
+        )
     made = _given_adapter(config)
     if made is None:
         made = adapters.shapes(config.adapter, model_config)[1]
@@ -175,7 +204,7 @@ def _check_model(config: TrainConfig) -> DecoderConfig:
                 f"{config.model}: their config.json differ"
             )
         load_lib.check(other)
-    return model_config
+    return model_config, made
 
 
 def _plan_steps(config: TrainConfig, data: _Data) -> loader.StepSource:
@@ -242,7 +271,7 @@ def _summary(report: dict[str, int]) -> str:
 
 def _fingerprints(config: TrainConfig) -> dict[str, str]:
     sources = {
-        "model": load_lib.fingerprint(config.model),
+        "model": contents.fingerprint(config.model),
         "data": run_directory.hash_file(config.data),
     }
     if config.eval_data:
@@ -250,9 +279,9 @@ def _fingerprints(config: TrainConfig) -> dict[str, str]:
     if isinstance(config.adapter, PeftConfig):
         sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
     if config.reference not in ("adapter_off", "cached"):
-        sources["reference"] = load_lib.fingerprint(config.reference)
+        sources["reference"] = contents.fingerprint(config.reference)
     for name, path in objective.weight_models(config.objective).items():
-        sources[name] = load_lib.fingerprint(path)
+        sources[name] = contents.fingerprint(path)
     return sources
 
 
@@ -264,6 +293,7 @@ def _train(
     data: _Data,
     source: loader.StepSource,
     sources: dict[str, str],
+    chosen: Choice,
     preemption: Preemption | None,
 ) -> None:
     if source.num_steps in store.steps():
@@ -275,7 +305,13 @@ def _train(
 
     began = time.monotonic()
     start = run / run_directory.ADAPTER_START
-    loaded = load_policy(config, mesh, start=start)
+    loaded = load_policy(
+        config,
+        mesh,
+        start=start,
+        attention=chosen.implementation,
+        sequences=data.shape.pairs,
+    )
     if not isinstance(config.adapter, NoAdapter) and not start.is_file():
         made = trees.combine(loaded.trainable, loaded.frozen)
         own = {name: made[name] for name in adapter.COLLECTIONS if name in made}
@@ -309,16 +345,18 @@ def _train(
         first, state, data_state = restored
         progress.say(f"going on after step {first} of {source.num_steps}")
 
-    options: dict[str, Any] = {"model": loaded.checkpoint.model}
-    options["config"] = config.objective
-    loss_fn = functools.partial(objective.loss_fn, **options, aspects=data.aspects)
+    model = loaded.checkpoint.model
+    options: dict[str, Any] = {
+        "config": config.objective,
+        "aspects": data.aspects,
+        "router_weight": config.router_weight,
+    }
+    loss_fn = functools.partial(objective.loss_fn, model=model, **options)
     to_minimise: LossFn | step_lib.Coupled = loss_fn
     if objective.needs(config.objective).coupled:
         to_minimise = step_lib.Coupled(
-            functools.partial(objective.score, **options),
-            functools.partial(
-                objective.loss_of_tokens, config=config.objective, aspects=data.aspects
-            ),
+            functools.partial(objective.score, model=model, config=config.objective),
+            functools.partial(objective.loss_of_tokens, **options),
         )
     put = functools.partial(sharding.put_batch, mesh=mesh, leading=1)
     evaluate = _make_evaluate(

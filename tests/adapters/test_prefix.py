@@ -86,7 +86,7 @@ def test_a_gate_of_zero_takes_the_prefix_away() -> None:
     ids = jnp.ones((1, 6), jnp.int32)
     q, k, v = (jnp.asarray(x, jnp.float32) for x in (Q, K, V))
     layout = attention.row_layout(ModelInputs(ids, ids, ids, 0 * ids))
-    base = attention.attention(q, k, v, layout, scale=0.5, block=4)[0]
+    base = attention.attention(q, k, v, layout, scale=0.5, block=4)[0][0]
     np.testing.assert_array_equal(attended({}, np.array(0.0)), base)
     np.testing.assert_array_equal(attended({"mix": 0.0}, None), base)
 

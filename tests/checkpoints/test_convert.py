@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign import trees
 from jaxalign.checkpoints import base as base_lib
+from jaxalign.checkpoints import contents, export
 from jaxalign.checkpoints import convert as convert_lib
-from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.convert import convert
 from jaxalign.data import chat
@@ -22,7 +22,8 @@ from jaxalign.errors import UserError
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import restore
 from tests import synthetic
-from tests.checkpoints.test_export import contents, random_lora, run
+from tests.checkpoints.test_export import contents as files_of
+from tests.checkpoints.test_export import random_lora, run
 from tests.checkpoints.test_load import small_tensors, write
 
 
@@ -96,7 +97,7 @@ def test_onto_eight_devices_and_back(source, converted, tmp_path) -> None:
         )
         # And from eight devices to the same files.
         out = export.save_hf(got.variables, tmp_path / str(config), like=converted)
-        assert contents(out) == contents(source)
+        assert files_of(out) == files_of(source)
 
 
 def test_an_untouched_export_has_the_source_s_bytes(
@@ -104,11 +105,11 @@ def test_an_untouched_export_has_the_source_s_bytes(
 ) -> None:
     moved = shutil.copytree(converted, tmp_path / "moved")
     run("export", "--model", moved, "--out", tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(source)
+    assert files_of(tmp_path / "out") == files_of(source)
     flags = ["--max_shard_size", "50KB"]
     run("export", "--model", moved, "--out", tmp_path / "a", *flags)
     run("export", "--model", source, "--out", tmp_path / "b", *flags)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
 def test_merging_into_it_is_merging_into_the_source(
@@ -120,8 +121,8 @@ def test_merging_into_it_is_merging_into_the_source(
         adapters = random_lora(loaded.variables["params"])
         out = tmp_path / f"out-{len(outs)}"
         variables = {**loaded.variables, "lora": adapters}
-        outs.append(contents(export.save_hf(variables, out, like=loaded)))
-    assert outs[0] == outs[1] != contents(source)
+        outs.append(files_of(export.save_hf(variables, out, like=loaded)))
+    assert outs[0] == outs[1] != files_of(source)
 
 
 def test_tied_heads_and_buffers_are_exported_too(tmp_path) -> None:
@@ -132,13 +133,13 @@ def test_tied_heads_and_buffers_are_exported_too(tmp_path) -> None:
     converted = convert(source, tmp_path / "base")
     loaded = load_lib.load(converted)
     out = export.save_hf(loaded.variables, tmp_path / "out", like=loaded)
-    assert contents(out) == contents(source)
+    assert files_of(out) == files_of(source)
     for name, value in tensors.items():
         if name != "lm_head.weight":
-            got = load_lib.read_tensor(converted, name)
+            got = contents.read_tensor(converted, name)
             assert got is not None
             np.testing.assert_array_equal(got, value)
-    assert load_lib.read_tensor(converted, "another") is None
+    assert contents.read_tensor(converted, "another") is None
 
 
 def test_the_tokenizer_is_there(source, converted) -> None:
@@ -148,24 +149,24 @@ def test_the_tokenizer_is_there(source, converted) -> None:
 
 
 def test_a_rounded_base_is_another_model(source, tmp_path) -> None:
-    assert load_lib.fingerprint(source)
+    assert contents.fingerprint(source)
     run("convert", "--model", source, "--out", tmp_path / "half", "--dtype", "bfloat16")
     want = load_lib.load(source, dtype="bfloat16")
     same(load_lib.load(tmp_path / "half", dtype="auto").variables, want.variables)
-    prints = [load_lib.fingerprint(p) for p in (source, tmp_path / "half")]
+    prints = [contents.fingerprint(p) for p in (source, tmp_path / "half")]
     assert prints[0] != prints[1]
     # Of the source's names and kinds, with the rounded numbers.
     loaded = load_lib.load(tmp_path / "half", dtype="auto")
     out = export.save_hf(loaded.variables, tmp_path / "out", like=loaded)
-    assert load_lib.source_info(out) == load_lib.source_info(source)
+    assert contents.tensor_infos(out) == contents.tensor_infos(source)
     # Wider numbers lose nothing.
     wide = convert(source, tmp_path / "wide", dtype="float32")
-    assert load_lib.fingerprint(wide) == prints[0]
+    assert contents.fingerprint(wide) == prints[0]
     same(load_lib.load(wide).variables, load_lib.load(source).variables)
 
 
 def test_its_fingerprint_is_the_source_s(source, converted) -> None:
-    assert load_lib.fingerprint(converted) == load_lib.fingerprint(source)
+    assert contents.fingerprint(converted) == contents.fingerprint(source)
 
 
 def test_it_is_an_ordinary_checkpoint_of_orbax(source, converted) -> None:
@@ -242,7 +243,7 @@ def test_a_broken_base_is_refused(converted, tmp_path, kind, match) -> None:
             use(broken)
     if kind not in ("shape", "more", "less"):
         with pytest.raises(UserError, match=match):
-            load_lib.fingerprint(broken)
+            contents.fingerprint(broken)
 
 
 def test_without_its_manifest_it_is_nothing(converted, tmp_path) -> None:

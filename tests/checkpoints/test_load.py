@@ -269,6 +269,7 @@ def test_every_kind_is_read_as_every_other(tmp_path, source, dtype) -> None:
     # Activations can leave the range of float16: only who asks for it gets it.
     compute = {"auto": "bfloat16" if source == "bfloat16" else "float32"}
     assert loaded.dtype == np.dtype(compute.get(dtype, dtype))
+    assert load_lib.compute_dtype(tmp_path, dtype) == loaded.dtype
 
 
 def test_kinds_of_one_checkpoint_stay_as_they_are(tmp_path) -> None:

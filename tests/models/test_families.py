@@ -68,6 +68,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24},
+    ),
+    "mixtral": (
+        "mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9},
+    ),
     "gemma2": (
         "gemma2",
         {
@@ -200,7 +208,9 @@ def test_rules_that_look_at_the_length(tmp_path, kind) -> None:
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "smollm3", "phi3", "mistral"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gemma3", "smollm3", "phi3", "mistral", "mixtral"]
+)
 def test_decoding_equals_the_full_forward_pass(make, name) -> None:
     checkpoint = load_lib.load(make(name))
     model, variables = checkpoint.model, checkpoint.variables
@@ -234,6 +244,9 @@ def test_decoding_equals_the_full_forward_pass(make, name) -> None:
         ),
         ("smollm3", {"no_rope_layers": [1, 2, 1, 0, 1]}, "no_rope_layers must be a 0"),
         ("phi3, part", {"rope_parameters": {"rope_type": "longrope"}}, "short_factor"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers .1. is not implem"),
+        ("qwen3_moe", {"num_experts_per_tok": 7}, "a whole number from 1 to 6"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1 is not"),
         ("qwen2", {"model_type": "qwen9"}, "model_type 'qwen9' is not supported"),
     ],
 )

@@ -11,10 +11,12 @@ from jaxalign.models.families import (
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 
@@ -29,10 +31,12 @@ FAMILIES: dict[str, ModuleType] = {
         granite,
         llama,
         mistral,
+        mixtral,
         olmo2,
         phi3,
         qwen2,
         qwen3,
+        qwen3_moe,
         smollm3,
     )
 }

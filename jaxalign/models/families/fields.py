@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.errors import UserError
+from jaxalign.models.layers import Mixture
 from jaxalign.models.rotary import SCALINGS, Rotary
 
 
@@ -15,6 +16,7 @@ __all__ = [
     "integer",
     "late_windows",
     "layer_types",
+    "mixture",
     "number",
     "optional_number",
     "rotary",
@@ -175,6 +177,18 @@ def late_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None
         return ()
     first = config.get("max_window_layers", 28)
     return windows(config, layer_types(config, [i >= first for i in range(num_layers)]))
+
+
+def mixture(config: Mapping[str, Any], *, normalize: bool) -> Mixture:
+    """Read how many experts there are and how many a token goes through.
+
+    Raises:
+      UserError: a field is missing or wrong.
+    """
+    name = "num_local_experts" if "num_local_experts" in config else "num_experts"
+    experts = integer(config, name, most=2**16)
+    per_token = integer(config, "num_experts_per_tok", most=experts)
+    return Mixture(experts=experts, per_token=per_token, normalize=normalize)
 
 
 def rotary(

@@ -1,7 +1,8 @@
 """What families' tables are made of: rows of names, and where adapters lie."""
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jax.sharding import PartitionSpec as P
@@ -22,7 +23,8 @@ class Rule(NamedTuple):
     """A Hugging Face tensor name and the parameter that it is.
 
     ``{layer}`` in ``hf`` stands for a layer's number; the parameter then begins with
-    ``layers/`` and lies in the stack of the layer's group.
+    ``layers/`` and lies in the stack of the layer's group. ``{expert}`` behind it
+    stands for an expert's, the next axis of the stack.
     """
 
     hf: str
@@ -30,21 +32,33 @@ class Rule(NamedTuple):
     transpose: bool = False
     """Hugging Face stores linear weights [out, in], Flax [in, out]."""
 
-    def match(self, name: str) -> tuple[bool, int | None]:
-        """Return whether a tensor name is this rule's, and of which layer."""
-        pattern = re.escape(self.hf).replace(r"\{layer\}", "(0|[1-9][0-9]{0,8})")
-        found = re.fullmatch(pattern, name)
-        if found is None:
-            return False, None
-        return True, int(found.group(1)) if found.groups() else None
+    @property
+    def axes(self) -> int:
+        """Return how many numbers its tensors' names have."""
+        return self.hf.count("{")
 
-    def name(self, layer: int | None = None) -> str:
-        """Return the tensor name for a layer.
+    def match(self, name: str) -> tuple[int, ...] | None:
+        """Return the numbers in a tensor name, None if it is not this rule's.
+
+        >>> Rule("layers.{layer}.experts.{expert}.w", "").match("layers.2.experts.7.w")
+        (2, 7)
+        """
+        found = _pattern(self.hf).fullmatch(name)
+        return None if found is None else tuple(map(int, found.groups()))
+
+    def name(self, *index: int) -> str:
+        """Return the tensor name for a layer, or for an expert of it.
 
         >>> Rule("model.layers.{layer}.a", "layers/a").name(3)
         'model.layers.3.a'
         """
-        return self.hf if layer is None else self.hf.format(layer=layer)
+        return self.hf.format(**dict(zip(("layer", "expert"), index, strict=False)))
+
+
+@functools.cache
+def _pattern(hf: str) -> re.Pattern[str]:
+    number = "(0|[1-9][0-9]{0,8})"
+    return re.compile(re.sub(r"\\\{\w+\\\}", number, re.escape(hf)))
 
 
 def adapter_sharding(*, into: str, out_of: str) -> tuple[tuple[str, P], ...]:
@@ -55,6 +69,11 @@ def adapter_sharding(*, into: str, out_of: str) -> tuple[tuple[str, P], ...]:
       out_of: of what leads out of it: rows are split.
     """
     return (
+        (rf"layers_.*/experts/({into})_proj/a0?", P(None, None, "fsdp", None)),
+        (rf"layers_.*/experts/({into})_proj/b0?", P(None, None, None, "tensor")),
+        (rf"layers_.*/experts/({out_of})_proj/a0?", P(None, None, "tensor", None)),
+        (rf"layers_.*/experts/({out_of})_proj/b0?", P(None, None, None, "fsdp")),
+        (r"layers_.*/router/(a0?|b0?|magnitude)", P()),
         (rf"layers_.*/({into})_proj/a0?", P(None, "fsdp", None)),
         (rf"layers_.*/({into})_proj/b0?", P(None, None, "tensor")),
         (rf"layers_.*/({into})_proj/magnitude", P(None, "tensor")),
@@ -98,6 +117,7 @@ def decoder_rules(
     qk_norm: bool = False,
     fused: bool = False,
     biases: bool = True,
+    experts: Mapping[str, str] | None = None,
 ) -> tuple[Rule, ...]:
     """Return the table of a decoder with Hugging Face's usual names.
 
@@ -106,31 +126,38 @@ def decoder_rules(
       qk_norm: whether queries and keys have norms.
       fused: whether q, k, v and gate, up are stored as one each.
       biases: whether linear layers may have them.
+      experts: of a mixture of experts, the names of ``router`` and of an expert's
+        ``gate_proj``, ``up_proj`` and ``down_proj``.
     """
     layer = "model.layers.{layer}"
     attention = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
     mlp = ("gate_up_proj",) if fused else ("gate_proj", "up_proj")
-    linear = [
-        *(f"self_attn.{name}" for name in (*attention, "o_proj")),
-        *(f"mlp.{name}" for name in (*mlp, "down_proj")),
-    ]
+    linear = {
+        f"self_attn.{name}": f"self_attn/{name}" for name in (*attention, "o_proj")
+    }
+    if experts is None:
+        linear |= {f"mlp.{name}": f"mlp/{name}" for name in (*mlp, "down_proj")}
+    else:
+        linear[experts["router"]] = "mlp/router"
+        for name in (*mlp, "down_proj"):
+            linear[experts[name]] = f"mlp/experts/{name}"
     scales = [*norms, *(("self_attn.q_norm", "self_attn.k_norm") if qk_norm else ())]
-
-    def path(name: str) -> str:
-        return f"layers/{name.replace('.', '/')}"
 
     return (
         Rule("model.embed_tokens.weight", "embed_tokens/embedding"),
         *(
-            Rule(f"{layer}.{name}.weight", f"{path(name)}/kernel", transpose=True)
-            for name in linear
+            Rule(f"{layer}.{name}.weight", f"layers/{path}/kernel", transpose=True)
+            for name, path in linear.items()
         ),
         *(
-            Rule(f"{layer}.{name}.bias", f"{path(name)}/bias")
-            for name in linear
+            Rule(f"{layer}.{name}.bias", f"layers/{path}/bias")
+            for name, path in linear.items()
             if biases
         ),
-        *(Rule(f"{layer}.{name}.weight", f"{path(name)}/scale") for name in scales),
+        *(
+            Rule(f"{layer}.{name}.weight", f"layers/{name.replace('.', '/')}/scale")
+            for name in scales
+        ),
         Rule("model.norm.weight", "norm/scale"),
         Rule(HEAD, "lm_head/kernel", transpose=True),
     )
@@ -144,6 +171,9 @@ _OUT_OF = "o|down"
 SHARDING: tuple[tuple[str, P], ...] = (
     (r"embed_tokens/embedding", P("tensor", "fsdp")),
     (r"lm_head/kernel", P("fsdp", "tensor")),
+    (rf"layers_.*/experts/({_INTO})_proj/kernel", P(None, None, "fsdp", "tensor")),
+    (rf"layers_.*/experts/({_OUT_OF})_proj/kernel", P(None, None, "tensor", "fsdp")),
+    (r"layers_.*/router/kernel", P(None, "fsdp", None)),
     (rf"layers_.*/({_INTO})_proj/kernel", P(None, "fsdp", "tensor")),
     (rf"layers_.*/({_OUT_OF})_proj/kernel", P(None, "tensor", "fsdp")),
     (rf"layers_.*/({_INTO})_proj/bias", P(None, "tensor")),

@@ -1,0 +1,37 @@
+"""Mixtral: Mistral with a mixture of experts in every layer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields, mistral
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "mixtral"
+
+RULES = decoder_rules(
+    biases=False,
+    experts={
+        "router": "block_sparse_moe.gate",
+        "gate_proj": "block_sparse_moe.experts.{expert}.w1",
+        "up_proj": "block_sparse_moe.experts.{expert}.w3",
+        "down_proj": "block_sparse_moe.experts.{expert}.w2",
+    },
+)
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    fields.expect(config, MODEL_TYPE, router_jitter_noise=0.0)
+    return dataclasses.replace(
+        mistral.read_config(config), mixture=fields.mixture(config, normalize=True)
+    )

@@ -1,0 +1,40 @@
+"""Qwen3-MoE: Qwen3 with a mixture of experts in every layer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.models.families import fields, qwen3
+from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.layers import DecoderConfig
+
+
+__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+
+MODEL_TYPE = "qwen3_moe"
+
+RULES = decoder_rules(
+    qk_norm=True,
+    experts={
+        "router": "mlp.gate",
+        "gate_proj": "mlp.experts.{expert}.gate_proj",
+        "up_proj": "mlp.experts.{expert}.up_proj",
+        "down_proj": "mlp.experts.{expert}.down_proj",
+    },
+)
+
+
+def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Read config.json.
+
+    Raises:
+      UserError: a field is missing or of the wrong kind, or asks for an option that is
+        not implemented.
+    """
+    # Layers with and without experts are not mixed here.
+    fields.expect(config, MODEL_TYPE, decoder_sparse_step=1, mlp_only_layers=([],))
+    return dataclasses.replace(
+        qwen3.read_config(config),
+        mlp_width=fields.integer(config, "moe_intermediate_size"),
+        mixture=fields.mixture(config, normalize=fields.flag(config, "norm_topk_prob")),
+    )
