@@ -15,9 +15,11 @@ __all__ = [
     "checkpoints",
     "data",
     "evaluation",
+    "load_hf",
     "models",
     "objectives",
     "parallel",
+    "save_hf",
     "training",
     "trees",
     "types",
@@ -36,9 +38,18 @@ if TYPE_CHECKING:
         trees,
         types,
     )
+    from jaxalign.checkpoints.export import save_hf
+    from jaxalign.checkpoints.load import load as load_hf
+
+_FUNCTIONS = {"load_hf": ("load", "load"), "save_hf": ("export", "save_hf")}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        module, function = _FUNCTIONS[name]
+        return getattr(
+            importlib.import_module(f"jaxalign.checkpoints.{module}"), function
+        )
     if name in __all__:
         return importlib.import_module(f"jaxalign.{name}")
     raise AttributeError(f"module 'jaxalign' has no attribute {name!r}")

@@ -18,7 +18,7 @@ import numpy as np
 from jaxalign import trees
 from jaxalign.adapters import lora, peft_format, prefix_format, selection
 from jaxalign.adapters.selection import Group
-from jaxalign.checkpoints import export
+from jaxalign.checkpoints import contents, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -96,7 +96,7 @@ class _Files(NamedTuple):
 
 
 def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) -> _Files:
-    base, layers = checkpoint.path.name, checkpoint.config.num_layers
+    base, layers = checkpoint.name, checkpoint.config.num_layers
     stored = files = stock = None
     if collections.get("lora"):
         stored = peft_format.to_peft(
@@ -173,7 +173,7 @@ class AdapterFiles:
 
     def __init__(self, directory: Path, model: str | Path):
         self._model, self._family = load_lib.open_config(model)
-        self._base = Path(model)
+        self._base = model
         self._lora: peft_format.PeftLoRA | None = None
         self._prefix: prefix_format.PrefixFiles | None = None
         if (directory / _CONFIG).is_file():
@@ -258,7 +258,7 @@ class AdapterFiles:
         wanted = f"{module}.weight"
         if self._model.tie_embeddings and wanted == self._family.HEAD:
             wanted = self._family.RULES[0].hf
-        own = tensor_files.read_tensor(self._base, wanted)
+        own = contents.read_tensor(self._base, wanted)
         if own is None or not np.array_equal(own, value):
             raise UserError(
                 f"the adapter's tensor {name!r} is not the base model's weight: it was "

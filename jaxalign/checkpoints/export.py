@@ -4,26 +4,46 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from jaxalign import trees
-from jaxalign.adapters import gates, lora
+from jaxalign.adapters import gates, lora, selection
+from jaxalign.adapters.selection import Group
+from jaxalign.checkpoints import base as base_lib
+from jaxalign.checkpoints import contents, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.checkpoints.tensors import TensorInfo
 from jaxalign.errors import UserError
+from jaxalign.models.layers import DecoderConfig
 from jaxalign.types import Variables
 
 
-__all__ = ["check_mergeable", "parse_size", "save_hf", "whole_directory", "write"]
+__all__ = [
+    "check_mergeable",
+    "copy_index",
+    "copy_rest",
+    "parse_size",
+    "save_hf",
+    "whole_directory",
+    "write",
+]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+WriteTensor = Callable[[str, BinaryIO], None]
+"""Writes the bytes of a tensor, given its name."""
+
+_INDEX = "model.safetensors.index.json"
+_BLOCK = 1 << 24
+_CODES = {name: code for code, name in tensor_files.DTYPES.items()}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -69,11 +89,20 @@ def whole_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+class _Base(NamedTuple):
+    """The checkpoint that an export takes its form from."""
+
+    path: Path
+    config: DecoderConfig
+    family: ModuleType
+    groups: tuple[Group, ...]
+
+
 def save_hf(
-    checkpoint: Checkpoint,
     variables: Variables,
     out: str | Path,
     *,
+    like: Checkpoint | str | Path,
     max_shard_size: str | None = None,
     card: str | None = None,
 ) -> Path:
@@ -85,9 +114,10 @@ def save_hf(
     give the very same bytes. Tensors are gathered, merged and written one by one.
 
     Args:
-      checkpoint: as loaded; its directory must still be there.
       variables: ``params`` and, to be merged, ``lora``.
       out: new directory; appears only when complete.
+      like: what ``params`` were loaded from, or its directory or id; it must still be
+        there.
       max_shard_size: of a file, such as 5GB; default the files of the source.
       card: text of README.md; default the source's.
     Raises:
@@ -95,28 +125,55 @@ def save_hf(
         be merged.
     """
     limit = None if max_shard_size is None else parse_size(max_shard_size)
-    check_mergeable(checkpoint, variables)
+    base = _base(variables, like)
+    check_mergeable(base.config, variables)
     with whole_directory(Path(out)) as directory:
-        for source in sorted(checkpoint.path.iterdir()):
-            if source.is_file() and not any(source.match(p) for p in _WEIGHTS):
-                shutil.copyfile(source, directory / source.name)
+        copy_rest(base.path, directory)
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
-        info = load_lib.source_info(checkpoint.path)
+        info = contents.tensor_infos(base.path)
 
-        def value(name: str) -> np.ndarray:
-            tensor = _tensor(checkpoint, variables, name)
+        def write_tensor(name: str, target: BinaryIO) -> None:
+            tensor = _tensor(base, variables, name)
             dtype = np.dtype(info[name].dtype)
-            return np.ascontiguousarray(tensor.astype(dtype, copy=False))
+            # In blocks: a transposed tensor would be copied whole.
+            for part in np.array_split(tensor, 1 + tensor.nbytes // _BLOCK):
+                target.write(part.astype(dtype, copy=False).tobytes())
 
         if limit is None:
-            _write_as_source(checkpoint.path, directory, value)
+            _write_as_source(base.path, directory, write_tensor)
         else:
-            _write_split(info, limit, directory, value)
+            _write_split(info, limit, directory, write_tensor)
     return Path(out)
 
 
-def check_mergeable(checkpoint: Checkpoint, variables: Variables) -> None:
+def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
+    path = like.path if isinstance(like, Checkpoint) else hub.directory_of(like)
+    config, family = load_lib.open_config(path)
+    found = sorted(
+        group
+        for name in variables["params"]
+        if (group := selection.group_of_name(name)) is not None
+    )
+    return _Base(path, config, family, tuple(found))
+
+
+def copy_rest(source: Path, out: Path) -> None:
+    """Copy config, tokenizer, chat template and all else that is no weight."""
+    for file in sorted(source.iterdir()):
+        weights = any(file.match(pattern) for pattern in _WEIGHTS)
+        if file.is_file() and not weights and file.name != base_lib.MANIFEST:
+            shutil.copyfile(file, out / file.name)
+
+
+def copy_index(source: Path, out: Path) -> None:
+    """Copy the index of a checkpoint of several files."""
+    index = source / _INDEX
+    if index.is_file() and not (source / "model.safetensors").is_file():
+        shutil.copyfile(index, out / index.name)
+
+
+def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
     """Refuse adapters that no merged weights can stand for.
 
     Raises:
@@ -136,35 +193,26 @@ def check_mergeable(checkpoint: Checkpoint, variables: Variables) -> None:
                 "so no merged weight can stand for it: use --format peft, or train "
                 "with gate none or static"
             )
-    if "embed_tokens" in adapters and checkpoint.config.tie_embeddings:
+    if "embed_tokens" in adapters and config.tie_embeddings:
         raise UserError(
             "the adapter changes the embeddings, but not the head, which config.json "
             "ties to them: merged weights would change both. Use --format peft"
         )
 
 
-def _write_as_source(
-    source: Path, directory: Path, value: Callable[[str], np.ndarray]
-) -> None:
+def _write_as_source(source: Path, directory: Path, write_tensor: WriteTensor) -> None:
     """Write the source's files with other values: the same headers and order."""
-    for file in tensor_files.list_files(source):
-        header, names = tensor_files.raw_header(file.path)
-        with (directory / file.path.name).open("wb") as target:
-            target.write(header)
-            for name in names:
-                target.write(value(name).tobytes())
-            target.flush()
-            os.fsync(target.fileno())
-    index = source / "model.safetensors.index.json"
-    if index.is_file() and not (source / "model.safetensors").is_file():
-        shutil.copyfile(index, directory / index.name)
+    for name, header in contents.headers(source).items():
+        names = tensor_files.entries(header)
+        _write_file(directory / name, header, names, write_tensor)
+    copy_index(source, directory)
 
 
 def _write_split(
-    info: dict[str, tensor_files.TensorInfo],
+    info: dict[str, TensorInfo],
     limit: int,
     directory: Path,
-    value: Callable[[str], np.ndarray],
+    write_tensor: WriteTensor,
 ) -> None:
     shards = _split(info, limit)
     index: dict[str, str] = {}
@@ -172,29 +220,62 @@ def _write_split(
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write({name: value(name) for name in names}, directory / file)
+        names = sorted(names, key=lambda name: (-_width(info[name]), name))
+        header = _header({name: info[name] for name in names})
+        _write_file(directory / file, header, names, write_tensor)
         index |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        size = sum(_bytes(i) for i in info.values())
+        size = sum(i.nbytes for i in info.values())
         content = {"metadata": {"total_size": size}, "weight_map": index}
-        (directory / "model.safetensors.index.json").write_text(
+        (directory / _INDEX).write_text(
             json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
 
 
-def _bytes(info: tensor_files.TensorInfo) -> int:
-    return int(np.prod(info.shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+def _width(info: TensorInfo) -> int:
+    return np.dtype(info.dtype).itemsize
 
 
-def _split(info: dict[str, tensor_files.TensorInfo], limit: int) -> list[list[str]]:
+def _header(info: dict[str, TensorInfo]) -> bytes:
+    """Return the header of a safetensors file of these tensors, in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in info.items():
+        begin, end = end, end + info[name].nbytes
+        entries[name] = {
+            "dtype": _CODES[dtype],
+            "shape": shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return tensor_files.framed(text)
+
+
+def _write_file(
+    path: Path, header: bytes, names: Iterable[str], write_tensor: WriteTensor
+) -> None:
+    """Write a safetensors file tensor by tensor, through to the disk.
+
+    The library's own writer takes all tensors of a file at once.
+    """
+    with path.open("wb") as target:
+        target.write(header)
+        for name in names:
+            write_tensor(name, target)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _split(info: dict[str, TensorInfo], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in info.items():
-        if shards[-1] and size + _bytes(entry) > limit:
+        if shards[-1] and size + entry.nbytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += _bytes(entry)
+        size += entry.nbytes
     return shards
 
 
@@ -205,13 +286,13 @@ def write(values: dict[str, np.ndarray], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _tensor(checkpoint: Checkpoint, variables: Variables, name: str) -> np.ndarray:
-    family = checkpoint.family
-    if checkpoint.config.tie_embeddings and name == family.HEAD:
+def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
+    family = base.family
+    if base.config.tie_embeddings and name == family.HEAD:
         name = family.RULES[0].hf
-    place = load_lib.locate(name, family.RULES, checkpoint.groups)
+    place = load_lib.locate(name, family.RULES, base.groups)
     if place is None:  # a buffer that is computed, not learned
-        return _from_source(checkpoint.path, name)
+        return _from_source(base.path, name)
 
     def fetch(leaf: Any) -> np.ndarray:
         # The scale of an adapter is that of a layer, all experts share it.
@@ -233,7 +314,7 @@ def _descend(tree: Any, path: str) -> Any:
 
 
 def _from_source(directory: Path, name: str) -> np.ndarray:
-    value = tensor_files.read_tensor(directory, name)
+    value = contents.read_tensor(directory, name)
     if value is None:
         raise UserError(f"{directory} no longer holds the tensor {name!r}")
     return value

@@ -1,10 +1,12 @@
 """Hugging Face checkpoints in: tensor by tensor, straight to each device's shard."""
 
+import collections
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from jaxalign import trees
 from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign.checkpoints import base as base_lib
+from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
 from jaxalign.errors import UserError
@@ -24,7 +28,19 @@ from jaxalign.parallel import sharding
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Checkpoint", "Place", "check", "locate", "load", "open_config"]
+__all__ = [
+    "Checkpoint",
+    "DType",
+    "Place",
+    "check",
+    "compute_dtype",
+    "locate",
+    "load",
+    "open_config",
+]
+
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+"""Of weights and computation; ``auto`` keeps every weight as it is stored."""
 
 
 class Checkpoint(NamedTuple):
@@ -36,6 +52,10 @@ class Checkpoint(NamedTuple):
     groups: tuple[Group, ...]
     family: ModuleType
     path: Path
+    dtype: Any
+    """Of the computation."""
+    name: str
+    """What others call it: its id on the hub, or its directory's name."""
 
 
 class Place(NamedTuple):
@@ -53,11 +73,17 @@ def open_config(path: str | Path) -> tuple[DecoderConfig, ModuleType]:
     Raises:
       UserError: it is not there or not understood.
     """
-    directory = Path(path)
+    directory = hub.directory_of(path, weights=False)
+    if directory.suffix == ".gguf" and directory.is_file():
+        raise UserError(
+            f"{path} is a GGUF file: make a checkpoint of it first, with `jaxalign "
+            f"export --model {path} --out DIR`"
+        )
     if not directory.is_dir():
         raise UserError(
             f"{path} is no directory: expected a Hugging Face checkpoint, such as the "
-            "one that `jaxalign fetch smollm2-135m --out DIR` writes"
+            "one that `jaxalign fetch smollm2-135m --out DIR` writes, or the id of one "
+            "on the hub, owner/name"
         )
     config = tensor_files.read_json(directory / "config.json")
     family = family_of(config)
@@ -74,31 +100,33 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     **model_options: Any,
 ) -> Checkpoint:
-    """Load a Hugging Face checkpoint directory.
+    """Load a Hugging Face checkpoint.
 
-    Files are mapped one after the other; of each tensor every device gets just its
-    shard. Above the model itself the host holds one tensor and one file's mapping.
+    Tensors are mapped one after the other; every device gets just its shard of each.
+    Above the model itself the host holds one tensor.
 
     Args:
-      path: directory with config.json and safetensors files.
+      path: directory with config.json and safetensors files, or what ``jaxalign
+        convert`` made of one, or an id on the hub.
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
-      dtype: of the weights and of the computation.
+      dtype: of the weights and of the computation. ``auto`` keeps each weight as it is
+        stored (of a stack the widest) and computes in the kind that most weights have,
+        in float32 where that is float16, whose range activations can leave.
       float32: tells by path which weights stay float32 all the same (trained ones).
       mesh: devices; default the first one.
-      progress: called with (tensors done, tensors in all).
+      progress: called with (bytes read, bytes in all).
       **model_options: see ``models.decoder.make_model``.
     Raises:
       UserError: the directory, its config or its tensors are not what they should be;
-        every tensor without a rule, unexpected or missing is named.
+        every tensor without a rule, unexpected or missing is named; a weight too large
+        for float16.
     """
-    directory = Path(path)
-    config, family = open_config(directory)
+    config, family = open_config(path)
+    directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.num_layers),))
     shapes = decoder.param_shapes(config, groups)
-    files = tensor_files.list_files(directory)
-    places = match_tensors(files, family, config, groups, shapes, directory)
-    if config.tie_embeddings:
-        _check_tied_head(files, family)
+    source = _open(directory, config, family, groups, shapes)
+    kinds = _kinds(source.stored, dtype, float32)
     targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
     if mesh is None:
         layout = dict.fromkeys(targets, SingleDeviceSharding(jax.devices()[0]))
@@ -106,31 +134,112 @@ def load(
         specs = sharding.param_shardings(shapes, mesh, family.SHARDING)
         layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
     leaves: dict[str, jax.Array] = {}
-    done = 0
+    done, total = 0, sum(info.nbytes for _, info in source.stored)
+    for place, at, values in source.pieces():
+        kind, target = kinds[place], targets[place]
+        piece = _read(values, place, at, target, layout, kind)
+        if not at:
+            leaves[place] = piece
+        else:
+            stack = leaves.pop(place, None)
+            if stack is None:
+                stack = _zeros(target.shape, kind, layout[place])
+            # Or reading runs ahead and pieces heap up.
+            leaves[place] = jax.block_until_ready(_put(stack, piece, at))
+        done += values.nbytes
+        if progress is not None:
+            progress(done, total)
+    params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
+    compute = _compute_dtype(source.stored, dtype)
+    model = decoder.make_model(
+        config, groups=groups, dtype=compute, mesh=mesh, **model_options
+    )
+    return Checkpoint(
+        model=model,
+        variables={"params": params},
+        config=config,
+        groups=groups,
+        family=family,
+        path=directory,
+        dtype=compute,
+        name=source.name or hub.name_of(path),
+    )
+
+
+class _Source(NamedTuple):
+    """Where weights come from: a checkpoint's files, or a converted base."""
+
+    name: str | None
+    stored: Sequence[tuple[str, TensorInfo]]
+    """Path of a parameter, and what is there of it."""
+    pieces: Callable[[], Iterator[tuple[str, tuple[int, ...], Any]]]
+    """Gives path, place in the stack, and what a slice of which is read when taken."""
+
+
+def _open(
+    directory: Path,
+    config: DecoderConfig,
+    family: ModuleType,
+    groups: tuple[Group, ...],
+    shapes: Any,
+) -> _Source:
+    """Check that a checkpoint has what its config asks for, by headers alone."""
+    if base_lib.is_base(directory):
+        base = base_lib.read_base(directory)
+        return _Source(
+            base.name, base.stored(shapes, groups), lambda: base.pieces(groups)
+        )
+    files = tensor_files.list_files(directory)
+    places = match_tensors(files, family, config, groups, shapes, directory)
+    if config.tie_embeddings:
+        _check_tied_head(files, family)
+    stored = [
+        (places[name].path, info)
+        for file in files
+        for name, info in file.tensors.items()
+        if name in places
+    ]
+    return _Source(None, stored, lambda: _pieces(files, places))
+
+
+def _pieces(
+    files: Sequence[TensorFile], places: Mapping[str, Place]
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
     for file in files:
         with file.open() as handle:
             for name in file.tensors:
-                place = places.get(name)
-                done += 1
-                if progress is not None:
-                    progress(done, len(places))
-                if place is None:
-                    continue
-                kind = jnp.float32 if float32(place.path) else dtype
-                target = targets[place.path]
-                piece = _read(handle.get_slice(name), place, target, layout, kind)
-                if not place.at:
-                    leaves[place.path] = piece
-                    continue
-                stack = leaves.pop(place.path, None)
-                if stack is None:
-                    stack = _zeros(target.shape, kind, layout[place.path])
-                leaves[place.path] = _put(stack, piece, place.at)
-    params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
-    model = decoder.make_model(
-        config, groups=groups, dtype=dtype, mesh=mesh, **model_options
-    )
-    return Checkpoint(model, {"params": params}, config, groups, family, directory)
+                if (place := places.get(name)) is not None:
+                    values = handle.get_slice(name)
+                    if place.rule.transpose:
+                        values = values.T
+                    yield place.path, place.at, values
+
+
+def _kinds(
+    stored: Sequence[tuple[str, TensorInfo]],
+    dtype: Any,
+    float32: Callable[[str], bool],
+) -> dict[str, Any]:
+    """Return what kind of numbers each parameter gets."""
+    kinds: dict[str, Any] = {}
+    for path, info in stored:
+        kind = jnp.dtype(info.dtype if dtype == "auto" else dtype)
+        kinds[path] = jnp.promote_types(kind, kinds.get(path, kind))
+    # JAX has no float64 unless told otherwise.
+    return {
+        path: jnp.dtype(jnp.float32) if float32(path) or kind.itemsize > 4 else kind
+        for path, kind in kinds.items()
+    }
+
+
+def _compute_dtype(stored: Sequence[tuple[str, TensorInfo]], dtype: Any) -> Any:
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    numbers = collections.Counter[str]()
+    for _, info in stored:
+        numbers[info.dtype] += math.prod(info.shape)
+    most = numbers.most_common(1)[0][0]
+    return jnp.dtype(most if most == "bfloat16" else "float32")
 
 
 def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
@@ -141,13 +250,23 @@ def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
     Raises:
       UserError: as :func:`load` does.
     """
-    directory = Path(path)
-    config, family = open_config(directory)
+    config, family = open_config(path)
+    directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.num_layers),))
     shapes = decoder.param_shapes(config, groups)
-    files = tensor_files.list_files(directory)
-    match_tensors(files, family, config, groups, shapes, directory)
+    _open(directory, config, family, groups, shapes)
     return shapes
+
+
+def compute_dtype(path: str | Path, dtype: DType) -> Any:
+    """Return what kind of numbers :func:`load` would have the model compute in."""
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    config, family = open_config(path)
+    groups = ((0, config.num_layers),)
+    shapes = decoder.param_shapes(config, groups)
+    source = _open(hub.directory_of(path), config, family, groups, shapes)
+    return _compute_dtype(source.stored, dtype)
 
 
 def match_tensors(
@@ -277,22 +396,38 @@ def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     return shape[many:][::-1] if place.rule.transpose else shape[many:]
 
 
-def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax.Array:
+def _read(
+    values: Any, path: str, at: tuple[int, ...], target: Any, layout: Any, dtype: Any
+) -> jax.Array:
     """Read a tensor, for each device just the part that it holds."""
-    many = len(place.at)
-    shape, placement = target.shape[many:], layout[place.path]
+    shape, placement = target.shape[len(at) :], layout[path]
     if isinstance(placement, NamedSharding):
-        placement = NamedSharding(placement.mesh, PartitionSpec(*placement.spec[many:]))
+        axes = placement.spec[len(at) :]
+        placement = NamedSharding(placement.mesh, PartitionSpec(*axes))
 
     def part(index: Any) -> np.ndarray:
         bounds = tuple(
             slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)
         )
-        values = piece[bounds[::-1] if place.rule.transpose else bounds]
-        values = values.T if place.rule.transpose else values
-        return np.ascontiguousarray(values, dtype=dtype)
+        # A view of a file must be copied; what a converted base gives is fresh.
+        array = np.array if isinstance(values, np.ndarray) else np.asarray
+        return _converted(values[bounds], dtype, path, array)
 
     return jax.make_array_from_callback(shape, placement, part)
+
+
+def _converted(
+    values: np.ndarray, dtype: Any, path: str, array: Callable[..., np.ndarray]
+) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        made = array(values, dtype=dtype, order="C")
+    # Only float16 has a smaller range than the kinds that are stored.
+    if dtype == np.float16 and np.isinf(made).any() and np.isfinite(values).all():
+        raise UserError(
+            f"{path} has a weight of {np.abs(values).max():.3g}, above float16's "
+            "largest, 65504: use --dtype bfloat16 or float32"
+        )
+    return made
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:
@@ -308,12 +443,3 @@ def _zeros_maker(shape: tuple[int, ...], dtype: Any, placement: Any) -> Any:
 def _put(stack: jax.Array, piece: jax.Array, index: tuple[Any, ...]) -> jax.Array:
     begin = (*index, *[0] * piece.ndim)
     return jax.lax.dynamic_update_slice(stack, piece[(None,) * len(index)], begin)
-
-
-def source_info(directory: Path) -> dict[str, TensorInfo]:
-    """Return name, shape and dtype of every tensor of a checkpoint."""
-    return {
-        name: info
-        for file in tensor_files.list_files(directory)
-        for name, info in file.tensors.items()
-    }

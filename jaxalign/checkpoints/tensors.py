@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,12 +18,16 @@ from jaxalign.errors import UserError
 __all__ = [
     "TensorFile",
     "TensorInfo",
+    "TensorReader",
+    "entries",
     "fingerprint",
+    "framed",
     "list_files",
     "open_file",
     "raw_header",
     "read_json",
     "read_tensor",
+    "sample",
 ]
 
 DTYPES = {
@@ -39,6 +45,54 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Return its size."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class TensorReader:
+    """The tensors of an open safetensors file.
+
+    Each is mapped by itself and let go when its array is: pages of a file that is
+    mapped whole count as memory of this process for as long as it is open.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._data = 8 + int.from_bytes(file.read(8), "little")
+        self._entries = json.loads(file.read(self._data - 8))
+        self._entries.pop("__metadata__", None)
+
+    def keys(self) -> list[str]:
+        """Return the names of the tensors."""
+        return list(self._entries)
+
+    def get_slice(self, name: str) -> np.ndarray:
+        """Return a view of the file: a part that is not copied out of it is not read.
+
+        Raises:
+          OSError: the file has become shorter.
+        """
+        entry = self._entries[name]
+        shape, dtype = entry["shape"], np.dtype(DTYPES[entry["dtype"]])
+        begin, end = (self._data + offset for offset in entry["data_offsets"])
+        if begin == end:
+            return np.zeros(shape, dtype)
+        page = begin - begin % mmap.ALLOCATIONGRANULARITY
+        try:
+            pages = mmap.mmap(
+                self._file.fileno(), end - page, access=mmap.ACCESS_READ, offset=page
+            )
+        except ValueError as error:
+            raise OSError(str(error)) from None
+        values = np.frombuffer(pages, dtype, math.prod(shape), begin - page)
+        return values.reshape(shape)
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        """Return a copy of a tensor."""
+        return np.array(self.get_slice(name), order="C")
+
 
 class TensorFile(NamedTuple):
     """One safetensors file and what it holds."""
@@ -47,17 +101,17 @@ class TensorFile(NamedTuple):
     tensors: dict[str, TensorInfo]
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Any]:
-        """Map the file; ``handle.get_slice(name)[...]`` copies a part out of it."""
-        with open_file(self.path) as handle:
-            yield handle
+    def open(self) -> Iterator[TensorReader]:
+        """Open the file, whose header :func:`list_files` has checked."""
+        with _clean(self.path), self.path.open("rb") as file:
+            yield TensorReader(file)
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[Any]:
-    """Map a safetensors file."""
-    with _clean(path), safe_open(path, framework="np") as handle:
-        yield handle
+def open_file(path: Path) -> Iterator[TensorReader]:
+    """Open a safetensors file of any kind of numbers that weights have."""
+    with _header(path).open() as reader:
+        yield reader
 
 
 @contextlib.contextmanager
@@ -169,18 +223,27 @@ def _header(path: Path) -> TensorFile:
     return TensorFile(path, tensors)
 
 
-def raw_header(path: Path) -> tuple[bytes, list[str]]:
-    """Return a file's header as it stands, and its tensors in the order of their data.
+def raw_header(path: Path) -> bytes:
+    """Return a file's header as it stands, with its length in front.
 
     The file was opened by :func:`list_files` before, which has checked it.
     """
     with path.open("rb") as file:
         length = file.read(8)
         text = file.read(int.from_bytes(length, "little"))
-    entries = {k: v for k, v in json.loads(text).items() if k != "__metadata__"}
+    return length + text
+
+
+def framed(text: bytes) -> bytes:
+    """Return a header with its length in front."""
+    return len(text).to_bytes(8, "little") + text
+
+
+def entries(header: bytes) -> dict[str, Any]:
+    """Return what a header says of each tensor, in the order of their data."""
+    found = {k: v for k, v in json.loads(header[8:]).items() if k != "__metadata__"}
     # Empty tensors share an offset; the sort is stable.
-    names = sorted(entries, key=lambda name: entries[name]["data_offsets"])
-    return length + text, names
+    return dict(sorted(found.items(), key=lambda item: item[1]["data_offsets"]))
 
 
 def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str:
@@ -199,7 +262,14 @@ def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str
         with file.path.open("rb") as handle:
             header = int.from_bytes(handle.read(8), "little")
             digest.update(handle.read(header))
-            for place in np.linspace(8 + header, size, samples, endpoint=False):
-                handle.seek(int(place))
-                digest.update(handle.read(4096))
+            sample(handle, 8 + header, size, digest, samples)
     return digest.hexdigest()
+
+
+def sample(
+    file: BinaryIO, begin: int, end: int, digest: Any, samples: int = 512
+) -> None:
+    """Put 4 KiB at evenly spaced places of a file into a hash."""
+    for place in np.linspace(begin, end, samples, endpoint=False):
+        file.seek(int(place))
+        digest.update(file.read(4096))

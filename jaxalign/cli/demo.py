@@ -71,6 +71,7 @@ def split_sample(out: Path) -> tuple[Path, Path]:
 
 def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign.adapters.lora import LoRAConfig
+    from jaxalign.checkpoints import hub
     from jaxalign.checkpoints.fetch import fetch
     from jaxalign.data import chat, pairs, records
     from jaxalign.evaluation import report
@@ -119,7 +120,11 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     if not (out / "adapter").exists():
         publish.publish_run(run, out / "adapter", form="peft", restored=restored)
     found = records.read(held_file)
-    data = pairs.prepare(found, chat.load_tokenizer(model), max_length=None)
+    data = pairs.prepare(
+        found,
+        chat.load_tokenizer(str(hub.directory_of(model, weights=False))),
+        max_length=None,
+    )
     policy = restored.checkpoint.model
     results = score_records(
         data,

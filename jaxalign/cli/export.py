@@ -19,7 +19,8 @@ class ExportConfig:
     Attributes:
       out: new directory; it appears only when complete.
       run: run directory to export from.
-      model: checkpoint to write as it is, instead of a run.
+      model: checkpoint to write as it is, instead of a run: a directory, an id on the
+        hub, or a GGUF file to make a checkpoint of.
       adapter: adapter directory on top of the model.
       step: of the run's checkpoint; default the newest.
       format: ``merged`` is a whole Hugging Face checkpoint, ``peft`` the adapter.

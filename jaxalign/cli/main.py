@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on feedback records",
     "score": "write log-probabilities, losses and rewards of records",
     "describe": "count what an adapter trains and what it costs, from config.json",
+    "convert": "make of a checkpoint what many hosts restart from fastest",
     "export": "write a run as a Hugging Face checkpoint or a PEFT adapter",
     "fetch": "get a small real model without a hub",
     "env": "print versions, devices and kernels for a bug report",
@@ -35,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(f"jaxalign {__version__}")
         return
-    # Loading is from disk only unless a command is about downloading.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         name = arguments[0]

@@ -6,14 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.adapters import adapter
+from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.load import DType
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
@@ -46,7 +48,8 @@ class ScoreConfig:
     """Scoring a file of records.
 
     Attributes:
-      model: Hugging Face checkpoint directory.
+      model: Hugging Face checkpoint: a directory, or an id on the hub,
+        ``owner/name`` or ``owner/name@revision``.
       data: feedback records.
       out: JSON Lines file to write, one object a record, in order; nothing is dropped.
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
@@ -55,7 +58,7 @@ class ScoreConfig:
       token_logps: whether to write every completion token.
       batch_rows: rows that are computed at once.
       row_length: places of a row; default the longest pair.
-      dtype: of weights and computation.
+      dtype: of weights and computation; ``auto`` keeps weights as they are stored.
       mesh: how the devices are arranged.
     """
 
@@ -68,7 +71,7 @@ class ScoreConfig:
     token_logps: bool = False
     batch_rows: int = 1
     row_length: int | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ def score(config: ScoreConfig) -> Path:
         raise UserError(f"--out {out} is a directory: give a file to write")
     found = records.read(config.data)
     check_records(config.objective, found, records.aspects_of(found))
-    tokenizer = chat.load_tokenizer(config.model)
+    tokenizer = chat.load_tokenizer(str(hub.directory_of(config.model, weights=False)))
     data = pairs.prepare(
         found,
         tokenizer,
@@ -129,9 +132,8 @@ def score(config: ScoreConfig) -> Path:
         if path is not None:
             check_tokens(data, load_lib.open_config(path)[0], path)
     mesh = make_mesh(config.mesh)
-    dtype = jnp.dtype(config.dtype)
     restored = restore.load_adapted(
-        config.model, config.adapter, dtype=dtype, mesh=mesh
+        config.model, config.adapter, dtype=config.dtype, mesh=mesh
     )
     if adapter.reads_ahead(restored.variables):
         raise UserError(
@@ -142,7 +144,10 @@ def score(config: ScoreConfig) -> Path:
     model = restored.checkpoint.model
     scorer = Scorer(model, restored.variables, model, restored.base)
     if config.reference is not None:
-        other = load_lib.load(config.reference, dtype=dtype, mesh=mesh)
+        with progress.reading(f"loading {config.reference}") as show:
+            other = load_lib.load(
+                config.reference, dtype=config.dtype, mesh=mesh, progress=show
+            )
         scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:

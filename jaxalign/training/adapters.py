@@ -78,7 +78,7 @@ def _text_start(checkpoint: Checkpoint, config: PrefixConfig) -> Any:
         decoder.keys_and_values,
         checkpoint.config,
         groups=checkpoint.groups,
-        dtype=jax.tree.leaves(checkpoint.variables)[0].dtype,
+        dtype=checkpoint.dtype,
     )
     return jax.jit(run)(checkpoint.variables, inputs)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
 from jaxalign.models import attention
 from jaxalign.models.kernels.choice import (
@@ -44,7 +45,7 @@ def choose(
         With ``auto`` that is said in the reason for ``xla``.
     """
     work = Work(
-        dtype=config.dtype,
+        dtype=load_lib.compute_dtype(config.model, config.dtype),
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,

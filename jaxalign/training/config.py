@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 import yaml
@@ -11,6 +11,7 @@ import yaml
 from jaxalign.adapters.adapter import CONFIGS as ADAPTERS
 from jaxalign.adapters.adapter import Adapter, NoAdapter, averages_ahead
 from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.checkpoints.load import DType
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
@@ -39,7 +40,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-      model: Hugging Face checkpoint directory.
+      model: Hugging Face checkpoint: a directory, or an id on the hub,
+        ``owner/name`` or ``owner/name@revision``.
       data: feedback records to train on: .jsonl, .jsonl.gz, .parquet, tfds:NAME:SPLIT.
       out: run directory; the same command again continues the run in it.
       eval_data: records to evaluate on.
@@ -61,6 +63,7 @@ class TrainConfig:
       packing: whether a row holds as many pairs as fit, or one.
       overflow: what to do with a pair above max_length.
       dtype: of the frozen weights and of the computation; what is trained is float32.
+        ``auto`` keeps weights as they are stored; nothing scales the loss of float16.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
       attention: what computes it: ``auto`` is the fused kernel of the platform
         (``cudnn`` on GPUs, ``splash`` on TPUs) if it can do what the run needs, else
@@ -96,7 +99,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     packing: bool = True
     overflow: Overflow = "drop"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     remat: Remat = "dots"
     attention: Asked = "auto"
     attention_block: int = 64

@@ -1,21 +1,23 @@
 """What the user sees while work goes on: bars in a terminal, plain lines in a file."""
 
+import contextlib
 import datetime
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import rich.console
 import rich.progress
 
 
-__all__ = ["TrainingDisplay", "say", "track"]
+__all__ = ["TrainingDisplay", "reading", "say", "track"]
 
 T = TypeVar("T")
 
 console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
 _PLAIN_SECONDS = 10.0
+_BIG = 10**8  # bytes that are worth a bar
 
 
 def say(text: str) -> None:
@@ -53,6 +55,50 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             left = _duration((total - done) / rate)
             say(f"{what}: {done}/{total}, {rate:.1f}/s, {left} left")
     say(f"{what}: {done} in {time.monotonic() - begin:.1f} s")
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give what shows (bytes read, bytes in all): a bar, or a line now and then.
+
+    Nothing for less than 100 MB; in a file nothing for what takes less than 10 s.
+    """
+    with contextlib.ExitStack() as stack:
+        bar: rich.progress.Progress | None = None
+        begin = shown = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal bar, shown
+            if total < _BIG:
+                return
+            if console.is_terminal:
+                if bar is None:
+                    bar = stack.enter_context(_bytes_bar())
+                    bar.add_task(what, total=total)
+                bar.update(bar.task_ids[0], completed=done)
+                return
+            now = time.monotonic()
+            if now - shown > _PLAIN_SECONDS and done:
+                shown = now
+                rate = done / (now - begin)
+                left = _duration((total - done) / rate)
+                say(
+                    f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, "
+                    f"{rate / 1e6:.0f} MB/s, {left} left"
+                )
+
+        yield show
+
+
+def _bytes_bar() -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
 
 
 class TrainingDisplay:

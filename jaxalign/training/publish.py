@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import yaml
 
 import jaxalign
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
-from jaxalign.checkpoints import adapter_files, export
+from jaxalign.checkpoints import adapter_files, contents, export
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.gguf import convert_llama_gguf
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import restore
+from jaxalign.training import progress, restore
 from jaxalign.training.config import to_dict
 from jaxalign.training.restore import Restored
 
@@ -103,9 +103,9 @@ def _publish(
             restored.checkpoint, restored.variables, out, dropout=dropout, card=card
         )
     return export.save_hf(
-        restored.checkpoint,
         restored.variables,
         out,
+        like=restored.checkpoint,
         max_shard_size=max_shard_size,
         card=card,
     )
@@ -126,35 +126,41 @@ def publish_adapted(
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
-    dtype = jax.numpy.dtype(_dtype(model))
-    restored = restore.load_adapted(model, adapter_path, dtype=dtype)
+    _refuse_float64(model)
+    restored = restore.load_adapted(model, adapter_path, dtype="auto")
     return _publish(restored, out, form=form, max_shard_size=max_shard_size)
 
 
 def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -> Path:
     """Write a checkpoint as it was loaded: the same names, dtypes and bits.
 
+    A GGUF file becomes a checkpoint in float32.
+
     Raises:
       UserError: it cannot be loaded, has weights that would lose bits, or ``out`` is
         taken.
     """
+    if Path(model).suffix == ".gguf":
+        if max_shard_size is not None:
+            raise UserError("--max_shard_size has no effect with a GGUF file")
+        convert_llama_gguf(Path(model), out)
+        return out
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
-    checkpoint = load_lib.load(model, dtype=jax.numpy.dtype(_dtype(model)))
+    _refuse_float64(model)
+    with progress.reading(f"loading {model}") as show:
+        checkpoint = load_lib.load(model, dtype="auto", progress=show)
     return export.save_hf(
-        checkpoint, checkpoint.variables, out, max_shard_size=max_shard_size
+        checkpoint.variables, out, like=checkpoint, max_shard_size=max_shard_size
     )
 
 
-def _dtype(model: str) -> str:
-    """Return the kind of numbers in which a checkpoint loses no bit."""
+def _refuse_float64(model: str) -> None:
     load_lib.open_config(model)
-    dtypes = {i.dtype for i in load_lib.source_info(Path(model)).values()}
-    if "float64" in dtypes:
+    if "float64" in {i.dtype for i in contents.tensor_infos(model).values()}:
         raise UserError(
             f"{model} has float64 weights, which would be rounded: save it in float32"
         )
-    return "float32" if dtypes != {"bfloat16"} else "bfloat16"
 
 
 def model_card(run: Path, restored: Restored, form: Format) -> str:
@@ -170,14 +176,14 @@ def model_card(run: Path, restored: Restored, form: Format) -> str:
             load = f"{Path(adapter_files.LOADER).stem}.load(base_model, path)"
             about = _ABOUT_LOADER
     head = {
-        "base_model": restored.checkpoint.path.name,
+        "base_model": restored.checkpoint.name,
         "library_name": "transformers" if form == "merged" else "peft",
         "tags": ["jaxalign", config.objective.name],
     }
     settings = _without_paths(to_dict(config))
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {restored.checkpoint.path.name} aligned with {config.objective.name}\n\n"
+        f"# {restored.checkpoint.name} aligned with {config.objective.name}\n\n"
         f"Trained with jaxalign {jaxalign.__version__} for {restored.step} steps. "
         f"Load it with `{load}`{about}\n\n"
         f"## Metrics\n\n{shown}\n\n"

@@ -86,12 +86,14 @@ def reference_of(
     if config.reference == "cached":
         return {}, scorer.score(checkpoint, "model")
     if config.reference != "adapter_off":
-        other = load_lib.load(
-            config.reference,
-            groups=checkpoint.groups,
-            dtype=jnp.dtype(config.dtype),
-            mesh=scorer.mesh,
-        )
+        with progress.reading(f"loading {config.reference}") as show:
+            other = load_lib.load(
+                config.reference,
+                groups=checkpoint.groups,
+                dtype=config.dtype,
+                mesh=scorer.mesh,
+                progress=show,
+            )
         return {policy.REFERENCE: {"params": other.variables["params"]}}, PerToken()
     if jax.tree.leaves(trainable.get("params")):
         return {policy.REFERENCE: {"params": trainable["params"]}}, PerToken()
@@ -105,9 +107,7 @@ def estimated_weights(scorer: Scorer) -> PerToken:
             continue
         good, bad = (
             scorer.score(
-                load_lib.load(
-                    path, dtype=jnp.dtype(scorer.config.dtype), mesh=scorer.mesh
-                ),
+                load_lib.load(path, dtype=scorer.config.dtype, mesh=scorer.mesh),
                 name,
             )
             for name, path in objective.weight_models(scorer.config.objective).items()

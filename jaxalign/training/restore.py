@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign import trees
+from jaxalign.checkpoints import contents
 from jaxalign.checkpoints import load as load_lib
-from jaxalign.checkpoints import tensors
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.errors import UserError
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import adapters, run_directory
+from jaxalign.training import adapters, progress, run_directory
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import run as run_lib
 from jaxalign.training import step as step_lib
@@ -51,7 +51,7 @@ def load_adapted(
     """Load a checkpoint with an adapter on it.
 
     Args:
-      model: Hugging Face directory.
+      model: Hugging Face directory or id.
       adapter: PEFT directory, exported hybrid, run directory, or None.
       dtype: of the weights and of the computation.
       mesh: devices; default the first.
@@ -60,7 +60,8 @@ def load_adapted(
     """
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     if adapter is None:
-        checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh)
+        with progress.reading(f"loading {model}") as show:
+            checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh, progress=show)
         return Restored(
             checkpoint, checkpoint.variables, checkpoint.variables, None, None
         )
@@ -69,7 +70,10 @@ def load_adapted(
         return load_run(path, model=model, dtype=dtype, mesh=mesh)
     files = AdapterFiles(path, model)
     collections = files.collections()
-    checkpoint = load_lib.load(model, groups=files.groups(), dtype=dtype, mesh=mesh)
+    with progress.reading(f"loading {model}") as show:
+        checkpoint = load_lib.load(
+            model, groups=files.groups(), dtype=dtype, mesh=mesh, progress=show
+        )
     variables = {
         **checkpoint.variables,
         **adapters.place(collections, mesh, checkpoint.family),
@@ -99,7 +103,7 @@ def load_run(
     config = run_directory.read_config(run)
     sources = run_directory.read_sources(run)
     base = model or config.model
-    if tensors.fingerprint(Path(base)) != sources.get("model"):
+    if contents.fingerprint(base) != sources.get("model"):
         raise UserError(
             f"{base} is not the model that {run} was trained on (its fingerprint "
             f"differs): give the checkpoint that was {config.model} then"
@@ -107,7 +111,7 @@ def load_run(
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     changed: dict[str, Any] = {"model": base}
     if dtype is not None:
-        changed["dtype"] = jnp.dtype(dtype).name
+        changed["dtype"] = dtype if dtype == "auto" else jnp.dtype(dtype).name
     loaded = run_lib.load_policy(
         dataclasses.replace(config, **changed),
         mesh,

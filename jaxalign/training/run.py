@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 from jaxalign import trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter, PeftConfig
-from jaxalign.checkpoints import adapter_files, tensors
+from jaxalign.checkpoints import adapter_files, contents, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
@@ -91,18 +90,20 @@ def load_policy(
     shapes = decoder.param_shapes(model_config, groups)
     trained = trees.mask_from_patterns(shapes, config.trainable)
     keeps = dict(zip(trees.paths(shapes), jax.tree.leaves(trained), strict=True))
-    checkpoint = load_lib.load(
-        config.model,
-        groups=groups,
-        dtype=jnp.dtype(config.dtype),
-        float32=keeps.__getitem__,
-        mesh=mesh,
-        remat=config.remat,
-        lora_dropout=adapter.dropout(config.adapter),
-        attention_implementation=attention,
-        attention_block=config.attention_block,
-        attention_sequences=sequences,
-    )
+    with progress.reading(f"loading {config.model}") as show:
+        checkpoint = load_lib.load(
+            config.model,
+            groups=groups,
+            dtype=config.dtype,
+            float32=keeps.__getitem__,
+            mesh=mesh,
+            progress=show,
+            remat=config.remat,
+            lora_dropout=adapter.dropout(config.adapter),
+            attention_implementation=attention,
+            attention_block=config.attention_block,
+            attention_sequences=sequences,
+        )
     variables = dict(checkpoint.variables)
     if isinstance(config.adapter, NoAdapter):
         mask = {"params": trained}
@@ -229,7 +230,7 @@ def _prepare_data(config: TrainConfig, model_config: DecoderConfig) -> _Data:
     eval_records = records.read(config.eval_data) if config.eval_data else []
     aspects = records.aspects_of([*train_records, *eval_records])
     check_records(config.objective, [*train_records, *eval_records], aspects)
-    tokenizer = chat.load_tokenizer(config.model)
+    tokenizer = chat.load_tokenizer(str(hub.directory_of(config.model, weights=False)))
     asked = objective.needs(config.objective)
 
     def prepare(found: Sequence[records.Record], what: str) -> PairDataset:
@@ -270,7 +271,7 @@ def _summary(report: dict[str, int]) -> str:
 
 def _fingerprints(config: TrainConfig) -> dict[str, str]:
     sources = {
-        "model": tensors.fingerprint(Path(config.model)),
+        "model": contents.fingerprint(config.model),
         "data": run_directory.hash_file(config.data),
     }
     if config.eval_data:
@@ -278,9 +279,9 @@ def _fingerprints(config: TrainConfig) -> dict[str, str]:
     if isinstance(config.adapter, PeftConfig):
         sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
     if config.reference not in ("adapter_off", "cached"):
-        sources["reference"] = tensors.fingerprint(Path(config.reference))
+        sources["reference"] = contents.fingerprint(config.reference)
     for name, path in objective.weight_models(config.objective).items():
-        sources[name] = tensors.fingerprint(Path(path))
+        sources[name] = contents.fingerprint(path)
     return sources
 
 

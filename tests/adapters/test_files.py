@@ -297,7 +297,7 @@ def test_tied_embeddings_are_not_merged(make_llama, tmp_path) -> None:
     from jaxalign.checkpoints import export
 
     with pytest.raises(UserError, match="changes the embeddings, but not the head"):
-        export.save_hf(made.checkpoint, made.variables, tmp_path / "out")
+        export.save_hf(made.variables, tmp_path / "out", like=made.checkpoint)
     assert not list(tmp_path.iterdir())
 
 

@@ -230,7 +230,9 @@ def test_the_adapter_matters(adapted) -> None:
 
 
 def test_transformers_scores_a_merged_export_alike(adapted, tmp_path) -> None:
-    out = export.save_hf(adapted.loaded, adapted.variables, tmp_path / "out", card="me")
+    out = export.save_hf(
+        adapted.variables, tmp_path / "out", like=adapted.loaded, card="me"
+    )
     got = scenes.torch_logps(scenes.torch_model(out), adapted.data)
     scenes.assert_same(got, adapted.logps, atol=1e-4)
     changed = {
@@ -280,7 +282,7 @@ def test_merging_rounds_once(tmp_path) -> None:
     loaded = load_lib.load(source, dtype=jax.numpy.bfloat16)
     adapters = random_lora(loaded.variables["params"], targets=("q_proj",))
     variables = {**loaded.variables, "lora": adapters}
-    out = export.save_hf(loaded, variables, tmp_path / "out")
+    out = export.save_hf(variables, tmp_path / "out", like=loaded)
     q_proj = "model.layers.0.self_attn.q_proj.weight"
     leaf = jax.tree.map(np.asarray, adapters["layers_0_1"]["self_attn"]["q_proj"])
     update = leaf["scale"][0] * (leaf["a"][0] @ leaf["b"][0]).T
@@ -368,7 +370,7 @@ def test_an_adapter_of_peft_gives_the_same_weights(
 ) -> None:
     _, restored, want = load_patterns(name)
     assert restored.base is restored.checkpoint.variables
-    out = export.save_hf(restored.checkpoint, restored.variables, tmp_path / "out")
+    out = export.save_hf(restored.variables, tmp_path / "out", like=restored.checkpoint)
     before = load_file(tiny_llama / "model.safetensors")
     got = load_file(out / "model.safetensors")
     assert set(got) == set(want)
@@ -624,7 +626,7 @@ def test_a_run_is_exported(tmp_path) -> None:
     run(*flags, "merged", "--out", tmp_path / "merged")
     run(*flags, "peft", "--out", tmp_path / "peft")
     variables = {**loaded.variables, "lora": adapters}
-    want = export.save_hf(loaded, variables, tmp_path / "a")
+    want = export.save_hf(variables, tmp_path / "a", like=loaded)
     got = contents(tmp_path / "merged")
     card = got.pop("README.md").decode()
     assert got == contents(want)
@@ -683,17 +685,19 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, size) -> None:
     merged = export._tensor
     done = []
 
-    def fail(checkpoint: Any, variables: Any, name: str) -> np.ndarray:
+    def fail(base: Any, variables: Any, name: str) -> np.ndarray:
         done.append(name)
         if len(done) == 12:
             raise OSError("no space left")
-        return merged(checkpoint, variables, name)
+        return merged(base, variables, name)
 
     monkeypatch.setattr(export, "_tensor", fail)
     with pytest.raises(OSError, match="no space left"):
-        export.save_hf(loaded, loaded.variables, tmp_path / "out", max_shard_size=size)
+        export.save_hf(
+            loaded.variables, tmp_path / "out", like=loaded, max_shard_size=size
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    export.save_hf(loaded, loaded.variables, tmp_path / "out", max_shard_size=size)
+    export.save_hf(loaded.variables, tmp_path / "out", like=loaded, max_shard_size=size)
     assert (tmp_path / "out").is_dir()
 
 
@@ -711,7 +715,7 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch) -> None:
     loaded = load_lib.load(write(tmp_path / "source"))
 
     def save(out: Any) -> None:
-        export.save_hf(loaded, loaded.variables, out)
+        export.save_hf(loaded.variables, out, like=loaded)
 
     full, file = tmp_path / "full", tmp_path / "file"
     full.mkdir()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import jaxalign
 from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.checkpoints import convert
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.cli import env, parsing
 from jaxalign.cli.main import main
@@ -83,6 +84,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     return found
 
 
+READ = load_lib.load
 NEEDED = ("--model", "M", "--data", "D", "--out", "O")
 
 
@@ -93,7 +95,7 @@ NEEDED = ("--model", "M", "--data", "D", "--out", "O")
     ("arguments", "match"),
     [
         (["trian"], "unknown command 'trian'. Did you mean train?"),
-        (["xyzzy"], "unknown command 'xyzzy'. Known: demo, describe, env, export,"),
+        (["xyzzy"], "unknown command 'xyzzy'. Known: convert, demo, describe, env,"),
         (["env", "--json"], "env takes no options: got --json"),
         (["train"], "required: model, data, out"),
         (["train", "--model", "M", "--out", "O"], "required: data"),
@@ -113,6 +115,21 @@ NEEDED = ("--model", "M", "--data", "D", "--out", "O")
             ["export", "--out", "O", "--model", "M", "--max_shard_size", "5"],
             "the size '5' is not understood: expected such as 200MB or 5GB",
         ),
+        (
+            ["export", "--out", "O", "--model", "owner/name"],
+            "owner/name is no directory",
+        ),
+        (
+            ["convert", "--out", "O", "--model", "owner/name"],
+            "owner/name is no directory",
+        ),
+        (
+            ["convert", "--out", "O", "--model", "nowhere"],
+            "nowhere is no directory: exp",
+        ),
+        (["convert", "--model", "M"], "required: out"),
+        (["convert", "--out", "O", "--model", "M", "--dtype", "int8"], "'auto'.*int8"),
+        (["describe", "--model", "owner/name"], "HF_HUB_OFFLINE forbids to download"),
         (["score", "--batch_row", "3"], "unknown option --batch_row. .* --batch_rows"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -145,7 +162,8 @@ def test_commands(shell, tmp_path, monkeypatch, arguments, match) -> None:
         (["--batch_rows", "many"], '"batch_rows": Expected a .*int.*Got value: many'),
         (["--batch_rows", "1.5"], '"batch_rows": Expected a .*int'),
         (["--packing", "perhaps"], '"packing": Expected a .*bool'),
-        (["--dtype", "float16"], r"'float32', 'bfloat16'\]. Got value: float16"),
+        (["--dtype", "float8"], r"'float16', 'auto'\]. Got value: float8"),
+        (["--dtype", "f32"], r"'float32', 'bfloat16', .*Got value: f32"),
         (["--objective.form", "grp"], "'group', 'vanilla'.*Got value: grp"),
         (["--objective.top_k", "all"], "objective.top_k"),
         (["--objective.aspect_weights", '{"a": "b"}'], "Expected a .*float.*value: b"),
@@ -410,6 +428,12 @@ def test_a_run_that_could_start_reads_the_weights(train) -> None:
         (["--data", "nowhere.jsonl"], "nowhere.jsonl is not a file: expected a .jsonl"),
         (["--eval_data", "nowhere.jsonl"], "nowhere.jsonl is not a file"),
         (["--model", "nowhere"], "nowhere is no directory: expected a Hugging Face"),
+        (
+            ["--model", "owner/name"],
+            "owner/name is no directory, .* HF_HUB_OFFLINE forbids to download it. Uns",
+        ),
+        (["--reference", "owner/name@v1"], "owner/name@v1 is no directory, and of th"),
+        (["--model", "./owner/name"], "./owner/name is no directory: expected a Hug"),
         (["--reference", "nowhere"], "nowhere is no directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -578,3 +602,19 @@ def test_only_its_own_flags_choose_the_objective(arguments, name) -> None:
     from jaxalign.objectives.objective import CONFIGS
 
     assert parsing.chosen_objective(arguments) is CONFIGS[name]
+
+
+def test_a_broken_converted_model(train, tiny_llama, tmp_path_factory) -> None:
+    base = tmp_path_factory.mktemp("converted") / "base"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(load_lib, "load", READ)
+        convert.convert(tiny_llama, base)
+    manifest = base / "jaxalign_base.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"version": 1', '"version": 0'))
+    train("by another version: got 0, expected 1. Convert the model", model=base)
+    manifest.write_text("{")
+    train("jaxalign_base.json: not a JSON object", model=base)
+    manifest.write_text(text)
+    (base / "params" / "manifest.ocdbt").unlink()
+    train("is no whole converted model: params/manifest.ocdbt is missing", model=base)

@@ -1,5 +1,7 @@
 """From records to tokens: what is a completion, and whose token is whose."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -423,6 +425,25 @@ def test_load_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
     assert chat.load_tokenizer(str(tiny_llama)).eos_token == "<|im_end|>"
     with pytest.raises(UserError, match="its tokenizer cannot be loaded: .*Expected"):
         chat.load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_in_either_file(tiny_llama, tmp_path, place) -> None:
+    """transformers 5 writes a file of its own, transformers 4 a field."""
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    file = tmp_path / "model" / "chat_template.jinja"
+    template = file.read_text()
+    config = tmp_path / "model" / "tokenizer_config.json"
+    values = json.loads(config.read_text())
+    assert "chat_template" not in values
+    if place == "tokenizer_config.json":
+        file.unlink()
+        config.write_text(json.dumps(values | {"chat_template": template}))
+    tokenizers = [chat.load_tokenizer(str(p)) for p in (tiny_llama, file.parent)]
+    record = records.parse(synthetic.feedback_records(1)[0])
+    got = [list(chat.tokenize([record], tokenizer)) for tokenizer in tokenizers]
+    assert tokenizers[1].chat_template == template == synthetic.CHATML
+    assert repr(got[0]) == repr(got[1])
 
 
 def test_chunks_change_nothing(make_tokenizer: Callable[..., Any]) -> None:

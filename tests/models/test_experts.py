@@ -94,7 +94,7 @@ def test_adapted_experts_merge_and_come_back(make, tmp_path, name) -> None:
     got = adapter_scenes.logits(adapter_scenes.Adapted(merged, {}), inputs)
     np.testing.assert_allclose(got, want, atol=2e-4)
     # The exported weights are those, one tensor an expert again.
-    out = export.save_hf(made.checkpoint, made.variables, tmp_path / "merged")
+    out = export.save_hf(made.variables, tmp_path / "merged", like=made.checkpoint)
     again = load_lib.load(out, groups=made.checkpoint.groups)
     for path, a, b in zip(
         trees.paths(params),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
@@ -158,7 +158,7 @@ def test_log_probs_are_those_of_transformers(make, name, tmp_path) -> None:
         got = score(loaded.variables, batch)
         scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)
     # There and back: every tensor, every bit.
-    out = export.save_hf(loaded, loaded.variables, tmp_path / "out")
+    out = export.save_hf(loaded.variables, tmp_path / "out", like=loaded)
     before, after = (load_file(path / "model.safetensors") for path in (directory, out))
     assert before.keys() == after.keys()
     for tensor, value in before.items():
@@ -166,6 +166,26 @@ def test_log_probs_are_those_of_transformers(make, name, tmp_path) -> None:
     assert (out / "config.json").read_bytes() == (
         directory / "config.json"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shards_in_half_precision_come_back_to_the_last_bit(tmp_path, name) -> None:
+    model_type, options = CASES[name]
+    source = synthetic.make_checkpoint(
+        tmp_path / "source", model_type, save={"max_shard_size": "40KB"}, **options
+    )
+    for number, path in enumerate(sorted(source.glob("*.safetensors"))):
+        kind = ("bfloat16", "float16", "bfloat16")[number % 3]
+        values = {k: v.astype(kind) for k, v in load_file(path).items()}
+        save_file(values, path, metadata={"format": "pt"})
+    for dtype in ("auto", "float32"):
+        loaded = load_lib.load(source, dtype=dtype)
+        out = export.save_hf(loaded.variables, tmp_path / dtype, like=source)
+        names = sorted(path.name for path in source.iterdir())
+        assert names == sorted(path.name for path in out.iterdir())
+        assert sum(name.endswith(".safetensors") for name in names) > 2
+        for file in names:
+            assert (out / file).read_bytes() == (source / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope", "yarn"])

@@ -48,7 +48,9 @@ def scene(tiny_llama, tmp_path_factory):
     tokens = jax.jit(
         lambda: score_tokens(*split, batch, None, model=loaded.model, kl=True)
     )()
-    merged = export.save_hf(loaded, variables, tmp_path_factory.mktemp("x") / "merged")
+    merged = export.save_hf(
+        variables, tmp_path_factory.mktemp("x") / "merged", like=loaded
+    )
     values = torch_values(
         scenes.torch_model(merged), scenes.torch_model(tiny_llama), data
     )

@@ -1,0 +1,131 @@
+"""From a Hugging Face checkpoint to a converted base, see ``checkpoints.base``."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxalign import trees
+from jaxalign.adapters.selection import group_of_name
+from jaxalign.checkpoints import base as base_lib
+from jaxalign.checkpoints import contents, export, hub
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints import tensors as tensor_files
+from jaxalign.checkpoints.base import Base
+from jaxalign.checkpoints.load import Checkpoint, DType
+from jaxalign.checkpoints.tensors import TensorInfo
+from jaxalign.errors import UserError
+from jaxalign.parallel.mesh import MeshConfig, make_mesh
+
+
+__all__ = ["convert"]
+
+_CHUNK = 1 << 22
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    *,
+    dtype: DType = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Convert a checkpoint once, for runs that start from it again and again.
+
+    It is read into the host's memory, whatever devices there are.
+
+    Args:
+      model: directory of a Hugging Face checkpoint, or an id on the hub.
+      out: new directory; appears only when complete.
+      dtype: of the weights; ``auto`` keeps them as they are, to the last bit.
+      progress: called with (bytes read, bytes in all).
+    Returns:
+      ``out``, which stands for ``model`` from then on.
+    Raises:
+      UserError: the checkpoint cannot be loaded or is converted already, or ``out`` is
+        not empty.
+    """
+    directory = hub.directory_of(model)
+    if base_lib.is_base(directory):
+        raise UserError(f"{model} is converted already: give the checkpoint it is of")
+    load_lib.check(model)
+    with export.whole_directory(Path(out)) as temporary:
+        mesh = make_mesh(MeshConfig(), jax.devices("cpu"))
+        checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh, progress=progress)
+        export.copy_rest(directory, temporary)
+        export.copy_index(directory, temporary)
+        _write_buffers(checkpoint, temporary)
+        params = checkpoint.variables["params"]
+        _write_params(params, temporary / base_lib.PARAMS)
+        leaves = zip(trees.paths(params), jax.tree.leaves(params), strict=True)
+        infos = {path: TensorInfo(leaf.shape, leaf.dtype.name) for path, leaf in leaves}
+        made = Base(
+            temporary,
+            _fingerprint(checkpoint, infos),
+            checkpoint.name,
+            contents.headers(directory),
+            infos,
+        )
+        # Comes last: without it the directory is nothing.
+        manifest = base_lib.dump(made)
+        (temporary / base_lib.MANIFEST).write_text(manifest, encoding="utf-8")
+    return Path(out)
+
+
+def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
+    """Return the source's fingerprint if no number was rounded, else one of both."""
+    source = tensor_files.fingerprint(checkpoint.path)
+    rounded = False
+    for name, info in contents.tensor_infos(checkpoint.path).items():
+        place = load_lib.locate(name, checkpoint.family.RULES, checkpoint.groups)
+        if place is not None and place.path in infos:
+            kind = jnp.dtype(infos[place.path].dtype)
+            rounded |= jnp.promote_types(info.dtype, kind) != kind
+    if not rounded:
+        return source
+    kinds = json.dumps({path: info.dtype for path, info in infos.items()})
+    return hashlib.sha256(f"{source}{kinds}".encode()).hexdigest()
+
+
+def _write_buffers(checkpoint: Checkpoint, directory: Path) -> None:
+    """Keep what is no parameter, so that an export has it too."""
+    values: dict[str, np.ndarray] = {}
+    for name in contents.tensor_infos(checkpoint.path):
+        if load_lib.locate(name, checkpoint.family.RULES, checkpoint.groups) is None:
+            value = tensor_files.read_tensor(checkpoint.path, name)
+            assert value is not None
+            values[name] = value
+    if values:
+        export.write(values, directory / base_lib.BUFFERS)
+
+
+def _write_params(params: Any, path: Path) -> None:
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        # Weights hardly shrink, and a reader would have to unpack them.
+        use_compression=False,
+        # Or all of them are in memory a second time.
+        save_concurrent_gb=max(1, math.ceil(max(sizes) / 1e9)),
+    )
+    save_args = trees.map_with_paths(_save_args, params)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(
+            path.absolute(), args=ocp.args.PyTreeSave(params, save_args=save_args)
+        )
+
+
+def _save_args(path: str, leaf: Any) -> ocp.SaveArgs:
+    """Cut stacks into layers, and large layers into parts of 4 MB."""
+    stacked = group_of_name(path.partition("/")[0]) is not None
+    return ocp.SaveArgs(
+        chunk_byte_size=max(_CHUNK, leaf.dtype.itemsize),
+        shard_axes=(0,) if stacked else (),
+    )
