@@ -16,10 +16,11 @@ from jaxalign.adapters.selection import Group, group_name, group_of_name
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
 from jaxalign.errors import UserError
-from jaxalign.models import decoder
+from jaxalign.models import decoder, quantised
 from jaxalign.models.families import family_of
 from jaxalign.models.families.rules import Rule
 from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.parallel import sharding
 from jaxalign.types import Model, Variables
 
@@ -70,6 +71,7 @@ def load(
     groups: Sequence[Group] | None = None,
     dtype: Any = jnp.float32,
     float32: Callable[[str], bool] = lambda path: False,
+    quantize: Quantize = "none",
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     **model_options: Any,
@@ -84,6 +86,7 @@ def load(
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
       dtype: of the weights and of the computation.
       float32: tells by path which weights stay float32 all the same (trained ones).
+      quantize: hold the layers' linear weights as codes, see ``models.quantised``.
       mesh: devices; default the first one.
       progress: called with (tensors done, tensors in all).
       **model_options: see ``models.decoder.make_model``.
@@ -105,7 +108,7 @@ def load(
     else:
         specs = sharding.param_shardings(shapes, mesh, family.SHARDING)
         layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
-    leaves: dict[str, jax.Array] = {}
+    leaves: dict[str, Any] = {}
     done = 0
     for file in files:
         with file.open() as handle:
@@ -116,7 +119,8 @@ def load(
                     progress(done, len(places))
                 if place is None:
                     continue
-                kind = jnp.float32 if float32(place.path) else dtype
+                codes = quantize != "none" and quantised.holds_codes(place.path)
+                kind = jnp.float32 if codes or float32(place.path) else dtype
                 target = targets[place.path]
                 piece = _read(handle.get_slice(name), place, target, layout, kind)
                 if not place.at:
@@ -124,7 +128,8 @@ def load(
                     continue
                 stack = leaves.pop(place.path, None)
                 if stack is None:
-                    stack = _zeros(target.shape, kind, layout[place.path])
+                    of = quantize if codes else "none"
+                    stack = _stack(target.shape, kind, layout[place.path], of)
                 leaves[place.path] = _put(stack, piece, place.at)
     params = trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
     model = decoder.make_model(config, groups=groups, dtype=dtype, **model_options)
@@ -293,8 +298,23 @@ def _read(piece: Any, place: Place, target: Any, layout: Any, dtype: Any) -> jax
     return jax.make_array_from_callback(shape, placement, part)
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:
-    return _zeros_maker(shape, dtype, placement)()
+def _stack(
+    shape: tuple[int, ...], dtype: Any, placement: Any, quantize: Quantize
+) -> Any:
+    """Make an empty stack of layers, of numbers or of codes."""
+    if quantize == "none":
+        return _zeros_maker(shape, dtype, placement)()
+    codes = jax.eval_shape(
+        functools.partial(quantised.quantise, kind=quantize),
+        jax.ShapeDtypeStruct(shape, dtype),
+    )
+    if isinstance(placement, NamedSharding):
+        where = quantised.place(codes, placement)
+    else:
+        where = jax.tree.map(lambda _: placement, codes)
+    return jax.tree.map(
+        lambda c, to: _zeros_maker(c.shape, c.dtype, to)(), codes, where
+    )
 
 
 @functools.lru_cache(maxsize=256)  # as is a compiled function, so that it is made once
@@ -303,9 +323,15 @@ def _zeros_maker(shape: tuple[int, ...], dtype: Any, placement: Any) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, piece: jax.Array, index: tuple[Any, ...]) -> jax.Array:
-    begin = (*index, *[0] * piece.ndim)
-    return jax.lax.dynamic_update_slice(stack, piece[(None,) * len(index)], begin)
+def _put(stack: Any, piece: Any, index: tuple[Any, ...]) -> Any:
+    if isinstance(stack, Quantised):
+        piece = quantised.quantise(piece, stack.kind)
+
+    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
+        begin = (*index, *[0] * part.ndim)
+        return jax.lax.dynamic_update_slice(whole, part[(None,) * len(index)], begin)
+
+    return jax.tree.map(put, stack, piece)
 
 
 def source_info(directory: Path) -> dict[str, TensorInfo]:

@@ -17,6 +17,7 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
+from jaxalign.models.quantised import Quantize
 from jaxalign.objectives import dpo2d, logps
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import (
@@ -56,6 +57,8 @@ class ScoreConfig:
       batch_rows: rows that are computed at once.
       row_length: places of a row; default the longest pair.
       dtype: of weights and computation.
+      quantize: how both models' frozen linear weights are held, see ``jaxalign train``;
+        default as the run that ``adapter`` is was trained, elsewhere ``none``.
       mesh: how the devices are arranged.
     """
 
@@ -69,6 +72,7 @@ class ScoreConfig:
     batch_rows: int = 1
     row_length: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
@@ -131,7 +135,7 @@ def score(config: ScoreConfig) -> Path:
     mesh = make_mesh(config.mesh)
     dtype = jnp.dtype(config.dtype)
     restored = restore.load_adapted(
-        config.model, config.adapter, dtype=dtype, mesh=mesh
+        config.model, config.adapter, dtype=dtype, quantize=config.quantize, mesh=mesh
     )
     if adapter.reads_ahead(restored.variables):
         raise UserError(
@@ -142,7 +146,13 @@ def score(config: ScoreConfig) -> Path:
     model = restored.checkpoint.model
     scorer = Scorer(model, restored.variables, model, restored.base)
     if config.reference is not None:
-        other = load_lib.load(config.reference, dtype=dtype, mesh=mesh)
+        own = "none" if restored.config is None else restored.config.quantize
+        other = load_lib.load(
+            config.reference,
+            dtype=dtype,
+            quantize=config.quantize or own,
+            mesh=mesh,
+        )
         scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:

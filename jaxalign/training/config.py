@@ -14,6 +14,7 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
+from jaxalign.models.quantised import Quantize
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import CONFIGS, Objective, needs, weight_models
 from jaxalign.parallel.mesh import MeshConfig
@@ -60,6 +61,8 @@ class TrainConfig:
       packing: whether a row holds as many pairs as fit, or one.
       overflow: what to do with a pair above max_length.
       dtype: of the frozen weights and of the computation; what is trained is float32.
+      quantize: hold the layers' frozen linear weights, the reference's too, as int8 or
+        4-bit nf4 codes; needs an adapter.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
       attention_block: queries and keys of a block of attention.
       router_weight: of the balance loss of a mixture of experts, 0.001 in pretraining.
@@ -92,6 +95,7 @@ class TrainConfig:
     packing: bool = True
     overflow: Overflow = "drop"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize = "none"
     remat: Remat = "dots"
     attention_block: int = 64
     router_weight: float = 0.0
@@ -138,7 +142,7 @@ class TrainConfig:
                 f"batch_rows {self.batch_rows} cannot be split over mesh.data × "
                 f"mesh.fsdp = {rows} devices: make it a multiple of {rows}"
             )
-        check_trainable(self.adapter, self.trainable)
+        check_trainable(self.adapter, self.trainable, self.quantize)
         if averages_ahead(self.adapter):
             check_branches(self.objective, "adapter.gate mean (adapter.faithful)")
         self._check_reference()
@@ -164,12 +168,20 @@ class TrainConfig:
             )
 
 
-def check_trainable(adapter: Adapter, trainable: tuple[str, ...]) -> None:
-    """Refuse an adapter beside trained base weights, and neither of them.
+def check_trainable(
+    adapter: Adapter, trainable: tuple[str, ...], quantize: Quantize
+) -> None:
+    """Refuse an adapter beside trained base weights, neither of them, trained codes.
 
     Raises:
       UserError: saying which it is.
     """
+    if isinstance(adapter, NoAdapter) and quantize != "none":
+        raise UserError(
+            f"quantize {quantize} holds base weights as codes, which cannot be "
+            "trained: got adapter.name none. Train an adapter (--adapter.name lora, "
+            "say), or leave --quantize out"
+        )
     if isinstance(adapter, NoAdapter) and not trainable:
         raise UserError(
             "adapter.name none trains nothing by itself: give --trainable patterns "

@@ -58,7 +58,7 @@ class Scorer(NamedTuple):
                 self.shape,
                 path=self.directory / f"{what}{suffix}.npz",
                 key=reference_cache.cache_key(
-                    data.pairs, self.sources[name], self.config.dtype
+                    data.pairs, self.sources[name], _settings(self.config)
                 ),
                 batch_rows=self.config.batch_rows,
                 mesh=self.mesh,
@@ -69,6 +69,12 @@ class Scorer(NamedTuple):
             part("train", self.train),
             None if evaluation is None else part("eval", evaluation),
         )
+
+
+def _settings(config: TrainConfig) -> str:
+    """Name what changes a frozen model's numbers beside its weights."""
+    quantised = "" if config.quantize == "none" else f" {config.quantize}"
+    return f"{config.dtype}{quantised}"
 
 
 def reference_of(
@@ -90,6 +96,7 @@ def reference_of(
             config.reference,
             groups=checkpoint.groups,
             dtype=jnp.dtype(config.dtype),
+            quantize=config.quantize,
             mesh=scorer.mesh,
         )
         return {policy.REFERENCE: {"params": other.variables["params"]}}, PerToken()
@@ -106,7 +113,10 @@ def estimated_weights(scorer: Scorer) -> PerToken:
         good, bad = (
             scorer.score(
                 load_lib.load(
-                    path, dtype=jnp.dtype(scorer.config.dtype), mesh=scorer.mesh
+                    path,
+                    dtype=jnp.dtype(scorer.config.dtype),
+                    quantize=scorer.config.quantize,
+                    mesh=scorer.mesh,
                 ),
                 name,
             )
