@@ -179,7 +179,7 @@ def apply(
     x: Float[Array, "*n fan_in"],
     leaves: Mapping[str, Array],
     *,
-    kernel: Float[Array, "fan_in fan_out"],
+    kernel: Any,
     mean: gates.Mean | None = None,
     dropped: Float[Array, "*n fan_in"] | None = None,
 ) -> Float[Array, "*n fan_out"]:
@@ -189,7 +189,7 @@ def apply(
       y: ``x W``, without bias.
       x: inputs, which the gate reads too.
       leaves: of this layer's adapter.
-      kernel: W, which DoRA measures.
+      kernel: W [fan_in, fan_out], or codes of it, which DoRA measures.
       mean: see ``gates.value``.
       dropped: x with dropout, for the update alone.
     """
@@ -250,7 +250,7 @@ def _factors(leaves: Mapping[str, Any], xp: Any = jnp) -> tuple[Any, Any]:
     return a, b
 
 
-def _lengths(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
+def _lengths(kernel: Any, a: Array, b: Array, scale: Array) -> Array:
     """Return |W + scale A B| of every column, without making that matrix."""
     wide = kernel.astype(jnp.float32)
     cross = jnp.einsum("...ir,...io->...ro", a, wide)
@@ -359,8 +359,7 @@ def _init_linear(
     for_gate = jax.random.fold_in(key, 1)
     leaves = gates.init(config.gate, tuple(stack[:1]), fan_in, for_gate)
     if config.dora:
-        # Kept in float32: the norm of a column is what it starts from.
-        leaves["magnitude"] = jnp.linalg.norm(weight.astype(jnp.float32), axis=-2)
+        leaves["magnitude"] = _each(_column_lengths, weight)
     if config.init == "pissa":
         a, b = _principal(weight, rank, scale)
         # Copies, as a and b are trained and given away.
@@ -379,18 +378,26 @@ def _principal(weight: Any, rank: int, scale: Array) -> tuple[Array, Array]:
             f"{list(weight.shape[-2:])} has singular values: lower adapter.rank"
         )
 
-    def factor(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        matrix, size = pair
+    def factor(matrix: Any, size: Array) -> tuple[Array, Array]:
         u, s, v = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
         root = jnp.sqrt(s[:rank] / size)
         return u[:, :rank] * root[None], root[:, None] * v[:rank]
 
+    stack = weight.shape[:-2]
+    scale = scale.reshape(scale.shape + (1,) * (len(stack) - scale.ndim))
+    return _each(factor, weight, jnp.broadcast_to(scale, stack))
+
+
+def _column_lengths(matrix: Any) -> Array:
+    # In float32: the norm of a column is what DoRA starts from.
+    return jnp.linalg.norm(matrix.astype(jnp.float32), axis=-2)
+
+
+def _each(fn: Any, weight: Any, *rest: Any) -> Any:
+    """Apply a function of one weight, to a stack (of stacks) one after the other."""
     if weight.ndim == 2:
-        return factor((weight, scale))
-    *stack, fan_in, fan_out = weight.shape
-    scale = jnp.broadcast_to(scale.reshape(-1, *[1] * (len(stack) - 1)), stack)
-    a, b = jax.lax.map(factor, (weight.reshape(-1, fan_in, fan_out), scale.reshape(-1)))
-    return a.reshape(*stack, fan_in, rank), b.reshape(*stack, rank, fan_out)
+        return fn(weight, *rest)
+    return jax.lax.map(lambda layer: _each(fn, *layer), (weight, *rest))
 
 
 def _init_embedding(

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,9 +110,15 @@ class Base(NamedTuple):
         return found
 
     def pieces(
-        self, groups: tuple[Group, ...]
+        self, groups: tuple[Group, ...], by_layer: Callable[[str], bool]
     ) -> Iterator[tuple[str, tuple[int, ...], "View"]]:
-        """Yield path and numbers of every parameter, a group's stack as one piece."""
+        """Yield path, place in the stack and numbers of every parameter.
+
+        Args:
+          groups: how the layers are cut.
+          by_layer: tells by path which stacks come as a piece for each layer; the
+            others are one.
+        """
         for path in self.params:
             stored = self.open(path)
             head, _, rest = path.partition("/")
@@ -121,7 +127,12 @@ class Base(NamedTuple):
                 continue
             for low, high in groups:
                 name = f"{group_name((low, high))}/{rest}"
-                yield name, (), View(stored[low:high].translate_to[0], self.path)
+                if not by_layer(name):
+                    yield name, (), View(stored[low:high].translate_to[0], self.path)
+                    continue
+                for layer in range(low, high):
+                    # The layer's axis is gone: what is left begins at 0.
+                    yield name, (layer - low,), View(stored[layer], self.path)
 
     def buffer(self, name: str) -> np.ndarray | None:
         """Read a tensor of the source that is computed, not learned."""

@@ -177,9 +177,14 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
     """Refuse adapters that no merged weights can stand for.
 
     Raises:
-      UserError: a prefix, a gate that depends on the input, or an update of embeddings
-        that the head shares.
+      UserError: a prefix, a gate that depends on the input, an update of embeddings
+        that the head shares, or base weights that are codes.
     """
+    if any(path.endswith("/codes") for path in trees.paths(variables["params"])):
+        raise UserError(
+            "the base weights are held as codes, which are less than the checkpoint "
+            "has: load it with quantize none to write it"
+        )
     if variables.get("prefix"):
         raise UserError(
             "the adapter has a prefix, which cannot be merged: its keys and values are "

@@ -20,10 +20,11 @@ from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
 from jaxalign.errors import UserError
-from jaxalign.models import decoder
+from jaxalign.models import decoder, quantised
 from jaxalign.models.families import family_of
 from jaxalign.models.families.rules import Rule
 from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.parallel import sharding
 from jaxalign.types import Model, Variables
 
@@ -96,6 +97,7 @@ def load(
     groups: Sequence[Group] | None = None,
     dtype: Any = jnp.float32,
     float32: Callable[[str], bool] = lambda path: False,
+    quantize: Quantize = "none",
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     **model_options: Any,
@@ -113,6 +115,7 @@ def load(
         stored (of a stack the widest) and computes in the kind that most weights have,
         in float32 where that is float16, whose range activations can leave.
       float32: tells by path which weights stay float32 all the same (trained ones).
+      quantize: hold the layers' linear weights as codes, see ``models.quantised``.
       mesh: devices; default the first one.
       progress: called with (bytes read, bytes in all).
       **model_options: see ``models.decoder.make_model``.
@@ -133,17 +136,23 @@ def load(
     else:
         specs = sharding.param_shardings(shapes, mesh, family.SHARDING)
         layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
-    leaves: dict[str, jax.Array] = {}
+    leaves: dict[str, Any] = {}
     done, total = 0, sum(info.nbytes for _, info in source.stored)
-    for place, at, values in source.pieces():
-        kind, target = kinds[place], targets[place]
+
+    def is_coded(path: str) -> bool:
+        return quantize != "none" and quantised.holds_codes(path)
+
+    for place, at, values in source.pieces(is_coded):
+        coded = is_coded(place)
+        kind, target = jnp.dtype(jnp.float32) if coded else kinds[place], targets[place]
         piece = _read(values, place, at, target, layout, kind)
         if not at:
             leaves[place] = piece
         else:
             stack = leaves.pop(place, None)
             if stack is None:
-                stack = _zeros(target.shape, kind, layout[place])
+                of = quantize if coded else "none"
+                stack = _stack(target.shape, kind, layout[place], of)
             # Or reading runs ahead and pieces heap up.
             leaves[place] = jax.block_until_ready(_put(stack, piece, at))
         done += values.nbytes
@@ -172,8 +181,11 @@ class _Source(NamedTuple):
     name: str | None
     stored: Sequence[tuple[str, TensorInfo]]
     """Path of a parameter, and what is there of it."""
-    pieces: Callable[[], Iterator[tuple[str, tuple[int, ...], Any]]]
-    """Gives path, place in the stack, and what a slice of which is read when taken."""
+    pieces: Callable[
+        [Callable[[str], bool]], Iterator[tuple[str, tuple[int, ...], Any]]
+    ]
+    """Gives path, place in the stack, and what a slice of which is read when taken. Its
+    argument tells by path what must come layer by layer."""
 
 
 def _open(
@@ -187,7 +199,9 @@ def _open(
     if base_lib.is_base(directory):
         base = base_lib.read_base(directory)
         return _Source(
-            base.name, base.stored(shapes, groups), lambda: base.pieces(groups)
+            base.name,
+            base.stored(shapes, groups),
+            lambda by_layer: base.pieces(groups, by_layer),
         )
     files = tensor_files.list_files(directory)
     places = match_tensors(files, family, config, groups, shapes, directory)
@@ -199,7 +213,7 @@ def _open(
         for name, info in file.tensors.items()
         if name in places
     ]
-    return _Source(None, stored, lambda: _pieces(files, places))
+    return _Source(None, stored, lambda _: _pieces(files, places))
 
 
 def _pieces(
@@ -430,8 +444,23 @@ def _converted(
     return made
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any, placement: Any) -> jax.Array:
-    return _zeros_maker(shape, dtype, placement)()
+def _stack(
+    shape: tuple[int, ...], dtype: Any, placement: Any, quantize: Quantize
+) -> Any:
+    """Make an empty stack of layers, of numbers or of codes."""
+    if quantize == "none":
+        return _zeros_maker(shape, dtype, placement)()
+    codes = jax.eval_shape(
+        functools.partial(quantised.quantise, kind=quantize),
+        jax.ShapeDtypeStruct(shape, dtype),
+    )
+    if isinstance(placement, NamedSharding):
+        where = quantised.place(codes, placement)
+    else:
+        where = jax.tree.map(lambda _: placement, codes)
+    return jax.tree.map(
+        lambda c, to: _zeros_maker(c.shape, c.dtype, to)(), codes, where
+    )
 
 
 @functools.lru_cache(maxsize=256)  # as is a compiled function, so that it is made once
@@ -440,6 +469,12 @@ def _zeros_maker(shape: tuple[int, ...], dtype: Any, placement: Any) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, piece: jax.Array, index: tuple[Any, ...]) -> jax.Array:
-    begin = (*index, *[0] * piece.ndim)
-    return jax.lax.dynamic_update_slice(stack, piece[(None,) * len(index)], begin)
+def _put(stack: Any, piece: Any, index: tuple[Any, ...]) -> Any:
+    if isinstance(stack, Quantised):
+        piece = quantised.quantise(piece, stack.kind)
+
+    def put(whole: jax.Array, part: jax.Array) -> jax.Array:
+        begin = (*index, *[0] * part.ndim)
+        return jax.lax.dynamic_update_slice(whole, part[(None,) * len(index)], begin)
+
+    return jax.tree.map(put, stack, piece)

@@ -19,6 +19,7 @@ from jaxalign.checkpoints.load import DType
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
+from jaxalign.models.quantised import Quantize
 from jaxalign.objectives import dpo2d, logps
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import (
@@ -59,6 +60,8 @@ class ScoreConfig:
       batch_rows: rows that are computed at once.
       row_length: places of a row; default the longest pair.
       dtype: of weights and computation; ``auto`` keeps weights as they are stored.
+      quantize: how both models' frozen linear weights are held, see ``jaxalign train``;
+        default as the run that ``adapter`` is was trained, elsewhere ``none``.
       mesh: how the devices are arranged.
     """
 
@@ -72,6 +75,7 @@ class ScoreConfig:
     batch_rows: int = 1
     row_length: int | None = None
     dtype: DType = "float32"
+    quantize: Quantize | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
@@ -133,7 +137,11 @@ def score(config: ScoreConfig) -> Path:
             check_tokens(data, load_lib.open_config(path)[0], path)
     mesh = make_mesh(config.mesh)
     restored = restore.load_adapted(
-        config.model, config.adapter, dtype=config.dtype, mesh=mesh
+        config.model,
+        config.adapter,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        mesh=mesh,
     )
     if adapter.reads_ahead(restored.variables):
         raise UserError(
@@ -144,9 +152,14 @@ def score(config: ScoreConfig) -> Path:
     model = restored.checkpoint.model
     scorer = Scorer(model, restored.variables, model, restored.base)
     if config.reference is not None:
+        own = "none" if restored.config is None else restored.config.quantize
         with progress.reading(f"loading {config.reference}") as show:
             other = load_lib.load(
-                config.reference, dtype=config.dtype, mesh=mesh, progress=show
+                config.reference,
+                dtype=config.dtype,
+                quantize=config.quantize or own,
+                mesh=mesh,
+                progress=show,
             )
         scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.adapters import gates, lora, prefix
 from jaxalign.models import attention as attention_lib
-from jaxalign.models import rotary, routing
+from jaxalign.models import quantised, rotary, routing
+from jaxalign.models.quantised import Quantised
 
 
 __all__ = [
@@ -200,6 +201,14 @@ def _mean(module: nn.Module, layout: Layout | None) -> gates.Mean | None:
     return so_far
 
 
+def _kernel(module: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Return a module's weight, as an array or as codes."""
+    kernel = module.get_variable("params", "kernel")
+    if isinstance(kernel, Quantised):  # which Flax did not make and cannot check
+        return kernel
+    return module.param("kernel", nn.initializers.lecun_normal(), shape)
+
+
 class Dense(nn.Module):
     """A linear layer, with a LoRA update if the ``lora`` collection has one for it."""
 
@@ -214,8 +223,8 @@ class Dense(nn.Module):
         layout: Layout | None = None,
     ) -> Float[Array, "*n features"]:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        y = x @ kernel.astype(x.dtype)
+        kernel = _kernel(self, shape)
+        y = quantised.apply(jnp.matmul, x, kernel)
         if leaves := _leaves(self, "lora", lora.LEAVES):
             y = lora.apply(
                 y,
@@ -418,7 +427,7 @@ class ExpertDense(nn.Module):
 
     @nn.compact
     def __call__(self) -> routing.ExpertWeights:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+        kernel = _kernel(self, self.shape)
         return routing.ExpertWeights(kernel, _leaves(self, "lora", lora.LEAVES))
 
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.adapters import lora
+from jaxalign.models import quantised
 from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import RouterSums
 
@@ -95,7 +96,7 @@ class ExpertWeights(NamedTuple):
     """A linear layer for each expert."""
 
     kernel: Any
-    """[e, fan_in, fan_out]."""
+    """[e, fan_in, fan_out], or codes of it."""
     lora: dict[str, Array]
     """Leaves of the update, {} for none."""
 
@@ -140,7 +141,9 @@ def apply(
         rows, order, sizes = dispatch(x, experts, mlps.gate.kernel.shape[0])
 
         def dense(part: ExpertWeights, x: Array) -> Array:
-            y = jax.lax.ragged_dot(x, part.kernel.astype(x.dtype), sizes)
+            y = quantised.apply(
+                lambda x, w: jax.lax.ragged_dot(x, w, sizes), x, part.kernel
+            )
             if part.lora:
                 y = lora.apply_experts(y, x, part.lora, sizes)
             return checkpoint_name(y, saved_name)

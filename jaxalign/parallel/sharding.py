@@ -6,13 +6,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import trees
 from jaxalign.parallel.mesh import BATCH_AXES
 
 
-__all__ = ["batch_sharding", "param_shardings", "put_batch", "replicated"]
+__all__ = [
+    "batch_sharding",
+    "fitted",
+    "param_shardings",
+    "put_batch",
+    "replicated",
+]
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -33,13 +39,16 @@ def param_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     def place(path: str, leaf: Any) -> NamedSharding:
         for pattern, spec in rules:
             if re.fullmatch(pattern, path):
-                return NamedSharding(mesh, _fitted(spec, leaf.shape, mesh))
+                return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
         raise ValueError(f"no sharding rule matches {path}")
 
     return trees.map_with_paths(place, tree)
 
 
-def _fitted(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def fitted(
+    spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """Leave out of a spec the axes that do not divide their dimension."""
     axes = [*spec, *[None] * (len(shape) - len(spec))]
     return PartitionSpec(
         *(

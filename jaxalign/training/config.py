@@ -16,6 +16,7 @@ from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.decoder import Remat
 from jaxalign.models.kernels.choice import Asked
+from jaxalign.models.quantised import Quantize
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import CONFIGS, Objective, needs, weight_models
 from jaxalign.parallel.mesh import MeshConfig
@@ -64,6 +65,8 @@ class TrainConfig:
       overflow: what to do with a pair above max_length.
       dtype: of the frozen weights and of the computation; what is trained is float32.
         ``auto`` keeps weights as they are stored; nothing scales the loss of float16.
+      quantize: hold the layers' frozen linear weights, the reference's too, as int8 or
+        4-bit nf4 codes; needs an adapter.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
       attention: what computes it: ``auto`` is the fused kernel of the platform
         (``cudnn`` on GPUs, ``splash`` on TPUs) if it can do what the run needs, else
@@ -100,6 +103,7 @@ class TrainConfig:
     packing: bool = True
     overflow: Overflow = "drop"
     dtype: DType = "float32"
+    quantize: Quantize = "none"
     remat: Remat = "dots"
     attention: Asked = "auto"
     attention_block: int = 64
@@ -147,7 +151,7 @@ class TrainConfig:
                 f"batch_rows {self.batch_rows} cannot be split over mesh.data × "
                 f"mesh.fsdp = {rows} devices: make it a multiple of {rows}"
             )
-        check_trainable(self.adapter, self.trainable)
+        check_trainable(self.adapter, self.trainable, self.quantize)
         if averages_ahead(self.adapter):
             check_branches(self.objective, "adapter.gate mean (adapter.faithful)")
         self._check_reference()
@@ -173,12 +177,20 @@ class TrainConfig:
             )
 
 
-def check_trainable(adapter: Adapter, trainable: tuple[str, ...]) -> None:
-    """Refuse an adapter beside trained base weights, and neither of them.
+def check_trainable(
+    adapter: Adapter, trainable: tuple[str, ...], quantize: Quantize
+) -> None:
+    """Refuse an adapter beside trained base weights, neither of them, trained codes.
 
     Raises:
       UserError: saying which it is.
     """
+    if isinstance(adapter, NoAdapter) and quantize != "none":
+        raise UserError(
+            f"quantize {quantize} holds base weights as codes, which cannot be "
+            "trained: got adapter.name none. Train an adapter (--adapter.name lora, "
+            "say), or leave --quantize out"
+        )
     if isinstance(adapter, NoAdapter) and not trainable:
         raise UserError(
             "adapter.name none trains nothing by itself: give --trainable patterns "

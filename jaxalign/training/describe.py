@@ -1,6 +1,7 @@
 """What an adapter trains and what that costs, from config.json alone."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.errors import UserError
-from jaxalign.models import decoder
+from jaxalign.models import decoder, quantised
 from jaxalign.models.decoder import Remat
 from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.training import adapters
 from jaxalign.training.config import check_trainable
 
@@ -40,6 +42,7 @@ class DescribeConfig:
       adapter: what is trained beside the base weights.
       trainable: patterns of the base weights to train, with adapter.name none.
       dtype: of the frozen weights and of the computation.
+      quantize: how the layers' frozen linear weights are held.
       remat: what the backward pass keeps of each layer.
       batch_rows: rows of a micro-batch.
       row_length: places of a row.
@@ -49,6 +52,7 @@ class DescribeConfig:
     adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
     trainable: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize = "none"
     remat: Remat = "dots"
     batch_rows: int = 4
     row_length: int = 2048
@@ -59,7 +63,7 @@ class DescribeConfig:
                 raise UserError(
                     f"{field} must be at least 1: got {getattr(self, field)}"
                 )
-        check_trainable(self.adapter, self.trainable)
+        check_trainable(self.adapter, self.trainable, self.quantize)
 
 
 def describe(config: DescribeConfig) -> dict[str, Any]:
@@ -69,7 +73,8 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
       ``trainable`` and ``total`` numbers, and ``groups``: for each stack of layers, the
       embeddings, the last norm and the head its name, what is trained by kind, and
 
-      * ``weights_bytes``: base weights in ``dtype``, trained ones and adapters float32;
+      * ``weights_bytes``: base weights in ``dtype`` or quantised, with the scales of
+        their codes; trained ones and adapters float32;
       * ``optimizer_bytes``: AdamW's two moments, float32, and ``gradient_bytes``;
       * ``activations_bytes``: what the backward pass keeps of ``batch_rows`` ×
         ``row_length`` tokens, 0 below the lowest trained layer. An estimate from the
@@ -146,7 +151,10 @@ def _group(
         for path, leaf in _leaves(variables, name)
         if not path.startswith("params/")
     )
-    base = trees.num_params(variables["params"][name])
+    held = jax.eval_shape(
+        functools.partial(quantised.quantise_params, kind=config.quantize),
+        {name: variables["params"][name]},
+    )
     layers = selection.group_of_name(name)
     activations = 0
     if layers is not None and backward:
@@ -163,12 +171,22 @@ def _group(
         "trainable": trainable,
         **counts,
         "backward": backward,
-        "weights_bytes": (base - counts["base"]) * width
-        + (wide + counts["base"]) * _FLOAT32,
+        "weights_bytes": _base_bytes(held, width)
+        + counts["base"] * (_FLOAT32 - width)
+        + wide * _FLOAT32,
         "optimizer_bytes": 2 * _FLOAT32 * trainable,
         "gradient_bytes": _FLOAT32 * trainable,
         "activations_bytes": activations,
     }
+
+
+def _base_bytes(params: Any, width: int) -> int:
+    """Count the bytes of base weights, those of codes as they are."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Quantised))
+    return sum(
+        trees.num_bytes(leaf) if isinstance(leaf, Quantised) else leaf.size * width
+        for leaf in leaves
+    )
 
 
 def _floats_a_token(model: DecoderConfig, remat: Remat, rank: int) -> int:

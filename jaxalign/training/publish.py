@@ -13,8 +13,8 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.gguf import convert_llama_gguf
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import progress, restore
-from jaxalign.training.config import to_dict
+from jaxalign.training import progress, restore, run_directory
+from jaxalign.training.config import TrainConfig, to_dict
 from jaxalign.training.restore import Restored
 
 
@@ -60,6 +60,9 @@ def publish_run(
 ) -> Path:
     """Write what a run trained.
 
+    An adapter that was trained on a quantised base is merged into the source's own
+    weights, as PEFT's users do.
+
     Args:
       run: run directory.
       out: new directory.
@@ -72,7 +75,7 @@ def publish_run(
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
-    restored = restore.load_run(run, step=step) if restored is None else restored
+    restored = _load(run, step, form) if restored is None else restored
     config = restored.config
     if form == "peft" and (config is None or isinstance(config.adapter, NoAdapter)):
         raise UserError(
@@ -87,6 +90,13 @@ def publish_run(
         dropout=share,
         card=model_card(run, restored, form),
     )
+
+
+def _load(run: Path, step: int | None, form: Format) -> Restored:
+    config = run_directory.read_config(run)
+    if config.quantize == "none" or form == "peft":
+        return restore.load_run(run, step=step)
+    return restore.load_run(run, step=step, dtype="auto", quantize="none")
 
 
 def _publish(
@@ -185,10 +195,19 @@ def model_card(run: Path, restored: Restored, form: Format) -> str:
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {restored.checkpoint.name} aligned with {config.objective.name}\n\n"
         f"Trained with jaxalign {jaxalign.__version__} for {restored.step} steps. "
-        f"Load it with `{load}`{about}\n\n"
+        f"{_about_base(config, form)}Load it with `{load}`{about}\n\n"
         f"## Metrics\n\n{shown}\n\n"
         f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"
     )
+
+
+def _about_base(config: TrainConfig, form: Format) -> str:
+    if config.quantize == "none":
+        return ""
+    trained = f"The base weights were held as {config.quantize} codes in training"
+    if form == "merged":
+        return f"{trained}; the adapter is merged into the unquantised ones. "
+    return f"{trained}; load them in any precision. "
 
 
 _PATHS = (

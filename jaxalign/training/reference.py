@@ -58,7 +58,7 @@ class Scorer(NamedTuple):
                 self.shape,
                 path=self.directory / f"{what}{suffix}.npz",
                 key=reference_cache.cache_key(
-                    data.pairs, self.sources[name], self.config.dtype
+                    data.pairs, self.sources[name], _settings(self.config)
                 ),
                 batch_rows=self.config.batch_rows,
                 mesh=self.mesh,
@@ -69,6 +69,12 @@ class Scorer(NamedTuple):
             part("train", self.train),
             None if evaluation is None else part("eval", evaluation),
         )
+
+
+def _settings(config: TrainConfig) -> str:
+    """Name what changes a frozen model's numbers beside its weights."""
+    quantised = "" if config.quantize == "none" else f" {config.quantize}"
+    return f"{config.dtype}{quantised}"
 
 
 def reference_of(
@@ -91,6 +97,7 @@ def reference_of(
                 config.reference,
                 groups=checkpoint.groups,
                 dtype=config.dtype,
+                quantize=config.quantize,
                 mesh=scorer.mesh,
                 progress=show,
             )
@@ -107,7 +114,12 @@ def estimated_weights(scorer: Scorer) -> PerToken:
             continue
         good, bad = (
             scorer.score(
-                load_lib.load(path, dtype=scorer.config.dtype, mesh=scorer.mesh),
+                load_lib.load(
+                    path,
+                    dtype=scorer.config.dtype,
+                    quantize=scorer.config.quantize,
+                    mesh=scorer.mesh,
+                ),
                 name,
             )
             for name, path in objective.weight_models(scorer.config.objective).items()

@@ -15,6 +15,7 @@ from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.errors import UserError
+from jaxalign.models.quantised import Quantize
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import adapters, progress, run_directory
@@ -46,6 +47,7 @@ def load_adapted(
     adapter: str | None,
     *,
     dtype: Any = jnp.float32,
+    quantize: Quantize | None = None,
     mesh: Mesh | None = None,
 ) -> Restored:
     """Load a checkpoint with an adapter on it.
@@ -54,25 +56,27 @@ def load_adapted(
       model: Hugging Face directory or id.
       adapter: PEFT directory, exported hybrid, run directory, or None.
       dtype: of the weights and of the computation.
+      quantize: how base weights are held; default as in the run, elsewhere ``none``.
       mesh: devices; default the first.
     Raises:
       UserError: the adapter is neither, or belongs to another base model.
     """
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
+    if adapter is not None and run_directory.is_run(path := Path(adapter)):
+        return load_run(path, model=model, quantize=quantize, **options)
+    options["quantize"] = quantize or "none"
     if adapter is None:
         with progress.reading(f"loading {model}") as show:
-            checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh, progress=show)
+            checkpoint = load_lib.load(model, progress=show, **options)
         return Restored(
             checkpoint, checkpoint.variables, checkpoint.variables, None, None
         )
-    path = Path(adapter)
-    if run_directory.is_run(path):
-        return load_run(path, model=model, dtype=dtype, mesh=mesh)
-    files = AdapterFiles(path, model)
+    files = AdapterFiles(Path(adapter), model)
     collections = files.collections()
     with progress.reading(f"loading {model}") as show:
         checkpoint = load_lib.load(
-            model, groups=files.groups(), dtype=dtype, mesh=mesh, progress=show
+            model, groups=files.groups(), progress=show, **options
         )
     variables = {
         **checkpoint.variables,
@@ -87,6 +91,7 @@ def load_run(
     model: str | None = None,
     step: int | None = None,
     dtype: Any = None,
+    quantize: Quantize | None = None,
     mesh: Mesh | None = None,
 ) -> Restored:
     """Load what a run has trained.
@@ -96,6 +101,7 @@ def load_run(
       model: base checkpoint, if not where it was when the run began.
       step: of the checkpoint; default the newest.
       dtype: default the run's.
+      quantize: default the run's.
       mesh: devices; default the first.
     Raises:
       UserError: no run, no checkpoint, or the base model is not the one trained on.
@@ -112,6 +118,8 @@ def load_run(
     changed: dict[str, Any] = {"model": base}
     if dtype is not None:
         changed["dtype"] = dtype if dtype == "auto" else jnp.dtype(dtype).name
+    if quantize is not None:
+        changed["quantize"] = quantize
     loaded = run_lib.load_policy(
         dataclasses.replace(config, **changed),
         mesh,

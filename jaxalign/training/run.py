@@ -96,6 +96,7 @@ def load_policy(
             groups=groups,
             dtype=config.dtype,
             float32=keeps.__getitem__,
+            quantize=config.quantize,
             mesh=mesh,
             progress=show,
             remat=config.remat,
@@ -112,7 +113,8 @@ def load_policy(
             key = jax.random.fold_in(jax.random.key(config.seed), 1)
             collections = adapters.make(key, config.adapter, checkpoint)
         variables |= adapters.place(collections, mesh, family)
-        mask = adapter.trained(variables)
+        # By the plain shapes, so that a checkpoint does not tell how the base was held.
+        mask = adapter.trained({**variables, "params": shapes})
     trainable, frozen = trees.partition(variables, mask)
     return Policy(checkpoint, trainable, frozen)
 
@@ -318,8 +320,8 @@ def _train(
         if jax.process_index() == 0:
             adapter_files.write_start(own, start)
     progress.say(
-        f"model: {trees.num_params(loaded.checkpoint.variables['params']):,} weights, "
-        f"{trees.num_params(loaded.trainable):,} trained, loaded in "
+        f"model: {trees.num_params(decoder.param_shapes(loaded.checkpoint.config)):,} "
+        f"weights, {trees.num_params(loaded.trainable):,} trained, loaded in "
         f"{time.monotonic() - began:.1f} s"
     )
     scorer = reference.Scorer(

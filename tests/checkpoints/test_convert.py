@@ -68,6 +68,14 @@ def same(got: Any, want: Any) -> None:
 # --- what comes back --------------------------------------------------------------
 
 
+def test_it_is_quantised_like_the_source(source, converted) -> None:
+    options: dict[str, Any] = {"groups": ((0, 1), (1, 3)), "quantize": "nf4"}
+    want = load_lib.load(source, **options)
+    got = load_lib.load(converted, **options)
+    assert any(path.endswith("/codes") for path in trees.paths(got.variables))
+    same(got.variables, want.variables)
+
+
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
 @pytest.mark.parametrize("groups", [None, ((0, 1), (1, 3)), ((0, 2), (2, 3))])
 def test_it_loads_like_the_source(source, converted, groups, dtype) -> None:
