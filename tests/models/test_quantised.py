@@ -271,7 +271,7 @@ def test_adapters_merge_into_the_unpacked_weight(wide_llama) -> None:
 def test_codes_are_not_written_as_a_checkpoint(wide_llama, tmp_path) -> None:
     checkpoint = load_lib.load(wide_llama, quantize="nf4")
     with pytest.raises(UserError, match="held as codes.*load it with quantize none"):
-        export.save_hf(checkpoint, checkpoint.variables, tmp_path / "out")
+        export.save_hf(checkpoint.variables, tmp_path / "out", like=checkpoint)
     assert not (tmp_path / "out").exists()
 
 
