@@ -23,7 +23,7 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.models import decoder
-from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.rotary import Rotary
 from jaxalign.objectives import objective
 from jaxalign.objectives.sft import SFTConfig

@@ -23,7 +23,7 @@ from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.tensors import TensorInfo
 from jaxalign.errors import UserError
-from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.config import DecoderConfig
 from jaxalign.types import Variables
 
 

@@ -21,9 +21,9 @@ from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import family_of
 from jaxalign.models.families.rules import Rule
-from jaxalign.models.layers import DecoderConfig
 from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.parallel import sharding
 from jaxalign.types import Model, Variables

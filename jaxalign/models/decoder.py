@@ -13,7 +13,8 @@ from jaxalign import trees
 from jaxalign.adapters.selection import Group, group_name, group_of_name
 from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
-from jaxalign.models.layers import DecoderConfig, Runtime
+from jaxalign.models.config import DecoderConfig
+from jaxalign.models.layers import Runtime
 from jaxalign.types import Model, ModelInputs, RouterSums, Variables
 
 

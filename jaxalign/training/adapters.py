@@ -18,7 +18,7 @@ from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.data import chat
 from jaxalign.models import decoder
-from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.config import DecoderConfig
 from jaxalign.parallel import sharding
 from jaxalign.types import ModelInputs
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
 from jaxalign.models import attention
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.kernels.choice import (
     Choice,
     Implementation,
@@ -19,7 +20,6 @@ from jaxalign.models.kernels.choice import (
 from jaxalign.models.kernels.choice import (
     choose as choose_kernel,
 )
-from jaxalign.models.layers import DecoderConfig
 from jaxalign.training.config import TrainConfig
 from jaxalign.types import ModelInputs
 

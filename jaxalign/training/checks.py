@@ -6,7 +6,7 @@ from typing import Any
 from jaxalign.data import records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
-from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.config import DecoderConfig
 from jaxalign.objectives import dpo2d, objective
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig

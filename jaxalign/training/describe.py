@@ -21,8 +21,8 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.decoder import Remat
-from jaxalign.models.layers import DecoderConfig
 from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.training import adapters
 from jaxalign.training.config import check_trainable

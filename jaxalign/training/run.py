@@ -24,8 +24,8 @@ from jaxalign.data import chat, loader, packing, pairs, records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.kernels.choice import Choice, Implementation
-from jaxalign.models.layers import DecoderConfig
 from jaxalign.objectives import objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh

@@ -19,7 +19,7 @@ from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
-from jaxalign.models.layers import DecoderConfig
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.quantised import Quantised
 from jaxalign.models.rotary import Rotary
 from jaxalign.objectives import objective, policy

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.errors import UserError
-from jaxalign.models.layers import Mixture
+from jaxalign.models.config import Mixture
 from jaxalign.models.rotary import SCALINGS, Rotary
 
 

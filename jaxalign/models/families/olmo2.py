@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
 from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
-from jaxalign.models.layers import DecoderConfig
 
 
 __all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]

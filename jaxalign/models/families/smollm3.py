@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.errors import UserError
+from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
 from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
-from jaxalign.models.layers import DecoderConfig
 from jaxalign.models.rotary import Rotary
 
 
