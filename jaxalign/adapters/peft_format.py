@@ -333,7 +333,7 @@ def from_peft(
             )
         stacked = {
             name: np.stack([leaf[name] for leaf in leaves]).reshape(
-                *stack, *leaves[0][name].shape
+                (*stack, *leaves[0][name].shape)
             )
             for name in leaves[0]
         }
