@@ -51,7 +51,7 @@ class DescribeConfig:
     model: str
     adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
     trainable: tuple[str, ...] = ()
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantize: Quantize = "none"
     remat: Remat = "dots"
     batch_rows: int = 4
