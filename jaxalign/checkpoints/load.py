@@ -145,16 +145,16 @@ def load(
     for place, at, values in source.pieces(is_coded):
         coded = is_coded(place)
         kind, target = jnp.dtype(jnp.float32) if coded else kinds[place], targets[place]
+        if at and place not in leaves:
+            of = quantize if coded else "none"
+            leaves[place] = _stack(target.shape, kind, layout[place], of)
+            if coded:  # or the compiler, asked to put a piece in, splits its blocks
+                layout[place] = leaves[place].codes.sharding
         piece = _read(values, place, at, target, layout, kind)
-        if not at:
-            leaves[place] = piece
-        else:
-            stack = leaves.pop(place, None)
-            if stack is None:
-                of = quantize if coded else "none"
-                stack = _stack(target.shape, kind, layout[place], of)
+        if at:
             # Or reading runs ahead and pieces heap up.
-            leaves[place] = jax.block_until_ready(_put(stack, piece, at))
+            piece = jax.block_until_ready(_put(leaves.pop(place), piece, at))
+        leaves[place] = piece
         done += values.nbytes
         if progress is not None:
             progress(done, total)
