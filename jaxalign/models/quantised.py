@@ -124,17 +124,9 @@ class Quantised:
 
 
 def _levels(codes: Array) -> Array:
-    """Return the levels of 4-bit codes, chosen bit by bit: TPUs look up slowly."""
-    # The barrier keeps the compiler from holding 16 arrays of constants for all layers.
-    codes, levels = jax.lax.optimization_barrier(
-        (codes, jnp.asarray(LEVELS, jnp.float32))
-    )
-    found = list(levels)
-    for bit in range(4):
-        is_set = (codes & (1 << bit)) > 0
-        pairs = zip(found[::2], found[1::2], strict=True)
-        found = [jnp.where(is_set, high, low) for low, high in pairs]
-    return found[0]
+    # A look-up: choosing by bits, with 15 selects, takes the CPU half a step longer.
+    levels = jnp.asarray(LEVELS, jnp.float32)
+    return levels.at[codes].get(mode="promise_in_bounds")
 
 
 def quantise(weight: Float[Array, "*l fan_in fan_out"], kind: Kind) -> Quantised:
