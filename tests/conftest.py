@@ -20,7 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import functools  # noqa: E402
 import json  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -37,6 +37,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxalign")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Drop compiled programs after a file once they have piled up to gigabytes."""
+    yield
+    statm = Path("/proc/self/statm")  # of Linux
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    if pages * os.sysconf("SC_PAGE_SIZE") > 3e9:
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
