@@ -198,12 +198,16 @@ def run(
             config = method.config(seed, num_layers)
             key = json.loads(json.dumps(_key(args, method, config)))
             path = out / f"{method.name}_seed{seed}.json"
+            weights = path.with_suffix(".npz")
             done = json.loads(path.read_text()) if path.is_file() else None
-            if done is None or done["key"] != key:
+            if done is None or done["key"] != key or not weights.is_file():
                 data = data or _prepare(args)
                 if ready is None or ready.config != config:
                     ready = _load(args, config, data, ready)
-                done = {"key": key, **_train(args, method, ready, data, seed)}
+                trained, measured = _train(args, method, ready, data, seed)
+                leaves = zip(trees.paths(trained), jax.tree.leaves(trained))
+                np.savez(weights, **dict(leaves))
+                done = {"key": key, **measured}
                 temporary = path.with_suffix(".tmp")
                 temporary.write_text(json.dumps(done, indent=2) + "\n")
                 temporary.replace(path)
@@ -343,8 +347,12 @@ def _split(config: Adapter, checkpoint: Checkpoint, *, seed: int) -> tuple[Any, 
 
 def _train(
     args: argparse.Namespace, method: Method, ready: _Ready, data: _Data, seed: int
-) -> dict[str, Any]:
-    """Train one method with one seed and measure it on the way."""
+) -> tuple[Any, dict[str, Any]]:
+    """Train one method with one seed and measure it on the way.
+
+    Returns:
+      The trained weights, and the measures.
+    """
     trainable, frozen = _split(ready.config, ready.checkpoint, seed=seed)
     weights = trees.num_params(trainable)
     tx = _optimizer(args, ready.config)
@@ -370,7 +378,7 @@ def _train(
         state, metrics = jax.block_until_ready(ready.step(state, frozen, batch))
         seconds.append(time.monotonic() - began)
         train_losses.append(float(metrics["loss"].value))
-    return {
+    measured = {
         "steps": evaluated,
         "losses": losses,
         "train_losses": train_losses,
@@ -378,6 +386,7 @@ def _train(
         "seconds": min(seconds),
         "memory": ready.memory,
     }
+    return jax.device_get(state.trainable), measured
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:

@@ -6,11 +6,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.data import spans
-from jaxalign.data.records import Message, Record, Segment, aspects_of
+from jaxalign.data.records import Message, Prompt, Record, Segment, aspects_of
 from jaxalign.errors import UserError
 
 
-__all__ = ["Branch", "TokenizedPair", "load_tokenizer", "tokenize"]
+__all__ = [
+    "Branch",
+    "TokenizedPair",
+    "load_tokenizer",
+    "prompt_tokens",
+    "stop_tokens",
+    "tokenize",
+]
 
 # Stands for the completion while we find out what the template prints around it.
 _MARK = "\u2063jaxalign\u2063completion\u2063"
@@ -161,6 +168,39 @@ def tokenize(
             )
 
 
+def prompt_tokens(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """Return the tokens that a completion follows.
+
+    Of a conversation those of the chat template with its generation prompt and no
+    further special tokens; of a text what the tokenizer's own call gives.
+
+    Raises:
+      UserError: a conversation without a chat template, or one that it refuses.
+    """
+    if isinstance(prompt.text, str):
+        return list(tokenizer(prompt.text, verbose=False)["input_ids"])
+    _check_template(tokenizer, prompt.where)
+    turns = [message.model_dump() for message in prompt.text]
+    text = _apply(tokenizer, turns, prompt.where, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def stop_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end a completion: EOS, and the template's end of turn.
+
+    The end of turn is the first special token that the template prints behind an
+    answer.
+    """
+    found = {tokenizer.eos_token_id} - {None}
+    if getattr(tokenizer, "chat_template", None):
+        turns = [Message(role="user", content="?").model_dump(), _assistant(_MARK)]
+        text = _apply(tokenizer, turns, "the chat template")
+        tail = tokenizer(text.partition(_MARK)[2], add_special_tokens=False)
+        special = _special_ids(tokenizer)
+        found |= set([i for i in tail["input_ids"] if i in special][:1])
+    return frozenset(found)
+
+
 _Encoded = tuple[list[int], list[spans.Span]]
 
 
@@ -182,12 +222,7 @@ def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, ...]:
             _Rendering(record.prompt + text, start, start, start, start + len(text))
             for text in _texts(record)
         )
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"{record.where}: the prompt is a conversation, but the checkpoint's "
-            "tokenizer has no chat template. Use a chat checkpoint, add a "
-            "chat_template.jinja to it, or give prompt and completions as plain texts"
-        )
+    _check_template(tokenizer, record.where)
     turns = [message.model_dump() for message in record.prompt]
     prompt = _apply(tokenizer, turns, record.where, add_generation_prompt=True)
     marked = _apply(tokenizer, [*turns, _assistant(_MARK)], record.where)
@@ -224,6 +259,15 @@ def _place(
         )
     begin = len(head)
     return _Rendering(text, len(prompt), begin - lead, begin, begin + len(body))
+
+
+def _check_template(tokenizer: Any, where: str) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{where}: the prompt is a conversation, but the checkpoint's "
+            "tokenizer has no chat template. Use a chat checkpoint, add a "
+            "chat_template.jinja to it, or give prompt and completions as plain texts"
+        )
 
 
 def _assistant(content: str) -> dict[str, str]:

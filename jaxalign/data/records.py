@@ -18,21 +18,29 @@ for each completion token, the end of turn included, in ``chosen_token_weights``
 """
 
 import difflib
-import gzip
-import json
 import math
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pydantic
 
+from jaxalign.data.rows import read_rows
 from jaxalign.errors import UserError
 
 
-__all__ = ["Message", "Record", "Segment", "aspects_of", "parse", "read"]
+__all__ = [
+    "Message",
+    "Prompt",
+    "Record",
+    "Segment",
+    "aspects_of",
+    "parse",
+    "parse_prompt",
+    "read",
+    "read_prompts",
+]
 
 _LARGEST = float(np.finfo(np.float32).max)
 # Scores are float32 on the devices: what overflows there is not finite either.
@@ -84,6 +92,22 @@ class _OneSided(pydantic.BaseModel):
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
 
 
+class _Asked(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
+
+    prompt: str | list[Message]
+
+
+class Prompt(NamedTuple):
+    """A text or a conversation that is to be completed."""
+
+    text: str | tuple[Message, ...]
+    given: Any
+    """As it stood in the file."""
+    where: str
+    """File and line, for messages."""
+
+
 class Record(NamedTuple):
     """One validated record: a preference pair, or a single completion.
 
@@ -116,7 +140,7 @@ def read(source: str | Path) -> list[Record]:
       UserError: the file cannot be read, is empty, or a record is malformed; the text
         names file, line, field and cure.
     """
-    records = [parse(columns, where) for columns, where in _rows(str(source))]
+    records = [parse(columns, where) for columns, where in read_rows(source)]
     if not records:
         raise UserError(f"{source} holds no record: expected one JSON object per line")
     return records
@@ -181,6 +205,41 @@ def parse(columns: Any, where: str = "record") -> Record:
     )
 
 
+def read_prompts(source: str | Path) -> list[Prompt]:
+    """Read and validate the prompts of a file; other columns are left alone.
+
+    Raises:
+      UserError: see :func:`read`.
+    """
+    prompts = [parse_prompt(columns, where) for columns, where in read_rows(source)]
+    if not prompts:
+        raise UserError(f"{source} holds no prompt: expected one JSON object per line")
+    return prompts
+
+
+def parse_prompt(columns: Any, where: str = "prompt") -> Prompt:
+    """Validate one row that has a prompt.
+
+    Raises:
+      UserError: with ``where``, what was got and how to mend it.
+    """
+    if not isinstance(columns, Mapping) or columns.get("prompt") is None:
+        raise UserError(
+            f'{where}: expected an object with the field prompt, {{"prompt": text or '
+            f"messages}}: got {_shown(columns)}"
+        )
+    if columns.get("images"):
+        raise UserError(
+            f"{where}: field images: no vision-language model family is supported yet. "
+            "Leave the column out"
+        )
+    try:
+        asked = _Asked.model_validate(columns)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error, where)) from None
+    return Prompt(_prompt(asked.prompt, where), columns["prompt"], where)
+
+
 _PAIRED = (
     "chosen_segments",
     "rejected_segments",
@@ -200,146 +259,6 @@ def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
         ):
             names.update(segment.scores)
     return tuple(sorted(names))
-
-
-def _rows(source: str) -> Iterator[tuple[Any, str]]:
-    if source.startswith("tfds:"):
-        yield from _tfds_rows(source)
-        return
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(
-            f"{source} is not a file: expected a .jsonl, .jsonl.gz or .parquet file of "
-            "feedback records, or tfds:NAME:SPLIT"
-        )
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
-        yield from _json_rows(path)
-
-
-def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    opened: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with opened as lines:
-        number = 0
-        while True:
-            try:
-                raw = lines.readline()
-            except (OSError, EOFError, zlib.error) as error:
-                raise UserError(
-                    f"{path}:{number + 1}: the file cannot be read: {error}"
-                ) from None
-            if not raw:
-                return
-            number += 1
-            if not raw.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                yield json.loads(raw), where
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{where}: not UTF-8 ({error.reason} at byte {error.start}). "
-                    "Save the file as UTF-8"
-                ) from None
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(
-                    f"{where}: not a JSON object: {error}. "
-                    "Expected one JSON object per line (JSON Lines)"
-                ) from None
-            except ValueError as error:  # an integer of thousands of digits
-                raise UserError(f"{where}: not usable JSON: {error}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield _without_missing_scores(row), f"{path}:row {number}"
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
-
-
-def _tfds_rows(source: str) -> Iterator[tuple[Any, str]]:
-    import tensorflow_datasets as tfds
-
-    _, name, split = (source.split(":", 2) + ["", ""])[:3]
-    if not name or not split:
-        raise UserError(
-            f"{source!r} names no split: expected tfds:NAME_OR_DIRECTORY:SPLIT, "
-            "such as tfds:/data/my_feedback/1.0.0:train"
-        )
-    data: Any
-    try:
-        if Path(name).is_dir():
-            builder: Any = tfds.builder_from_directory(name)
-            data = builder.as_data_source(split)
-        else:
-            data = tfds.data_source(name, split=split)
-    except Exception as error:  # tfds raises many kinds, all about its arguments
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{source}: tensorflow-datasets says: {reason}") from None
-    for number in range(len(data)):
-        where = f"{source}:row {number + 1}"
-        try:
-            row = _untensored(data[number])
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8: {error}. Store UTF-8") from None
-        except (IndexError, TypeError) as error:
-            raise UserError(
-                f"{where}: not laid out as a feedback record: {error}. Expected Text, "
-                "or a Sequence of {role, content} or {start, end, scores}"
-            ) from None
-        yield row, where
-
-
-def _without_missing_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the nulls by which Arrow fills aspects that a segment was not scored on."""
-    cleaned = dict(row)
-    for column in ("chosen_segments", "rejected_segments"):
-        segments = cleaned.get(column)
-        for segment in segments if isinstance(segments, list) else ():
-            if isinstance(segment, dict) and isinstance(segment.get("scores"), dict):
-                scores = segment["scores"].items()
-                segment["scores"] = {k: v for k, v in scores if v is not None}
-    return cleaned
-
-
-def _untensored(value: Any) -> Any:
-    """Turn what tfds returns (bytes, arrays, dicts of lists) into plain values."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, Mapping):
-        plain = {str(k): _untensored(v) for k, v in value.items()}
-        for column in (
-            *("prompt", "chosen", "rejected", "completion"),
-            *("chosen_segments", "rejected_segments"),
-        ):
-            if column in plain:
-                plain[column] = _rows_of_columns(plain[column])
-        return {k: v for k, v in plain.items() if v is not None}
-    if hasattr(value, "tolist"):
-        return _untensored(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_untensored(v) for v in value]
-    return value
-
-
-def _rows_of_columns(value: Any) -> Any:
-    """Turn a dict of equally long lists into a list of dicts, scores included."""
-    if not isinstance(value, dict):
-        return value
-    columns = {
-        k: _rows_of_columns(v) if isinstance(v, dict) else v for k, v in value.items()
-    }
-    length = len(next(iter(columns.values()), []))
-    return [{k: v[i] for k, v in columns.items()} for i in range(length)]
 
 
 def _refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:

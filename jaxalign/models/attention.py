@@ -35,7 +35,6 @@ __all__ = [
     "Implementation",
     "RowLayout",
     "attention",
-    "cached_attention",
     "capped",
     "lengths",
     "row_layout",
@@ -123,44 +122,6 @@ def _split(attend: _Attend, mesh: Mesh) -> _Attend:
         )(q, k, v, layout)
 
     return run
-
-
-def cached_attention(
-    q: Float[Array, "b t n h"],
-    keys: Float[Array, "b s g h"],
-    values: Float[Array, "b s g h"],
-    layout: CacheLayout,
-    *,
-    scale: float,
-    softcap: float | None = None,
-) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
-    """Return attention over a cache, and its log-sum-exp.
-
-    Args:
-      q: rotated queries.
-      keys: of all tokens so far, at their positions; what lies behind is not seen.
-      values: likewise.
-      layout: where the queries stand.
-      scale: of the scores.
-      softcap: see :func:`attention`.
-    """
-    rows, length, heads, width = q.shape
-    groups = keys.shape[2]
-    q = q.reshape(rows, length, groups, heads // groups, width)
-    scores = jnp.einsum(
-        "btgmh,bsgh->btgms", q * scale, keys, preferred_element_type=jnp.float32
-    )
-    places = jnp.arange(keys.shape[1])[None, None]
-    seen = places <= layout.positions[..., None]
-    if layout.window is not None:
-        seen &= layout.positions[..., None] - places < layout.window
-    scores = capped(scores, softcap)
-    scores = jnp.where(seen[:, :, None, None], scores, _LOW)
-    lse = jax.nn.logsumexp(scores, axis=-1)
-    weights = jnp.exp(scores - lse[..., None]).astype(values.dtype)
-    out = jnp.einsum("btgms,bsgh->btgmh", weights, values)
-    shape = (rows, length, heads)
-    return out.reshape(*shape, width), lse.reshape(shape)
 
 
 def _dense(

@@ -17,6 +17,7 @@ from jaxalign.adapters import gates, lora, prefix
 from jaxalign.models import attention as attention_lib
 from jaxalign.models import quantised, rotary, routing
 from jaxalign.models.config import DecoderConfig, Mixture
+from jaxalign.models.kernels import cached
 from jaxalign.models.quantised import Quantised
 
 
@@ -233,7 +234,7 @@ class Attention(nn.Module):
         k = rotary.apply_rotary(k, tables.cos, tables.sin)
         scale = config.query_scale or config.head_dim**-0.5
         if isinstance(layout, attention_lib.CacheLayout):
-            own = attention_lib.cached_attention(
+            own = cached.attend(
                 q,
                 self._cached("key", k, layout),
                 self._cached("value", v, layout),
@@ -302,11 +303,11 @@ class Attention(nn.Module):
         """Put the new tokens' keys or values in the cache and return all of it."""
         cache = self.get_variable(CACHE, name)
         # What is not valid gets a place beyond the end, and is dropped.
-        places = jnp.where(layout.valid, layout.positions, cache.shape[1])
+        places = jnp.where(layout.valid, layout.positions, cache.shape[2])
         rows = jnp.arange(cache.shape[0])[:, None]
-        cache = cache.at[rows, places].set(new.astype(cache.dtype), mode="drop")
+        cache = cache.at[rows, :, places].set(new.astype(cache.dtype), mode="drop")
         self.put_variable(CACHE, name, cache)
-        return cache.astype(new.dtype)
+        return cache
 
 
 _ACTIVATIONS = {

@@ -48,6 +48,8 @@ class CacheLayout(NamedTuple):
     """False for tokens that only fill up the array: they leave no trace."""
     window: Int[Array, ""] | None = None
     """As in :class:`RowLayout`."""
+    lengths: Int[Array, " b"] | None = None
+    """How long each text is that is read in pieces; None if the new tokens end it."""
 
 
 def row_layout(inputs: ModelInputs) -> RowLayout:
@@ -109,6 +111,8 @@ def lengths(layout: RowLayout | CacheLayout) -> Int[Array, "b t"]:
     """
     positions = layout.positions
     if isinstance(layout, CacheLayout):
+        if layout.lengths is not None:
+            return jnp.broadcast_to(layout.lengths[:, None], positions.shape)
         longest = jnp.where(layout.valid, positions, 0).max(axis=1, keepdims=True)
         return jnp.broadcast_to(longest + 1, positions.shape)
     rows = jnp.arange(positions.shape[0])[:, None]

@@ -10,7 +10,7 @@ import rich.console
 import rich.progress
 
 
-__all__ = ["TrainingDisplay", "reading", "say", "track"]
+__all__ = ["TrainingDisplay", "counting", "reading", "say", "track"]
 
 T = TypeVar("T")
 
@@ -86,6 +86,41 @@ def reading(what: str) -> Iterator[Callable[[int, int], None]]:
                     f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB, "
                     f"{rate / 1e6:.0f} MB/s, {left} left"
                 )
+
+        yield show
+
+
+@contextlib.contextmanager
+def counting(
+    what: str, total: int, unit: str, start: int = 0
+) -> Iterator[Callable[[int, int], None]]:
+    """Give what shows (items done, units so far): a bar, or a line every ten seconds.
+
+    Args:
+      what: is done.
+      total: items.
+      unit: of what an item consists of; its rate is shown.
+      start: items that were done before.
+    """
+    begin = shown = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(_bar()) if console.is_terminal else None
+        task = None if bar is None else bar.add_task(what, total=total, completed=start)
+
+        def show(done: int, units: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            rate = units / max(now - begin, 1e-9)
+            if bar is not None and task is not None:
+                text = f"{what} ({rate:.0f} {unit}/s)"
+                bar.update(task, completed=done, description=text)
+            elif now - shown > _PLAIN_SECONDS:
+                shown = now
+                left = ""
+                if done > start:
+                    seconds = (now - begin) / (done - start) * (total - done)
+                    left = f", {_duration(seconds)} left"
+                say(f"{what}: {done}/{total}, {units} {unit}, {rate:.1f}/s{left}")
 
         yield show
 

@@ -1,0 +1,245 @@
+"""From a file of prompts to a file of completions; goes on where it was stopped."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign.checkpoints import adapter_files, contents
+from jaxalign.checkpoints.load import DType
+from jaxalign.data import chat, records
+from jaxalign.data.records import Prompt
+from jaxalign.errors import UserError
+from jaxalign.generation import ready
+from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
+from jaxalign.models.quantised import Quantize
+from jaxalign.parallel.mesh import MeshConfig
+from jaxalign.training import progress, run_directory
+from jaxalign.training.config import to_dict
+
+
+__all__ = ["GenerateConfig", "Report", "generate_file", "seed_of"]
+
+_FREE = ("out", "batch_slots", "mesh", "model", "adapter", "data")
+"""Changing these changes no text, or is seen by what the files hold."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig(Sampling):
+    """Completing a file of prompts.
+
+    Attributes:
+      model: Hugging Face checkpoint: a directory, or an id on the hub,
+        ``owner/name`` or ``owner/name@revision``.
+      data: prompts, one object a line, ``{"prompt": text or messages}``.
+      out: JSON Lines file to write, one object a prompt, in order. If it has lines
+        already, made with the same settings, the rest is written.
+      adapter: PEFT directory, exported hybrid or run directory on top of the model.
+      batch_slots: completions that are made at the same time.
+      dtype: of weights and computation; ``auto`` keeps weights as they are stored.
+      cache_dtype: of the keys and values of earlier tokens; default that of the
+        computation.
+      quantize: how frozen linear weights are held, see ``jaxalign train``; default as
+        the run that ``adapter`` is was trained, elsewhere ``none``.
+      mesh: how the devices are arranged.
+    """
+
+    model: str
+    data: str
+    out: str
+    adapter: str | None = None
+    batch_slots: int = 32
+    dtype: DType = "float32"
+    cache_dtype: DType | None = None
+    quantize: Quantize | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_slots < 1:
+            raise UserError(f"batch_slots must be at least 1: got {self.batch_slots}")
+        rows = self.mesh.data * self.mesh.fsdp
+        if self.batch_slots % rows:
+            raise UserError(
+                f"batch_slots must be a multiple of mesh.data × mesh.fsdp = {rows}: "
+                f"got {self.batch_slots}"
+            )
+        if self.cache_dtype == "auto":
+            raise UserError("cache_dtype auto means nothing: leave it out")
+
+
+class Report(NamedTuple):
+    """What a run of the engine took."""
+
+    tokens: int
+    seconds: float
+    """Without compiling."""
+    compile_seconds: float
+
+
+def seed_of(seed: int, line: int) -> int:
+    """Return the seed of a line, so that equal prompts get different samples."""
+    return int(np.random.SeedSequence([seed, line]).generate_state(1)[0])
+
+
+def generate_file(config: GenerateConfig) -> Report:
+    """Complete every prompt of a file that has no line in the output yet.
+
+    Raises:
+      UserError: something the user gave is wrong, or the output was made with other
+        settings; nothing is written then.
+    """
+    out = Path(config.out)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a directory: give a file to write")
+    prompts = records.read_prompts(config.data)
+    settings = _settings(config)
+    done = _resume(out, settings, len(prompts))
+    if done == len(prompts):
+        progress.say(f"{out} is complete: {done} line(s), made with these options")
+        return Report(0, 0.0, 0.0)
+    made = ready.load(
+        config.model,
+        config.adapter,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        mesh=config.mesh,
+    )
+    requests = [
+        _request(config, prompt, line, made) for line, prompt in enumerate(prompts)
+    ]
+    longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
+    left = requests[done:]
+    slots = min(config.batch_slots, len(left) * config.num_samples)
+    rows = config.mesh.data * config.mesh.fsdp
+    engine = Engine(
+        made.model,
+        made.variables,
+        slots=-(-slots // rows) * rows,
+        length=longest,
+        cache_dtype=config.cache_dtype,
+        mesh=made.mesh,
+        text_of=ready.text_with(made.tokenizer),
+    )
+    for request, prompt in zip(left, prompts[done:], strict=True):
+        try:
+            engine.check(request)
+        except UserError as error:
+            raise UserError(f"{prompt.where}: {error}") from None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        run_directory.write_text(_settings_file(out), json.dumps(settings, indent=2))
+        opened = out.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from None
+    tokens, began = 0, time.monotonic()
+    with (
+        opened as file,
+        progress.counting("generating", len(prompts), "tokens", done) as show,
+    ):
+        for index, completions in _in_order(completed(engine, left)):
+            tokens += sum(len(c.tokens) for c in completions)
+            line = done + index
+            file.write(json.dumps(_line(line, prompts[line], completions)) + "\n")
+            file.flush()
+            show(line + 1, tokens)
+    seconds = time.monotonic() - began - engine.compile_seconds
+    return Report(tokens, seconds, engine.compile_seconds)
+
+
+def _request(
+    config: GenerateConfig, prompt: Prompt, line: int, made: ready.Ready
+) -> Request:
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(Sampling)
+        if field.name != "seed"
+    }
+    sampling = Sampling(**options, seed=seed_of(config.seed, line))
+    tokens = chat.prompt_tokens(prompt, made.tokenizer)
+    return Request(tokens, sampling, made.stop_tokens)
+
+
+def _in_order(
+    found: Iterator[tuple[int, list[Completion]]],
+) -> Iterator[tuple[int, list[Completion]]]:
+    waiting: dict[int, list[Completion]] = {}
+    following = 0
+    for index, completions in found:
+        waiting[index] = completions
+        while following in waiting:
+            yield following, waiting.pop(following)
+            following += 1
+
+
+def _line(index: int, prompt: Prompt, completions: list[Completion]) -> dict[str, Any]:
+    return {
+        "index": index,
+        "prompt": prompt.given,
+        "completions": [
+            {
+                "text": completion.text,
+                "tokens": completion.tokens,
+                "logp": float(np.sum(completion.logps)),
+                "finish_reason": completion.finish_reason,
+            }
+            for completion in completions
+        ],
+    }
+
+
+def _settings_file(out: Path) -> Path:
+    return out.with_name(f"{out.name}.settings.json")
+
+
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """Return all that decides the texts."""
+    found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
+    found["model"] = contents.fingerprint(config.model)
+    found["data"] = run_directory.hash_file(config.data)
+    if config.adapter is not None:
+        path = Path(config.adapter)
+        found["adapter"] = adapter_files.fingerprint(path)
+        if run_directory.is_run(path):
+            names = [p.name for p in (path / "checkpoints").glob("*")]
+            steps = [int(name) for name in names if name.isdigit()]
+            found["adapter_step"] = max(steps, default=0)
+    return json.loads(json.dumps(found))
+
+
+def _resume(out: Path, settings: dict[str, Any], total: int) -> int:
+    """Return how many lines of the output are there, and take away half a line.
+
+    Raises:
+      UserError: they were made otherwise.
+    """
+    if not out.exists():
+        return 0
+    kept = _settings_file(out)
+    try:
+        before = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if before != settings:
+        names = "it was not made by jaxalign generate"
+        if isinstance(before, dict):
+            keys = sorted(before.keys() | settings.keys())
+            changed = [k for k in keys if before.get(k) != settings.get(k)]
+            names = f"it was made with other settings: {', '.join(changed)}"
+        raise UserError(
+            f"--out {out} is there already and cannot be gone on with: {names}. Give "
+            f"another --out, or remove {out.name} and {kept.name}"
+        )
+    written = out.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    if len(whole) < len(written):
+        os.truncate(out, len(whole))
+    done = whole.count(b"\n")
+    if done > total:
+        raise UserError(f"--out {out} has {done} lines for {total} prompts: remove it")
+    return done

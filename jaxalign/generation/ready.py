@@ -1,0 +1,93 @@
+"""A checkpoint, with an adapter or without, made ready to generate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from jaxalign.checkpoints import hub
+from jaxalign.checkpoints import tensors as tensor_files
+from jaxalign.checkpoints.load import DType
+from jaxalign.data import chat
+from jaxalign.models import decoder
+from jaxalign.models.quantised import Quantize
+from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import restore
+from jaxalign.types import Model, Variables
+
+
+__all__ = ["Ready", "load", "text_with"]
+
+
+class Ready(NamedTuple):
+    """What it takes to turn texts into texts."""
+
+    model: Model
+    variables: Variables
+    """Cut layer by layer."""
+    tokenizer: Any
+    stop_tokens: frozenset[int]
+    """EOS and end of turn, by the tokenizer and by generation_config.json."""
+    name: str
+    """Of the model."""
+    mesh: Mesh
+
+
+def load(
+    model: str,
+    adapter: str | None = None,
+    *,
+    dtype: DType = "float32",
+    quantize: Quantize | None = None,
+    mesh: MeshConfig | None = None,
+) -> Ready:
+    """Load a model for generation.
+
+    Args:
+      model: Hugging Face directory or id.
+      adapter: PEFT directory, exported hybrid, run directory, or None.
+      dtype: of the weights and of the computation.
+      quantize: how base weights are held; default as in the run, elsewhere ``none``.
+      mesh: how the devices are arranged.
+    Raises:
+      UserError: see ``restore.load_adapted``.
+    """
+    devices = make_mesh(mesh or MeshConfig())
+    directory = hub.directory_of(model, weights=False)
+    tokenizer = chat.load_tokenizer(str(directory))
+    restored = restore.load_adapted(
+        model, adapter, dtype=dtype, quantize=quantize, mesh=devices
+    )
+    config, kind = restored.checkpoint.config, restored.checkpoint.dtype
+    variables = decoder.by_layer(restored.variables, donate=True)
+    layers = [(i, i + 1) for i in range(config.num_layers)]
+    return Ready(
+        decoder.make_model(config, groups=layers, dtype=kind, mesh=devices),
+        variables,
+        tokenizer,
+        chat.stop_tokens(tokenizer) | _configured(directory),
+        restored.checkpoint.name,
+        devices,
+    )
+
+
+def _configured(directory: Path) -> frozenset[int]:
+    """Return the ends of text that generation_config.json names."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    ends = tensor_files.read_json(path).get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(end for end in listed if isinstance(end, int))
+
+
+def text_with(tokenizer: Any) -> Any:
+    """Return what turns tokens into text, special ones left out."""
+
+    def text_of(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    return text_of

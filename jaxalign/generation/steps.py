@@ -1,0 +1,239 @@
+"""The engine's steps on the device, as pure functions over a pytree of slots."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from jaxalign.generation import sampling
+from jaxalign.generation.sampling import Controls
+from jaxalign.parallel.mesh import BATCH_AXES
+from jaxalign.types import Model, Variables
+
+
+__all__ = ["Slots", "Start", "admit", "empty", "prefill", "step", "vocab_size"]
+
+
+class Slots(NamedTuple):
+    """Texts in the making, one a slot."""
+
+    cache: Any
+    """Keys and values, see ``types.Model.cache_fn``."""
+    logits: Float[Array, "b v"]
+    """Of the next token, float32."""
+    positions: Int[Array, " b"]
+    """The next token's place."""
+    counts: Int[Array, " b"]
+    """How many tokens have been drawn."""
+    keys: UInt32[Array, "b 2"]
+    controls: Controls
+    seen: Bool[Array, "b v"]
+    """Tokens that a repetition penalty lowers."""
+
+
+class Start(NamedTuple):
+    """What a slot begins with, beside its prompt's keys and values."""
+
+    slot: Int[Array, ""]
+    position: Int[Array, ""]
+    """Tokens of the prompt."""
+    key: UInt32[Array, "2"]
+    controls: Controls
+    """Numbers."""
+    seen: Bool[Array, " v"]
+
+
+def vocab_size(model: Model, variables: Variables) -> int:
+    """Return how many logits a token has, without computing any."""
+    assert model.cache_fn is not None
+    cache_fn = functools.partial(model.cache_fn, slots=1, length=1)
+    cache = jax.eval_shape(cache_fn, variables)
+    one = jax.ShapeDtypeStruct((), jnp.int32)
+    piece = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    step = functools.partial(prefill, model=model)
+    return jax.eval_shape(step, variables, cache, piece, one, one, one)[0].shape[-1]
+
+
+def empty(
+    variables: Variables,
+    *,
+    model: Model,
+    slots: int,
+    length: int,
+    vocab: int,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> Slots:
+    """Return slots with nothing in them.
+
+    Args:
+      variables: of the model, see ``types.Model.cache_fn``.
+      model: a language model.
+      slots: how many.
+      length: most tokens of a slot.
+      vocab: logits of a token.
+      dtype: of keys and values; default the model's.
+      mesh: devices, if several.
+    """
+    assert model.cache_fn is not None
+    integers, floats = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32)
+    made = Slots(
+        model.cache_fn(variables, slots, length, dtype),
+        jnp.zeros((slots, vocab), jnp.float32),
+        integers,
+        integers,
+        jnp.zeros((slots, 2), jnp.uint32),
+        Controls(floats, integers, floats + 1, floats, floats + 1),
+        jnp.zeros((slots, vocab), bool),
+    )
+    return _placed(made, mesh)
+
+
+def _placed(slots: Slots, mesh: Mesh | None) -> Slots:
+    """Say where slots lie: caches by slot and head, all else everywhere."""
+    rest = _everywhere(slots._replace(cache=None), mesh)
+    return rest._replace(cache=_placed_cache(slots.cache, mesh))
+
+
+def _everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+
+
+def _placed_cache(cache: Any, mesh: Mesh | None) -> Any:
+    if mesh is None:
+        return cache
+
+    def place(leaf: Array) -> Array:
+        axes = (None, BATCH_AXES, *(("tensor",) if leaf.ndim > 2 else ()))
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        sizes = (1, rows, mesh.shape["tensor"])
+        fits = [
+            axis if leaf.shape[i] % sizes[i] == 0 else None
+            for i, axis in enumerate(axes)
+        ]
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*fits)))
+
+    return jax.tree.map(place, cache)
+
+
+def prefill(
+    variables: Variables,
+    cache: Any,
+    tokens: Int[Array, "1 c"],
+    begin: Int[Array, ""],
+    count: Int[Array, ""],
+    length: Int[Array, ""],
+    *,
+    model: Model,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "1 v"], Any]:
+    """Put a piece of a prompt in a cache of one row.
+
+    Args:
+      variables: of the model.
+      cache: holds the prompt's first ``begin`` tokens.
+      tokens: those that follow; the first ``count`` count.
+      begin: place of the first.
+      count: how many there are.
+      length: tokens of the whole prompt.
+      model: a language model.
+      mesh: devices, if several.
+    Returns:
+      The logits that the last one predicts the next by, and the cache.
+    """
+    assert model.decode_fn is not None
+    index = jnp.arange(tokens.shape[1])[None]
+    hidden, cache = model.decode_fn(
+        variables, cache, tokens, begin + index, index < count, length[None]
+    )
+    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
+    logits = _everywhere(model.logits_fn(variables, last), mesh)
+    return logits, _placed_cache(cache, mesh)
+
+
+def admit(
+    slots: Slots,
+    row: Any,
+    logits: Float[Array, "1 v"],
+    start: Start,
+    *,
+    extent: int,
+    mesh: Mesh | None = None,
+) -> Slots:
+    """Copy a prompt's keys and values to a slot.
+
+    Args:
+      slots: all of them.
+      row: cache of one row, which the prompt was put in.
+      logits: that it ended with.
+      start: of the slot.
+      extent: places that are copied, at least the prompt's.
+      mesh: devices, if several.
+    """
+
+    def copy(leaf: Array, new: Array) -> Array:
+        if new.ndim > 3:  # keys and values [l, b, g, s, h]; a gate's sum is [l, b]
+            new = jax.lax.slice_in_dim(new, 0, extent, axis=3)
+        begin = (0, start.slot, *(0 for _ in new.shape[2:]))
+        return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
+
+    def put(leaf: Array, value: Array) -> Array:
+        return leaf.at[start.slot].set(value)
+
+    slots = Slots(
+        jax.tree.map(copy, slots.cache, row),
+        put(slots.logits, logits[0]),
+        put(slots.positions, start.position),
+        put(slots.counts, jnp.zeros((), jnp.int32)),
+        put(slots.keys, start.key),
+        jax.tree.map(put, slots.controls, start.controls),
+        put(slots.seen, start.seen),
+    )
+    return _placed(slots, mesh)
+
+
+def step(
+    variables: Variables,
+    slots: Slots,
+    active: Bool[Array, " b"],
+    *,
+    model: Model,
+    mesh: Mesh | None = None,
+) -> tuple[Slots, tuple[Int[Array, " b"], Float[Array, " b"]]]:
+    """Draw the next token of every active slot, and run the model on it.
+
+    Returns:
+      The slots; the tokens and their log-probabilities under softmax(logits), whatever
+      temperature, penalty and truncation they were drawn with.
+    """
+    assert model.decode_fn is not None
+    penalty = slots.controls.repetition_penalty
+    chosen = sampling.penalised(slots.logits, penalty, slots.seen)
+    # A slot without a text draws greedily, which takes no round of its own.
+    heat = jnp.where(active, slots.controls.temperature, 0.0)
+    controls = slots.controls._replace(temperature=heat)
+    tokens = sampling.sample(chosen, controls, slots.keys, slots.counts)
+    drawn = jnp.take_along_axis(slots.logits, tokens[:, None], axis=1)[:, 0]
+    logps = drawn - jax.nn.logsumexp(slots.logits, axis=-1)
+    hidden, cache = model.decode_fn(
+        variables,
+        slots.cache,
+        tokens[:, None],
+        slots.positions[:, None],
+        active[:, None],
+    )
+    moved = active.astype(jnp.int32)
+    slots = slots._replace(
+        cache=cache,
+        logits=model.logits_fn(variables, hidden[:, 0]),
+        positions=slots.positions + moved,
+        counts=slots.counts + moved,
+        seen=slots.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
+    )
+    return _placed(slots, mesh), _everywhere((tokens, logps), mesh)
