@@ -109,9 +109,9 @@ class Model(NamedTuple):
     hidden_fn: Callable[..., Float[Array, "b t d"]]
     logits_fn: Callable[[Any, Float[Array, "*n d"]], Float[Array, "*n v"]]
     decode_fn: Callable[..., tuple[Float[Array, "b t d"], Any]] | None = None
-    """``(variables, cache, tokens, positions, valid, lengths=None) -> (hidden, cache)``:
-    new tokens [b t] at consecutive positions after those that the cache holds;
-    ``lengths`` [b] of texts that are read in pieces, which some rotary rules look at."""
+    """``(variables, cache, tokens, positions, valid, lengths=None) -> (hidden,
+    cache)``: new tokens [b t] at consecutive positions after those that the cache
+    holds; ``lengths`` [b] of texts read in pieces, which some rotary rules look at."""
     cache_fn: Callable[..., Any] | None = None
     """``(variables, slots, length, dtype=None) -> cache``, empty; its leaves have the
     slots as their second axis."""

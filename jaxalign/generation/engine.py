@@ -355,16 +355,20 @@ class Engine:
         if options.repetition_penalty != 1:
             seen[np.asarray(request.tokens)] = True
         key = sampling.key_of(options.seed, prompt.next_sample)
-        numbers: Any = {  # of numpy's kinds, which become JAX's
+        # Of numpy's kinds; on the device they are JAX's.
+        fields: dict[str, Any] = {
+            "slot": np.int32(slot),
+            "position": np.int32(len(request.tokens)),
+            "seen": seen,
+        }
+        numbers: dict[str, Any] = {
             "temperature": np.float32(options.temperature),
             "top_k": np.int32(options.top_k),
             "top_p": np.float32(options.top_p),
             "min_p": np.float32(options.min_p),
             "repetition_penalty": np.float32(options.repetition_penalty),
         }
-        place: Any = (np.int32(slot), np.int32(len(request.tokens)))
-        row: Any = seen
-        start = steps.Start(*place, key, Controls(**numbers), row)
+        start = steps.Start(key=key, controls=Controls(**numbers), **fields)
         # The places of the prompt, and a few more so that few programs will do.
         extent = _CHUNKS[-1]
         while extent < len(request.tokens):

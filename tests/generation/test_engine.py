@@ -84,7 +84,7 @@ def test_greedy_text_is_that_of_transformers(tmp_path, name) -> None:
     "config",
     [
         LoRAConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj", "lm_head")),
-        LoRAConfig(rank=2, alpha=4.0, dora=True, gate="token"),
+        LoRAConfig(rank=2, alpha=4.0, dora=True),
         PrefixConfig(prefix_length=3, mode="separate", gate="sequence"),
         HLPTConfig(rank=2, prefix_length=3),
         H2LPTConfig(rank=2, prefix_length=3, gate="sequence"),
