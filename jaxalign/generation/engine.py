@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
 
 from jaxalign.errors import UserError
 from jaxalign.generation import sampling, steps
@@ -182,19 +182,18 @@ class Engine:
         slots: int,
         length: int,
         cache_dtype: Any = None,
-        mesh: Mesh | None = None,
         text_of: Callable[[Sequence[int]], str] | None = None,
     ):
         """Make an engine.
 
         Args:
           model: with ``decode_fn`` and ``cache_fn``.
-          variables: base and adapters. Cut layer by layer (``decoder.by_layer``) they
-            are fastest: of a stack, weights and cache are copied at every step.
+          variables: base and adapters, on one device or on a mesh. Cut layer by layer
+            (``decoder.by_layer``) they are fastest: of a stack, weights and cache are
+            copied at every step.
           slots: texts that are made at the same time.
           length: most tokens of a prompt with its completion.
           cache_dtype: of keys and values; default the model's.
-          mesh: what the variables lie on, if it is a mesh.
           text_of: turns tokens into text, which stop texts need.
         Raises:
           UserError: no slots, or an adapter that reads later tokens.
@@ -202,7 +201,10 @@ class Engine:
         if slots < 1:
             raise UserError(f"batch_slots must be at least 1: got {slots}")
         self.model, self.variables, self.text_of = model, variables, text_of
-        self.mesh = mesh
+        place = jax.tree.leaves(variables)[0].sharding
+        self._place, self.mesh = place, None
+        if isinstance(place, NamedSharding):
+            self.mesh = place.mesh
         self.length = -(-length // _CHUNKS[-1]) * _CHUNKS[-1]
         self.vocab = steps.vocab_size(model, variables)
         self.compile_seconds = 0.0
@@ -415,7 +417,7 @@ class Engine:
         )
         if self.mesh is None:
             # Where the steps will leave them: or each would be compiled once more.
-            made = jax.device_put(made, jax.tree.leaves(self.variables)[0].sharding)
+            made = jax.device_put(made, self._place)
         return made
 
     def _timed(

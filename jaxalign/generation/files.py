@@ -123,7 +123,6 @@ def generate_file(config: GenerateConfig) -> Report:
         slots=-(-slots // rows) * rows,
         length=longest,
         cache_dtype=config.cache_dtype,
-        mesh=made.mesh,
         text_of=ready.text_with(made.tokenizer),
     )
     for request, prompt in zip(left, prompts[done:], strict=True):

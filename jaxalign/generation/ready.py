@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
-
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import DType
@@ -31,7 +29,6 @@ class Ready(NamedTuple):
     """EOS and end of turn, by the tokenizer and by generation_config.json."""
     name: str
     """Of the model."""
-    mesh: Mesh
 
 
 def load(
@@ -68,7 +65,6 @@ def load(
         tokenizer,
         chat.stop_tokens(tokenizer) | _configured(directory),
         restored.checkpoint.name,
-        devices,
     )
 
 

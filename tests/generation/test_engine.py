@@ -200,7 +200,7 @@ def test_stops(tiny) -> None:
 
 def test_a_cancelled_request_frees_its_slots(tiny) -> None:
     texts = prompts(5, 6, 7)
-    engine = Engine(tiny.model, tiny.variables, slots=2, length=128, mesh=tiny.mesh)
+    engine = Engine(tiny.model, tiny.variables, slots=2, length=128)
     long = dataclasses.replace(OPTIONS, max_new_tokens=100)
     first = engine.submit(Request(texts[0], long))
     waiting = engine.submit(Request(texts[1], long))
@@ -225,7 +225,7 @@ def test_a_cancelled_request_frees_its_slots(tiny) -> None:
 def test_prompts_read_piece_by_piece_between_steps(tiny) -> None:
     """A server reads one piece at a time, so that running texts go on."""
     texts = prompts(5, 150)
-    engine = Engine(tiny.model, tiny.variables, slots=4, length=256, mesh=tiny.mesh)
+    engine = Engine(tiny.model, tiny.variables, slots=4, length=256)
     numbers = [engine.submit(Request(text, OPTIONS)) for text in texts]
     found: dict[tuple[int, int], list[int]] = {}
     while engine.busy:
@@ -247,7 +247,7 @@ def test_a_mesh_changes_no_token(tiny, tiny_llama, axes) -> None:
     requests = [Request(text, OPTIONS) for text in prompts(4, 33, 8)]
     options = {"slots": 4, "length": 128}
     want = generate(tiny.model, tiny.variables, requests, **options)
-    got = generate(spread.model, spread.variables, requests, mesh=mesh, **options)
+    got = generate(spread.model, spread.variables, requests, **options)
     assert [[c.tokens for c in made] for made in got] == [
         [c.tokens for c in made] for made in want
     ]
@@ -290,7 +290,7 @@ def test_a_bfloat16_cache_takes_half_the_memory(tiny) -> None:
     ],
 )
 def test_requests_that_are_refused(tiny, request_, match) -> None:
-    engine = Engine(tiny.model, tiny.variables, slots=1, length=128, mesh=tiny.mesh)
+    engine = Engine(tiny.model, tiny.variables, slots=1, length=128)
     with pytest.raises(UserError, match=match):
         engine.submit(request_)
     assert not engine.busy
