@@ -205,8 +205,10 @@ def run(
                 if ready is None or ready.config != config:
                     ready = _load(args, config, data, ready)
                 trained, measured = _train(args, method, ready, data, seed)
-                leaves = zip(trees.paths(trained), jax.tree.leaves(trained))
-                np.savez(weights, **dict(leaves))
+                leaves = jax.tree.leaves(trained)
+                np.savez(
+                    weights, **dict(zip(trees.paths(trained), leaves, strict=True))
+                )
                 done = {"key": key, **measured}
                 temporary = path.with_suffix(".tmp")
                 temporary.write_text(json.dumps(done, indent=2) + "\n")

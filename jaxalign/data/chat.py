@@ -14,6 +14,7 @@ __all__ = [
     "Branch",
     "TokenizedPair",
     "load_tokenizer",
+    "prompt_text",
     "prompt_tokens",
     "stop_tokens",
     "tokenize",
@@ -168,6 +169,19 @@ def tokenize(
             )
 
 
+def prompt_text(prompt: Prompt, tokenizer: Any) -> str:
+    """Return a prompt as text: of a conversation what the chat template prints.
+
+    Raises:
+      UserError: a conversation without a chat template, or one that it refuses.
+    """
+    if isinstance(prompt.text, str):
+        return prompt.text
+    _check_template(tokenizer, prompt.where)
+    turns = [message.model_dump() for message in prompt.text]
+    return _apply(tokenizer, turns, prompt.where, add_generation_prompt=True)
+
+
 def prompt_tokens(prompt: Prompt, tokenizer: Any) -> list[int]:
     """Return the tokens that a completion follows.
 
@@ -175,14 +189,10 @@ def prompt_tokens(prompt: Prompt, tokenizer: Any) -> list[int]:
     further special tokens; of a text what the tokenizer's own call gives.
 
     Raises:
-      UserError: a conversation without a chat template, or one that it refuses.
+      UserError: see :func:`prompt_text`.
     """
-    if isinstance(prompt.text, str):
-        return list(tokenizer(prompt.text, verbose=False)["input_ids"])
-    _check_template(tokenizer, prompt.where)
-    turns = [message.model_dump() for message in prompt.text]
-    text = _apply(tokenizer, turns, prompt.where, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    text, plain = prompt_text(prompt, tokenizer), isinstance(prompt.text, str)
+    return list(tokenizer(text, add_special_tokens=plain, verbose=False)["input_ids"])
 
 
 def stop_tokens(tokenizer: Any) -> frozenset[int]:

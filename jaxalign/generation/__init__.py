@@ -1,3 +1,6 @@
-"""Text from a model: the engine, sampling, constrained choice, files and a server."""
+"""Text from a model: the engine, sampling, constrained choice, and files of prompts."""
 
-__all__: list[str] = []
+from jaxalign.generation import choice, engine, files, ready, sampling, steps
+
+
+__all__ = ["choice", "engine", "files", "ready", "sampling", "steps"]

@@ -291,3 +291,38 @@ def test_memory_of_blocks_grows_with_the_row_and_not_with_its_square() -> None:
     # Twice the row: twice the bytes. The plain formula takes four times as many.
     assert two < 2.3 * one
     assert two < 0.1 * temporary(2048, "dense")
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 5, 70])
+@pytest.mark.parametrize("size", [192, 100])
+def test_a_cache_read_in_blocks_is_the_plain_formula(size, window, softcap) -> None:
+    """Pieces of prompts and single tokens of texts that end in different blocks."""
+    from jaxalign.models.kernels import cached
+    from jaxalign.models.layouts import CacheLayout
+
+    rng = np.random.default_rng(0)
+    k, v = rng.standard_normal((2, 3, 2, size, 8)).astype(np.float32)
+    for begin, count in ((np.array([0, 63, 64]), 1), (np.array([90, 0, 30]), 7)):
+        q = rng.standard_normal((3, count, 4, 8)).astype(np.float32)
+        places = begin[:, None] + np.arange(count)[None]
+        valid = np.ones(places.shape, bool)
+        valid[1, 4:] = False
+        far = None if window is None else jnp.asarray(window)
+        layout = CacheLayout(jnp.asarray(places), jnp.asarray(valid), far)
+        out, lse = jax.jit(
+            lambda *x: cached.attend(*x, layout, scale=0.4, softcap=softcap)  # noqa: B023
+        )(q, k, v)
+        for b, t, n in np.ndindex(3, count, 4):
+            if not valid[b, t]:
+                continue
+            place = places[b, t]
+            first = 0 if window is None else max(0, place - window + 1)
+            keys, values = (x[b, n // 2, first : place + 1] for x in (k, v))
+            scores = 0.4 * keys @ q[b, t, n]
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            weights = np.exp(scores)
+            want = weights @ values / weights.sum()
+            np.testing.assert_allclose(out[b, t, n], want, atol=1e-5)
+            np.testing.assert_allclose(lse[b, t, n], np.log(weights.sum()), atol=1e-5)

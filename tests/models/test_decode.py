@@ -46,7 +46,7 @@ def test_decoding_equals_the_full_forward_pass(tiny_llama, config) -> None:
     tokens = rng.integers(5, 200, (2, 9)).astype(np.int32)
     lengths, first = np.array([9, 6]), np.array([5, 3])
     decode = jax.jit(model.decode_fn)
-    cache = model.cache_fn(variables, 2, 16)
+    cache = model.cache_fn(variables, 2, 64)
     garbage = rng.integers(5, 200, (2, 5)).astype(np.int32)
     places = np.arange(5, dtype=np.int32)[None] + np.zeros((2, 1), np.int32)
     _, cache = decode(variables, cache, garbage, places, np.ones((2, 5), bool))
