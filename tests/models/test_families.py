@@ -209,6 +209,8 @@ def test_rules_that_look_at_the_length(tmp_path, kind) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_decoding_equals_the_full_forward_pass(make, name) -> None:
+    checkpoint = load_lib.load(make(name))
     model, variables = checkpoint.model, checkpoint.variables
     assert model.decode_fn is not None and model.cache_fn is not None
     tokens = np.random.default_rng(0).integers(5, 200, (1, 14)).astype(np.int32)
