@@ -29,6 +29,8 @@ HOMES = {
     "orbax": ("checkpoints/",),
     "safetensors": ("checkpoints/",),
     "transformers": ("data/", "checkpoints/", "models/families/"),
+    "fastapi": ("generation/server.py",),
+    "uvicorn": ("generation/server.py",),
     "torch": (),
 }
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train on feedback records",
     "score": "write log-probabilities, losses and rewards of records",
     "generate": "complete the prompts of a file",
+    "serve": "answer OpenAI's clients over HTTP",
     "describe": "count what an adapter trains and what it costs, from config.json",
     "convert": "make of a checkpoint what many hosts restart from fastest",
     "export": "write a run as a Hugging Face checkpoint or a PEFT adapter",

@@ -61,16 +61,7 @@ class GenerateConfig(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_slots < 1:
-            raise UserError(f"batch_slots must be at least 1: got {self.batch_slots}")
-        rows = self.mesh.data * self.mesh.fsdp
-        if self.batch_slots % rows:
-            raise UserError(
-                f"batch_slots must be a multiple of mesh.data × mesh.fsdp = {rows}: "
-                f"got {self.batch_slots}"
-            )
-        if self.cache_dtype == "auto":
-            raise UserError("cache_dtype auto means nothing: leave it out")
+        ready.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
 
 
 class Report(NamedTuple):

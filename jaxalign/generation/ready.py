@@ -8,6 +8,7 @@ from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import DType
 from jaxalign.data import chat
+from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
@@ -15,7 +16,7 @@ from jaxalign.training import restore
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Ready", "load", "text_with"]
+__all__ = ["Ready", "check_slots", "load", "text_with"]
 
 
 class Ready(NamedTuple):
@@ -29,6 +30,25 @@ class Ready(NamedTuple):
     """EOS and end of turn, by the tokenizer and by generation_config.json."""
     name: str
     """Of the model."""
+
+
+def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -> None:
+    """Refuse options of an engine that cannot be, before anything is loaded.
+
+    Raises:
+      UserError: a number of slots that the devices cannot share, or a dtype that is
+        none.
+    """
+    if batch_slots < 1:
+        raise UserError(f"batch_slots must be at least 1: got {batch_slots}")
+    rows = mesh.data * mesh.fsdp
+    if batch_slots % rows:
+        raise UserError(
+            f"batch_slots must be a multiple of mesh.data × mesh.fsdp = {rows}: "
+            f"got {batch_slots}"
+        )
+    if cache_dtype == "auto":
+        raise UserError("cache_dtype auto means nothing: leave it out")
 
 
 def load(
