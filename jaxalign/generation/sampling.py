@@ -103,7 +103,11 @@ def sample(
     token, fits = draw(weights, 0)
     start = (jnp.ones((), jnp.int32), token, fits | is_greedy)
     token = jax.lax.while_loop(lambda state: ~state[2].all(), draw_again, start)[1]
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    best = jax.lax.cond(
+        is_greedy.any(),
+        lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        lambda: token,
+    )
     return jnp.where(is_greedy, best, token)
 
 
