@@ -447,7 +447,8 @@ def sweep_table(swept: Mapping[str, Any]) -> str:
         loss, error = _mean(_last(results))
         trained = f"{results[0]['trained']:,}"
         share = f"{_share(results):.0%}"
-        lines.append(f"| {share} | {trained} | {loss:.4f} ± {error:.4f} |")
+        spread = f" ± {error:.4f}" if len(results) > 1 else ""
+        lines.append(f"| {share} | {trained} | {loss:.4f}{spread} |")
     return "\n".join(lines)
 
 
