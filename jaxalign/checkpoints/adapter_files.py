@@ -56,7 +56,8 @@ def save_adapter(
     """Write an adapter so that torch users get the same logits.
 
     LoRA, and a prefix of all layers as PEFT has it, become a directory that ``peft``
-    loads unchanged; everything else a hybrid directory with its loader.
+    loads unchanged; everything else a hybrid directory with its loader. So does a
+    prefix on a model with sliding windows, which PEFT's would soon fall out of.
 
     Args:
       checkpoint: the base model.
@@ -110,7 +111,8 @@ def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) ->
         files = prefix_format.to_files(own, num_layers=layers, base_model=base)
     if stored is not None and files is None and not stored.gates:
         stock = stored.config, stored.tensors
-    elif stored is None and own:
+    elif stored is None and own and not any(checkpoint.config.windows):
+        # With sliding windows PEFT's prefix drops out of sight; ours never does.
         stock = prefix_format.to_peft(own, num_layers=layers, base_model=base)
     return _Files(stored, files, stock)
 
@@ -179,6 +181,12 @@ class AdapterFiles:
         if (directory / _CONFIG).is_file():
             config = tensor_files.read_json(directory / _CONFIG)
             if config.get("peft_type") == "PREFIX_TUNING":
+                if any(self._model.windows):
+                    raise UserError(
+                        f"{directory} is a PEFT prefix, and {model} has sliding "
+                        "windows, which such a prefix falls out of: jaxalign's prefix "
+                        "is seen by all tokens. Train one with --adapter.name prefix"
+                    )
                 self._prefix = prefix_format.from_peft(
                     prefix_format.PrefixFiles(
                         config, _read(directory, "adapter_model")

@@ -233,6 +233,7 @@ def test_runs_and_nothing_are_no_adapters(tiny_llama, tmp_path) -> None:
 )
 def test_torch_users_get_what_score_says(tiny_llama, tmp_path, flags) -> None:
     """Train, score and export on the command line, then load in transformers."""
+
     from jaxalign.adapters import torch_loader
 
     records = synthetic.feedback_records(4, seed=2)
@@ -362,3 +363,32 @@ def test_other_broken_adapters_are_refused(tiny_llama, saved, tmp_path) -> None:
         adapter_files.AdapterFiles(adapter, tiny_llama).collections()
     with pytest.raises(UserError, match="is no adapter: expected a PEFT directory"):
         adapter_files.AdapterFiles(tmp_path, tiny_llama)
+
+
+def test_a_prefix_on_sliding_windows_is_not_left_to_peft(tmp_path) -> None:
+    """PEFT's would fall out of the window; the loader's is seen by every token."""
+    import torch
+
+    from jaxalign.adapters import torch_loader
+
+    directory = synthetic.make_checkpoint(
+        tmp_path / "base", "mistral", sliding_window=9
+    )
+    made = scenes.adapted(directory, PrefixConfig(prefix_length=3))
+    out = adapter_files.save_adapter(
+        made.checkpoint, made.collections, tmp_path / "prefix"
+    )
+    assert (out / "prefix").is_dir() and not (out / "adapter_config.json").exists()
+    tokens = np.random.default_rng(0).integers(5, 200, (1, 30))
+    model = torch_loader.load(model_scenes.torch_model(directory), out)
+    with torch.no_grad():
+        got = model(torch.from_numpy(tokens)).logits.numpy()
+    want = scenes.logits(made, scenes.one_sequence(tokens))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    # And one that PEFT made is not taken for what it is not.
+    stock = tmp_path / "stock"
+    stock.mkdir()
+    config = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+    (stock / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="sliding windows, which such a prefix"):
+        adapter_files.AdapterFiles(stock, str(directory))
