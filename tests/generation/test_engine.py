@@ -37,8 +37,8 @@ def by_layer(made: scenes.Adapted) -> tuple[Any, Any]:
     return model, decoder.by_layer(made.variables)
 
 
-def torch_greedy(model: Any, tokens: list[int], count: int) -> tuple[list[int], Any]:
-    """Return what transformers generates, and the gap of the best two logits."""
+def torch_greedy(model: Any, tokens: list[int], count: int) -> tuple[Any, ...]:
+    """Return what transformers generates, with log-probs, and gaps of the best two."""
     import torch
 
     out = model.generate(
@@ -51,20 +51,28 @@ def torch_greedy(model: Any, tokens: list[int], count: int) -> tuple[list[int], 
         return_dict_in_generate=True,
     )
     best = [step[0].topk(2).values for step in out.logits]
-    return out.sequences[0, len(tokens) :].tolist(), [float(a - b) for a, b in best]
+    logps = [float(step[0].double().log_softmax(-1).max()) for step in out.logits]
+    text = out.sequences[0, len(tokens) :].tolist()
+    return text, logps, [float(a - b) for a, b in best]
 
 
-def assert_greedy(made: Completion, want: list[int], gaps: list[float]) -> None:
+def assert_greedy(
+    made: Completion, want: list[int], logps: list[float], gaps: list[float]
+) -> None:
     """Compare up to the first place where the best two are as good as equal."""
     for place, (got, token) in enumerate(zip(made.tokens, want, strict=True)):
         if got != token:
             assert gaps[place] < 1e-3, (place, made.tokens, want)
             return
+        assert abs(made.logps[place] - logps[place]) < 1e-4, place
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_text_is_that_of_transformers(tmp_path, name) -> None:
-    """Prompts below and above a chunk, more of them than slots; 24 tokens each."""
+    """Prompts below and above a chunk, more of them than slots; 24 tokens each.
+
+    Log-probs too: decoding against a cache is the full forward pass of each family.
+    """
     model_type, options = CASES[name]
     directory = synthetic.make_checkpoint(tmp_path, model_type, **options)
     torch_model = rows.torch_model(directory)

@@ -31,10 +31,11 @@ def draws(logits: np.ndarray, count: int, **options: float) -> np.ndarray:
     tiled = jnp.broadcast_to(jnp.asarray(logits), (count, len(logits)))
     keys = jnp.broadcast_to(sampling.key_of(3, 1), (count, 2))
     return np.asarray(
-        jax.jit(sampling.sample)(
-            tiled, controls(count, **options), keys, jnp.arange(count)
-        )
+        _sample(tiled, controls(count, **options), keys, jnp.arange(count))
     )
+
+
+_sample = jax.jit(sampling.sample)
 
 
 def by_transformers(logits: np.ndarray, **options: float) -> np.ndarray:
@@ -135,10 +136,10 @@ def test_a_row_draws_the_same_whatever_the_others_are() -> None:
     )
     keys = jnp.stack([sampling.key_of(7, n) for n in range(32)])
     counts = jnp.arange(32)
-    together = sampling.sample(logits, options, keys, counts)
+    together = _sample(logits, options, keys, counts)
     for row in range(32):
         one = jax.tree.map(lambda x, r=row: x[r : r + 1], (options, keys, counts))
-        assert sampling.sample(logits[row : row + 1], *one)[0] == together[row]
+        assert _sample(logits[row : row + 1], *one)[0] == together[row]
 
 
 def test_a_large_vocabulary_has_no_dead_ends() -> None:
