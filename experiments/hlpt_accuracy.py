@@ -32,7 +32,7 @@ from jaxalign.data import chat
 from jaxalign.generation import ready
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.models import decoder
-from jaxalign.training import adapters
+from jaxalign.training import adapters, run_directory
 
 
 SETS = ("AQuA", "AddSub", "MultiArith", "SVAMP", "SingleEq", "gsm8k")
@@ -99,9 +99,7 @@ def _run(
         "mean": statistics.mean(shares.values()),
         "texts": [completion.text for (completion,) in texts],
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(done, indent=2) + "\n")
-    temporary.replace(path)
+    run_directory.write_text(path, json.dumps(done, indent=2) + "\n")
     return done
 
 
@@ -123,9 +121,7 @@ def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any
 
         variables = jax.device_put(trees.map_with_paths(put, variables))
     assert not left, left
-    layers = [(i, i + 1) for i in range(config.num_layers)]
-    model = decoder.make_model(config, groups=layers)
-    return model, decoder.by_layer(variables, donate=True)
+    return ready.cut(checkpoint, variables, donate=True)
 
 
 def is_right(text: str, answer: Any, name: str) -> bool:

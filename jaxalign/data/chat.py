@@ -177,8 +177,7 @@ def prompt_text(prompt: Prompt, tokenizer: Any) -> str:
     """
     if isinstance(prompt.text, str):
         return prompt.text
-    _check_template(tokenizer, prompt.where)
-    turns = [message.model_dump() for message in prompt.text]
+    turns = _turns(prompt.text, tokenizer, prompt.where)
     return _apply(tokenizer, turns, prompt.where, add_generation_prompt=True)
 
 
@@ -232,8 +231,7 @@ def _render(record: Record, tokenizer: Any) -> tuple[_Rendering, ...]:
             _Rendering(record.prompt + text, start, start, start, start + len(text))
             for text in _texts(record)
         )
-    _check_template(tokenizer, record.where)
-    turns = [message.model_dump() for message in record.prompt]
+    turns = _turns(record.prompt, tokenizer, record.where)
     prompt = _apply(tokenizer, turns, record.where, add_generation_prompt=True)
     marked = _apply(tokenizer, [*turns, _assistant(_MARK)], record.where)
     head, mark, tail = marked.partition(_MARK)
@@ -271,13 +269,17 @@ def _place(
     return _Rendering(text, len(prompt), begin - lead, begin, begin + len(body))
 
 
-def _check_template(tokenizer: Any, where: str) -> None:
+def _turns(
+    messages: Sequence[Message], tokenizer: Any, where: str
+) -> list[dict[str, str]]:
+    """Return a conversation as a chat template takes it, if there is one."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{where}: the prompt is a conversation, but the checkpoint's "
             "tokenizer has no chat template. Use a chat checkpoint, add a "
             "chat_template.jinja to it, or give prompt and completions as plain texts"
         )
+    return [message.model_dump() for message in messages]
 
 
 def _assistant(content: str) -> dict[str, str]:

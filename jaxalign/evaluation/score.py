@@ -79,7 +79,7 @@ class ScoreConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        rows = self.mesh.data * self.mesh.fsdp
+        rows = self.mesh.rows
         if self.batch_rows < 1 or self.batch_rows % rows:
             raise UserError(
                 f"batch_rows must be a positive multiple of mesh.data × mesh.fsdp = "

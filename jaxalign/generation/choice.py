@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign.adapters import adapter
-from jaxalign.data import chat
+from jaxalign.data import chat, packing
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
@@ -98,10 +98,18 @@ def choose(
             )
     if not questions:
         return []
-    rows = _plan([_places(asked) for asked in questions], row_length)
-    rows += [[]] * (-len(rows) % batch_rows)
+    places = np.array([_places(asked) for asked in questions])
+    length = max(row_length, int(places.max()))
+    rows = packing.plan_rows(
+        places,
+        row_length=length,
+        pairs=len(questions),
+        seed=0,
+        epoch=0,
+        shuffle=False,
+    )
+    rows += [()] * (-len(rows) % batch_rows)
     built = [_row([questions[i] for i in row]) for row in rows]
-    length = max(row_length, *(len(row["tokens"]) for row in built))
     wanted = max(len(row["target"]) for row in built)
     found: list[Choice | None] = [None] * len(questions)
     for begin in range(0, len(rows), batch_rows):
@@ -128,21 +136,6 @@ def _choice(sums: list[float], sizes: list[int]) -> Choice:
 def _places(asked: Question) -> int:
     """An answer's last token is predicted, but predicts nothing: it takes no place."""
     return len(asked.prompt) + sum(len(answer) - 1 for answer in asked.answers)
-
-
-def _plan(places: Sequence[int], row_length: int) -> list[list[int]]:
-    """Put questions into rows, each in the first row that has room."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(places)), key=lambda i: -places[i]):
-        fits = next((r for r, left in enumerate(room) if left >= places[index]), None)
-        if fits is None:
-            rows.append([])
-            room.append(max(row_length, places[index]))
-            fits = len(rows) - 1
-        rows[fits].append(index)
-        room[fits] -= places[index]
-    return rows
 
 
 def _row(asked: Sequence[Question]) -> dict[str, list[int]]:

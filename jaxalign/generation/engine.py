@@ -272,7 +272,7 @@ class Engine:
         for text in [*self._texts, *ahead]:
             if text is not None and text.number == number:
                 text.done = True
-        self._texts = [t if t is not None and not t.done else None for t in self._texts]
+        self._free_slots()
 
     def step(self, *, chunks: int | None = None) -> list[Event]:
         """Ask for the next token of every text, and return those asked for before.
@@ -289,8 +289,12 @@ class Engine:
             for slot, text in enumerate(ahead[0]):
                 if text is not None and not text.done:
                     events.append(self._take(text, tokens[slot], logps[slot]))
-        self._texts = [t if t is not None and not t.done else None for t in self._texts]
+        self._free_slots()
         return events
+
+    def _free_slots(self) -> None:
+        """Empty the slots of texts that are done."""
+        self._texts = [t if t is not None and not t.done else None for t in self._texts]
 
     def _ask(self) -> tuple[list[_Text | None], _Out] | None:
         if not any(self._texts):

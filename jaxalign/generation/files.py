@@ -107,11 +107,10 @@ def generate_file(config: GenerateConfig) -> Report:
     longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
     left = requests[done:]
     slots = min(config.batch_slots, len(left) * config.num_samples)
-    rows = config.mesh.data * config.mesh.fsdp
     engine = Engine(
         made.model,
         made.variables,
-        slots=-(-slots // rows) * rows,
+        slots=-(-slots // config.mesh.rows) * config.mesh.rows,
         length=longest,
         cache_dtype=config.cache_dtype,
         text_of=ready.text_with(made.tokenizer),

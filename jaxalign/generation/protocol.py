@@ -12,8 +12,7 @@ import pydantic
 import pydantic_core
 
 from jaxalign.data.records import Message, Prompt
-from jaxalign.errors import UserError, did_you_mean
-from jaxalign.generation.engine import Sampling
+from jaxalign.errors import did_you_mean
 
 
 __all__ = ["ApiError", "Asked", "ChatBody", "CompletionBody", "parse"]
@@ -236,10 +235,6 @@ def _asked(
         options["seed"] = body.seed % 2**32
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
-    try:
-        Sampling(**options)
-    except UserError as error:
-        raise ApiError(str(error), param=str(error).split()[0]) from None
     usage = body.stream_options is not None and body.stream_options.include_usage
     is_chat = isinstance(body, ChatBody)
     return Asked(body.model, is_chat, prompts, options, False, body.stream, usage)

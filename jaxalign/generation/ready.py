@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
-from jaxalign.checkpoints.load import DType
+from jaxalign.checkpoints.load import Checkpoint, DType
 from jaxalign.data import chat
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
@@ -16,7 +18,7 @@ from jaxalign.training import restore
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Ready", "check_slots", "load", "text_with"]
+__all__ = ["Ready", "check_slots", "cut", "load", "text_with"]
 
 
 class Ready(NamedTuple):
@@ -41,10 +43,9 @@ def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -
     """
     if batch_slots < 1:
         raise UserError(f"batch_slots must be at least 1: got {batch_slots}")
-    rows = mesh.data * mesh.fsdp
-    if batch_slots % rows:
+    if batch_slots % mesh.rows:
         raise UserError(
-            f"batch_slots must be a multiple of mesh.data × mesh.fsdp = {rows}: "
+            f"batch_slots must be a multiple of mesh.data × mesh.fsdp = {mesh.rows}: "
             f"got {batch_slots}"
         )
     if cache_dtype == "auto":
@@ -76,16 +77,34 @@ def load(
     restored = restore.load_adapted(
         model, adapter, dtype=dtype, quantize=quantize, mesh=devices
     )
-    config, kind = restored.checkpoint.config, restored.checkpoint.dtype
-    variables = decoder.by_layer(restored.variables, donate=True)
-    layers = [(i, i + 1) for i in range(config.num_layers)]
+    checkpoint = restored.checkpoint
     return Ready(
-        decoder.make_model(config, groups=layers, dtype=kind, mesh=devices),
-        variables,
+        *cut(checkpoint, restored.variables, mesh=devices, donate=True),
         tokenizer,
         chat.stop_tokens(tokenizer) | _configured(directory),
-        restored.checkpoint.name,
+        checkpoint.name,
     )
+
+
+def cut(
+    checkpoint: Checkpoint,
+    variables: Variables,
+    *,
+    mesh: Mesh | None = None,
+    donate: bool = False,
+) -> tuple[Model, Variables]:
+    """Return a model and variables cut layer by layer, see ``decoder.by_layer``.
+
+    Args:
+      checkpoint: the base model.
+      variables: its weights, or what was trained in their place, and adapters.
+      mesh: devices that they lie on, if it is a mesh.
+      donate: free every stack once its layers have been copied.
+    """
+    config = checkpoint.config
+    layers = [(i, i + 1) for i in range(config.num_layers)]
+    model = decoder.make_model(config, groups=layers, dtype=checkpoint.dtype, mesh=mesh)
+    return model, decoder.by_layer(variables, donate=donate)
 
 
 def _configured(directory: Path) -> frozenset[int]:

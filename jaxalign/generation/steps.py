@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxalign.generation import sampling
 from jaxalign.generation.sampling import Controls
+from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import Model, Variables
 
@@ -102,7 +103,7 @@ def _placed(slots: Slots, mesh: Mesh | None) -> Slots:
 def _everywhere(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+    return jax.lax.with_sharding_constraint(tree, sharding.replicated(mesh))
 
 
 def _placed_cache(cache: Any, mesh: Mesh | None) -> Any:
@@ -110,14 +111,9 @@ def _placed_cache(cache: Any, mesh: Mesh | None) -> Any:
         return cache
 
     def place(leaf: Array) -> Array:
-        axes = (None, BATCH_AXES, *(("tensor",) if leaf.ndim > 2 else ()))
-        rows = mesh.shape["data"] * mesh.shape["fsdp"]
-        sizes = (1, rows, mesh.shape["tensor"])
-        fits = [
-            axis if leaf.shape[i] % sizes[i] == 0 else None
-            for i, axis in enumerate(axes)
-        ]
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*fits)))
+        spec = P(*(None, BATCH_AXES, "tensor")[: leaf.ndim])
+        where = NamedSharding(mesh, sharding.fitted(spec, leaf.shape, mesh))
+        return jax.lax.with_sharding_constraint(leaf, where)
 
     return jax.tree.map(place, cache)
 

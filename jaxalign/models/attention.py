@@ -20,6 +20,7 @@ from jaxalign.models.kernels import blocks, cudnn, splash
 from jaxalign.models.kernels.blocks import SAVED_NAMES
 from jaxalign.models.kernels.choice import Implementation
 from jaxalign.models.layouts import (
+    LOW,
     CacheLayout,
     RowLayout,
     capped,
@@ -39,9 +40,6 @@ __all__ = [
     "lengths",
     "row_layout",
 ]
-
-_LOW = -1e30
-"""Stands for minus infinity where a difference of two must not be NaN."""
 
 _Attend = Callable[[Array, Array, Array, RowLayout], tuple[Array, Array]]
 
@@ -144,7 +142,7 @@ def _dense(
     weights = jnp.where(mask, weights, 0.0)
     out = jnp.einsum("bgmqk,bkgh->bqgmh", weights.astype(v.dtype), v)
     seen = mask.any(-1)
-    safe = jnp.where(mask, scores, jnp.where(seen[..., None], _LOW, 0.0))
+    safe = jnp.where(mask, scores, jnp.where(seen[..., None], LOW, 0.0))
     lse = jnp.where(seen, jax.nn.logsumexp(safe, axis=-1), 0.0)
     lse = jnp.moveaxis(lse, 3, 1).reshape(rows, length, heads)
     return out.reshape(rows, length, heads, width), lse

@@ -14,6 +14,7 @@ from jaxalign.types import ModelInputs
 
 
 __all__ = [
+    "LOW",
     "CacheLayout",
     "Pieces",
     "RowLayout",
@@ -23,6 +24,10 @@ __all__ = [
     "row_layout",
     "visible",
 ]
+
+
+LOW = -1e30
+"""Stands for minus infinity where a difference of two must not be NaN."""
 
 
 class RowLayout(NamedTuple):

@@ -43,6 +43,11 @@ class MeshConfig:
         """Return the number of devices."""
         return self.data * self.fsdp * self.tensor
 
+    @property
+    def rows(self) -> int:
+        """Return into how many parts the rows of a batch are split."""
+        return self.data * self.fsdp
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices in a mesh with Auto axes (the compiler decides what is implied).

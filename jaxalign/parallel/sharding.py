@@ -1,5 +1,6 @@
 """Where the leaves of a tree lie on a mesh, by pattern."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -48,11 +49,19 @@ def param_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
 def fitted(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """Leave out of a spec the axes that do not divide their dimension."""
+    """Leave out of a spec the axes that do not divide their dimension.
+
+    A dimension that several axes split together keeps all of them or none.
+    """
+
+    def divides(axis: str | tuple[str, ...] | None, size: int) -> bool:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return size % math.prod(mesh.shape[name] for name in names) == 0
+
     axes = [*spec, *[None] * (len(shape) - len(spec))]
     return PartitionSpec(
         *(
-            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            axis if divides(axis, size) else None
             for axis, size in zip(axes, shape, strict=True)
         )
     )

@@ -49,7 +49,7 @@ def choose(
         heads=model.num_heads,
         kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
-        rows=config.batch_rows // (config.mesh.data * config.mesh.fsdp),
+        rows=config.batch_rows // config.mesh.rows,
         row_length=config.row_length,
         windows=any(window is not None for window in model.windows),
         softcap=model.attention_softcap is not None,

@@ -145,7 +145,7 @@ class TrainConfig:
             )
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1: got {self.max_steps}")
-        rows = self.mesh.data * self.mesh.fsdp
+        rows = self.mesh.rows
         if self.batch_rows % rows:
             raise UserError(
                 f"batch_rows {self.batch_rows} cannot be split over mesh.data × "

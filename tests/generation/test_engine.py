@@ -16,7 +16,6 @@ from jaxalign.data import chat
 from jaxalign.errors import UserError
 from jaxalign.generation import ready
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, generate
-from jaxalign.models import decoder
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from tests import scenes as rows
 from tests import synthetic
@@ -31,10 +30,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 def by_layer(made: scenes.Adapted) -> tuple[Any, Any]:
     """Return the model and its variables cut for generation."""
-    config = made.checkpoint.config
-    layers = [(i, i + 1) for i in range(config.num_layers)]
-    model = decoder.make_model(config, groups=layers)
-    return model, decoder.by_layer(made.variables)
+    return ready.cut(made.checkpoint, made.variables)
 
 
 def torch_greedy(model: Any, tokens: list[int], count: int) -> tuple[Any, ...]:

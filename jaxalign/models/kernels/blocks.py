@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxalign.models.layouts import RowLayout, capped, visible
+from jaxalign.models.layouts import LOW, RowLayout, capped, visible
 
 
 __all__ = ["SAVED_NAMES", "attend"]
@@ -130,7 +130,7 @@ def _forward(
         def run(begin: Array, size: int) -> tuple[Array, Array]:
             mask = visible(layout, (i * block, block), (begin, size))
             scores = capped(_scores(q_block, _slice(k, begin, size)), softcap)
-            scores = jnp.where(mask, scores, _LOW)
+            scores = jnp.where(mask, scores, LOW)
             top = scores.max(-1, keepdims=True)
             weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
             total = weights.sum(-1, keepdims=True)
@@ -148,10 +148,6 @@ def _forward(
 
     out, lse = jax.lax.map(one, jnp.arange(q.shape[3] // block))
     return _unblock(out), _unblock(lse)
-
-
-_LOW = -1e30
-"""Stands for minus infinity where a difference of two must not be NaN."""
 
 
 def _unblock(x: Array) -> Array:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign.models import layouts
 from jaxalign.models.kernels.blocks import SAVED_NAMES
-from jaxalign.models.layouts import RowLayout
+from jaxalign.models.layouts import LOW, RowLayout
 
 
 __all__ = ["LONGEST", "attend"]
@@ -34,7 +34,6 @@ LONGEST = 2**15
 _BITS = 16
 _BLOCKS = (512, 256, 128)
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-_LOW = -1e30
 
 
 class Options(NamedTuple):
@@ -157,11 +156,11 @@ def _forward(
         # What sees nothing comes out as anything.
         seen = number != _NOTHING
         out = jnp.where(seen[None, :, None], out.astype(jnp.float32), 0.0)
-        return out, jnp.where(seen[None], lse, _LOW)
+        return out, jnp.where(seen[None], lse, LOW)
 
     def nothing(*args: Any) -> tuple[Array, Array]:
         q, *_ = args
-        return jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:2], _LOW)
+        return jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:2], LOW)
 
     def row(args: Any) -> tuple[Array, Array]:
         *tensors, own, prompt = args
