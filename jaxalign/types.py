@@ -113,8 +113,9 @@ class Model(NamedTuple):
     cache)``: new tokens [b t] at consecutive positions after those that the cache
     holds; ``lengths`` [b] of texts read in pieces, which some rotary rules look at."""
     cache_fn: Callable[..., Any] | None = None
-    """``(variables, slots, length, dtype=None) -> cache``, empty; its leaves have the
-    slots as their second axis."""
+    """``(variables, slots, length, dtype=None, block=None) -> cache``, empty; its
+    leaves have the slots as their second axis. Keys and values lie in arrays of
+    ``block`` places each, by default in one."""
     routed_fn: Callable[..., tuple[Float[Array, "b t d"], RouterSums]] | None = None
     """Of a mixture of experts: as ``hidden_fn``, and what the routers did."""
 

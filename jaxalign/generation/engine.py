@@ -40,6 +40,9 @@ FinishReason = Literal["stop", "length"]
 _CHUNKS = (32, 128)
 """Tokens of a prompt that are read at once: the larger where most of it is filled."""
 
+_MOST_BLOCKS = 8
+"""Of a cache on CPUs, see ``models.kernels.cached``: each takes time to compile."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -156,7 +159,8 @@ _Out = tuple[Any, Any]
 """Tokens and their log-probabilities, on the device."""
 
 _empty = jax.jit(
-    steps.empty, static_argnames=("model", "slots", "length", "vocab", "dtype", "mesh")
+    steps.empty,
+    static_argnames=("model", "slots", "length", "vocab", "dtype", "block", "mesh"),
 )
 _prefill = jax.jit(
     steps.prefill, static_argnames=("model", "mesh"), donate_argnames="cache"
@@ -206,6 +210,10 @@ class Engine:
         if isinstance(place, NamedSharding):
             self.mesh = place.mesh
         self.length = -(-length // _CHUNKS[-1]) * _CHUNKS[-1]
+        self._block = None
+        if next(iter(place.device_set)).platform == "cpu":
+            least = -(-self.length // _MOST_BLOCKS)
+            self._block = -(-least // _CHUNKS[-1]) * _CHUNKS[-1]
         self.vocab = steps.vocab_size(model, variables)
         self.compile_seconds = 0.0
         self._cache_dtype = cache_dtype
@@ -417,6 +425,7 @@ class Engine:
             length=self.length,
             vocab=self.vocab,
             dtype=self._cache_dtype,
+            block=self._block,
             mesh=self.mesh,
         )
         if self.mesh is None:
@@ -443,7 +452,7 @@ def generate(
     variables: Variables,
     requests: Iterable[Request],
     *,
-    slots: int = 32,
+    slots: int = 64,
     text_of: Callable[[Sequence[int]], str] | None = None,
     **options: Any,
 ) -> list[list[Completion]]:

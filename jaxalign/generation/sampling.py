@@ -72,6 +72,27 @@ def sample(
       counts: how many tokens each row has drawn before.
     """
     is_greedy = controls.temperature <= 0
+    drawn = jax.lax.cond(
+        is_greedy.all(),
+        lambda: jnp.zeros(logits.shape[0], jnp.int32),
+        lambda: _drawn(logits, controls, keys, counts),
+    )
+    best = jax.lax.cond(
+        is_greedy.any(),
+        lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        lambda: drawn,
+    )
+    return jnp.where(is_greedy, best, drawn)
+
+
+def _drawn(
+    logits: Float[Array, "b v"],
+    controls: Controls,
+    keys: UInt32[Array, "b 2"],
+    counts: Int[Array, " b"],
+) -> Int[Array, " b"]:
+    """Draw a token for every row; a greedy one gets the first that comes."""
+    is_greedy = controls.temperature <= 0
     heat = jnp.where(is_greedy, 1.0, controls.temperature)
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / jnp.broadcast_to(
         heat[:, None], logits.shape
@@ -102,13 +123,7 @@ def sample(
 
     token, fits = draw(weights, 0)
     start = (jnp.ones((), jnp.int32), token, fits | is_greedy)
-    token = jax.lax.while_loop(lambda state: ~state[2].all(), draw_again, start)[1]
-    best = jax.lax.cond(
-        is_greedy.any(),
-        lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
-        lambda: token,
-    )
-    return jnp.where(is_greedy, best, token)
+    return jax.lax.while_loop(lambda state: ~state[2].all(), draw_again, start)[1]
 
 
 def _truncates(controls: Controls) -> Bool[Array, " b"]:

@@ -67,6 +67,7 @@ def empty(
     length: int,
     vocab: int,
     dtype: Any = None,
+    block: int | None = None,
     mesh: Mesh | None = None,
 ) -> Slots:
     """Return slots with nothing in them.
@@ -78,12 +79,13 @@ def empty(
       length: most tokens of a slot.
       vocab: logits of a token.
       dtype: of keys and values; default the model's.
+      block: places of one array of the cache; default all.
       mesh: devices, if several.
     """
     assert model.cache_fn is not None
     integers, floats = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32)
     made = Slots(
-        model.cache_fn(variables, slots, length, dtype),
+        model.cache_fn(variables, slots, length, dtype, block),
         jnp.zeros((slots, vocab), jnp.float32),
         integers,
         integers,
@@ -173,9 +175,12 @@ def admit(
       mesh: devices, if several.
     """
 
-    def copy(leaf: Array, new: Array) -> Array:
+    def copy(path: Any, leaf: Array, new: Array) -> Array:
         if new.ndim > 3:  # keys and values [l, b, g, s, h]; a gate's sum is [l, b]
-            new = jax.lax.slice_in_dim(new, 0, extent, axis=3)
+            count = min(extent - path[-1].idx * new.shape[3], new.shape[3])
+            if count <= 0:
+                return leaf
+            new = jax.lax.slice_in_dim(new, 0, count, axis=3)
         begin = (0, start.slot, *(0 for _ in new.shape[2:]))
         return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
 
@@ -183,7 +188,7 @@ def admit(
         return leaf.at[start.slot].set(value)
 
     slots = Slots(
-        jax.tree.map(copy, slots.cache, row),
+        jax.tree.map_with_path(copy, slots.cache, row),
         put(slots.logits, logits[0]),
         put(slots.positions, start.position),
         put(slots.counts, jnp.zeros((), jnp.int32)),

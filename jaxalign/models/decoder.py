@@ -218,10 +218,14 @@ def make_model(
         return out, changed[layers.CACHE]
 
     def cache_fn(
-        variables: Variables, slots: int, length: int, cache_dtype: Any = None
+        variables: Variables,
+        slots: int,
+        length: int,
+        cache_dtype: Any = None,
+        block: int | None = None,
     ) -> Any:
         kind = dtype if cache_dtype is None else cache_dtype
-        return make_cache(config, groups, variables, slots, length, kind)
+        return make_cache(config, groups, variables, slots, length, kind, block)
 
     routed = None if config.mixture is None else routed_fn
     return Model(hidden_fn, logits_fn, decode_fn, cache_fn, routed)
@@ -234,11 +238,12 @@ def make_cache(
     slots: int,
     length: int,
     dtype: Any = jnp.float32,
+    block: int | None = None,
 ) -> Any:
     """Return an empty cache: keys and values of every layer, and the gates' sums.
 
-    Keys and values are [layers, slots, kv heads, length, head size]; the slots are the
-    second axis of every leaf.
+    Keys and values are tuples of arrays [layers, slots, kv heads, block, head size],
+    for one stretch of places each; the slots are the second axis of every leaf.
 
     Args:
       config: of the model.
@@ -247,14 +252,19 @@ def make_cache(
       slots: rows.
       length: most tokens of a row.
       dtype: of keys and values.
+      block: places of an array, see ``kernels.cached``; default all in one.
     Raises:
       UserError: a gate that reads later tokens, which are not there yet.
     """
     cache: dict[str, Any] = {}
+    block = block or length
     for low, high in groups:
-        shape = (high - low, slots, config.num_kv_heads, length, config.head_dim)
+        shape = (high - low, slots, config.num_kv_heads, block, config.head_dim)
         cache[group_name((low, high))] = {
-            "self_attn": {n: jnp.zeros(shape, dtype) for n in ("key", "value")}
+            "self_attn": {
+                name: tuple(jnp.zeros(shape, dtype) for _ in range(-(-length // block)))
+                for name in ("key", "value")
+            }
         }
     for collection in _ADAPTERS:
         for path in trees.paths(variables.get(collection, {})):

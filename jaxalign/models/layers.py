@@ -299,15 +299,20 @@ class Attention(nn.Module):
 
     def _cached(
         self, name: str, new: Array, layout: attention_lib.CacheLayout
-    ) -> Array:
+    ) -> tuple[Array, ...]:
         """Put the new tokens' keys or values in the cache and return all of it."""
-        cache = self.get_variable(CACHE, name)
-        # What is not valid gets a place beyond the end, and is dropped.
-        places = jnp.where(layout.valid, layout.positions, cache.shape[2])
-        rows = jnp.arange(cache.shape[0])[:, None]
-        cache = cache.at[rows, :, places].set(new.astype(cache.dtype), mode="drop")
-        self.put_variable(CACHE, name, cache)
-        return cache
+        blocks = []
+        for number, block in enumerate(self.get_variable(CACHE, name)):
+            size = block.shape[2]
+            places = layout.positions - number * size
+            here = layout.valid & (places >= 0)
+            # What is not for this block gets a place beyond its end, and is dropped.
+            places = jnp.where(here, places, size)
+            rows = jnp.arange(block.shape[0])[:, None]
+            new = new.astype(block.dtype)
+            blocks.append(block.at[rows, :, places].set(new, mode="drop"))
+        self.put_variable(CACHE, name, tuple(blocks))
+        return tuple(blocks)
 
 
 _ACTIVATIONS = {

@@ -1,12 +1,15 @@
 """Attention of new tokens over a cache of keys and values.
 
 Keys and values lie heads first, [b, g, s, h], so that the products of one head read one
-stretch of memory. On CPUs the cache is read in blocks and no further than the longest
-text reaches: with texts of 20 to 250 tokens in a cache of 512 that takes between a
-fifth and a sixth of the time of one product over all of it with tokens first
-(``experiments/bench/cache_layouts.py``). Elsewhere it is read whole, in one product: a
-loop whose end is only known when it runs would keep an accelerator waiting for its host.
+stretch of memory. A cache may be cut into blocks of places that are arrays of their
+own. Those that no text reaches are then left out, and none is copied before it is read,
+as a slice of one array would be: on CPUs that takes half the time
+(``experiments/bench/cache_layouts.py``). Elsewhere one block is best: what to leave out
+is only known when the step runs, and an accelerator would wait for it.
 """
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,38 +26,34 @@ _State = tuple[Array, Array, Array]
 
 def attend(
     q: Float[Array, "b t n h"],
-    keys: Float[Array, "b g s h"],
-    values: Float[Array, "b g s h"],
+    keys: Sequence[Float[Array, "b g s h"]],
+    values: Sequence[Float[Array, "b g s h"]],
     layout: CacheLayout,
     *,
     scale: float,
     softcap: float | None = None,
-    block: int = 64,
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
     """Return softmax(scale q k^T) v over a cache, and the scores' log-sum-exp.
 
     Args:
       q: rotated queries; ``n`` heads, a multiple of the ``g`` heads of keys and values.
-      keys: of all tokens so far, at their positions; what lies behind is not seen. Of
-        any float type; scores are float32.
+      keys: of all tokens so far, at their positions, cut into blocks of equal size;
+        what lies behind is not seen. Of any float type; scores are float32.
       values: likewise.
       layout: where the queries stand.
       scale: of the scores.
       softcap: scores s become ``softcap * tanh(s / softcap)``.
-      block: keys that are read at once on CPUs.
     """
     rows, length, heads, width = q.shape
-    groups, size = keys.shape[1], keys.shape[2]
+    groups, size = keys[0].shape[1:3]
     # The queries that share a head of keys, and their places, are one product's rows.
     grouped = q.reshape(rows, length, groups, heads // groups, width)
     grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, groups, -1, width)
     grouped = grouped * scale
     positions = jnp.tile(layout.positions, (1, heads // groups))
 
-    def join(state: _State, begin: Array | int, count: int) -> _State:
+    def join(number: int, state: _State, k: Array, v: Array) -> _State:
         top, total, out = state
-        k = jax.lax.dynamic_slice_in_dim(keys, begin, count, axis=2)
-        v = jax.lax.dynamic_slice_in_dim(values, begin, count, axis=2)
         # On CPUs a product of many keys with few queries takes half as long the first
         # way round, and one of few weights with many values the other. The barriers
         # keep the compiler from turning one into the other.
@@ -65,7 +64,7 @@ def attend(
             preferred_element_type=jnp.float32,
         )
         scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
-        places = begin + jnp.arange(count)[None, None]
+        places = number * size + jnp.arange(size)[None, None]
         seen = places <= positions[..., None]
         if layout.window is not None:
             seen &= positions[..., None] - places < layout.window
@@ -87,28 +86,20 @@ def attend(
         )
 
     shape = grouped.shape[:3]
-    start = (
+    state: _State = (
         jnp.full(shape, LOW, jnp.float32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros((*shape, width), jnp.float32),
     )
-
-    def whole() -> _State:
-        return join(start, 0, size)
-
-    def in_blocks() -> _State:
-        first, end = _reach(layout)
-        return jax.lax.fori_loop(
-            first // block,
-            (end + block - 1) // block,
-            lambda i, state: join(state, i * block, block),
-            start,
-        )
-
-    if size % block:
-        state = whole()
-    else:
-        state = jax.lax.platform_dependent(cpu=in_blocks, default=whole)
+    first, end = _reach(layout)
+    for number, (k, v) in enumerate(zip(keys, values, strict=True)):
+        do = functools.partial(join, number)
+        if len(keys) == 1:
+            state = do(state, k, v)
+        else:
+            begin = number * size
+            reached = (begin < end) & (begin + size > first)
+            state = jax.lax.cond(reached, do, lambda state, *_: state, state, k, v)
     top, total, out = state
     # A token that only fills up the array may see nothing.
     total = jnp.where(total > 0, total, 1.0)
