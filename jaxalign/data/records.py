@@ -9,11 +9,13 @@ two-dimensional feedback::
      "chosen_segments": [{"start": 0, "end": 42, "scores": {"helpfulness": 3}}, ...],
      "rejected_segments": [...]}
 
-``start`` and ``end`` are half-open code-point offsets into the completion's text.
+``start`` and ``end`` are half-open code-point offsets into the completion's text. A
+segment without ``scores`` has not been judged (yet) and counts as not listed.
 Feedback may also be one-sided: ``completion`` and ``label`` (true for a desirable one)
 take the place of ``chosen`` and ``rejected``; supervised training needs no label.
-Optional columns are ``weight`` (the record's loss is multiplied by it) and one number
-for each completion token, the end of turn included, in ``chosen_token_weights`` and
+Optional columns are ``images`` (paths, or encoded bytes where the source can hold
+them), ``weight`` (the record's loss is multiplied by it) and one number for each
+completion token, the end of turn included, in ``chosen_token_weights`` and
 ``rejected_token_weights``.
 """
 
@@ -49,6 +51,9 @@ Finite = Annotated[
 ]
 
 
+Scores = Annotated[dict[str, Finite], pydantic.Field(min_length=1)]
+
+
 class Segment(pydantic.BaseModel):
     """A stretch of a completion with its scores by aspect."""
 
@@ -56,7 +61,17 @@ class Segment(pydantic.BaseModel):
 
     start: Annotated[int, pydantic.Field(ge=0)]
     end: int
-    scores: Annotated[dict[str, Finite], pydantic.Field(min_length=1)]
+    scores: Scores
+
+
+class _Listed(pydantic.BaseModel):
+    """A segment as files have it: not every one has been judged."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    start: Annotated[int, pydantic.Field(ge=0)]
+    end: int
+    scores: Scores | None = None
 
 
 class Message(pydantic.BaseModel):
@@ -74,9 +89,9 @@ class _Columns(pydantic.BaseModel):
     prompt: str | list[Message]
     chosen: str | list[Message]
     rejected: str | list[Message]
-    chosen_segments: list[Segment] | None = None
-    rejected_segments: list[Segment] | None = None
-    images: list[str] | None = None
+    chosen_segments: list[_Listed] | None = None
+    rejected_segments: list[_Listed] | None = None
+    images: list[str | bytes] | None = None
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
     chosen_token_weights: list[Finite] | None = None
     rejected_token_weights: list[Finite] | None = None
@@ -88,7 +103,7 @@ class _OneSided(pydantic.BaseModel):
     prompt: str | list[Message]
     completion: str | list[Message]
     label: bool | None = None
-    images: list[str] | None = None
+    images: list[str | bytes] | None = None
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
 
 
@@ -134,8 +149,8 @@ def read(source: str | Path) -> list[Record]:
     """Read and validate every record of a file.
 
     Args:
-      source: a ``.jsonl`` (also ``.jsonl.gz``) or ``.parquet`` file, or
-        ``tfds:NAME_OR_DIRECTORY:SPLIT`` for a tensorflow-datasets source.
+      source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or one of the other
+        sources of :func:`jaxalign.data.rows.read_rows`.
     Raises:
       UserError: the file cannot be read, is empty, or a record is malformed; the text
         names file, line, field and cure.
@@ -279,14 +294,14 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     # The branch of "text or list of messages" that fits the value's type says most.
     def relevance(problem: Any) -> tuple[bool, int]:
         return (
-            problem["type"] not in ("string_type", "list_type"),
+            problem["type"] not in ("string_type", "list_type", "bytes_type"),
             len(problem["loc"]),
         )
 
     problem = max(error.errors(include_url=False), key=relevance)
     field = ""
     for part in problem["loc"]:
-        if part in ("str", "list[Message]"):
+        if part in ("str", "bytes", "list[Message]"):
             continue
         field += (
             f"[{part}]" if isinstance(part, int) else f".{part}" if field else f"{part}"
@@ -373,11 +388,12 @@ def _check_text(text: str, field: str, where: str) -> None:
 
 
 def _segments(
-    segments: Sequence[Segment] | None, field: str, text: str, where: str
+    segments: Sequence[_Listed] | None, field: str, text: str, where: str
 ) -> tuple[Segment, ...] | None:
+    """Check all segments and return those that have scores."""
     if segments is None:
         return None
-    previous = 0
+    previous, scored = 0, []
     for i, segment in enumerate(segments):
         name = f"{field}[{i}]"
         if segment.end <= segment.start:
@@ -397,7 +413,7 @@ def _segments(
                 f"{where}: field {name}.end: got {_shown(segment.end)}, but the text "
                 f"has {len(text)} characters. Offsets count code points, not bytes"
             )
-        for aspect, score in segment.scores.items():
+        for aspect, score in (segment.scores or {}).items():
             _check_text(aspect, f"{name}.scores", where)
             if not aspect or not math.isfinite(score):
                 raise UserError(
@@ -405,4 +421,8 @@ def _segments(
                     "a name and a finite number"
                 )
         previous = segment.end
-    return tuple(segments)
+        if segment.scores is not None:
+            scored.append(
+                Segment(start=segment.start, end=segment.end, scores=segment.scores)
+            )
+    return tuple(scored)

@@ -1,41 +1,99 @@
-"""Rows of JSON Lines, Parquet and tensorflow-datasets sources, with their places."""
+"""Rows of files and data sets, with their places."""
 
+import glob
 import gzip
+import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data import tables
 from jaxalign.errors import UserError
 
 
-__all__ = ["read_rows"]
+__all__ = ["fingerprint", "read_rows"]
 
 
 def read_rows(source: str | Path) -> Iterator[tuple[Any, str]]:
     """Yield every row of a source with its place, for messages.
 
     Args:
-      source: a ``.jsonl`` (also ``.jsonl.gz``) or ``.parquet`` file, or
-        ``tfds:NAME_OR_DIRECTORY:SPLIT`` for a tensorflow-datasets source.
+      source: a ``.jsonl`` (also ``.jsonl.gz``) or ``.parquet`` file; a pattern such as
+        ``data/train-*.parquet``, read in the order of the names; a directory that
+        ``datasets.Dataset.save_to_disk`` wrote; ``tfds:NAME_OR_DIRECTORY:SPLIT`` for a
+        tensorflow-datasets source; or ``hf:OWNER/NAME:SPLIT`` for a data set of the
+        Hugging Face hub, which needs the library ``datasets``.
     Raises:
       UserError: it cannot be read; the text names file and line.
     """
     source = str(source)
     if source.startswith("tfds:"):
-        yield from _tfds_rows(source)
+        from jaxalign.data import tfds_rows
+
+        yield from tfds_rows.read(source)
         return
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(
-            f"{source} is not a file: expected a .jsonl, .jsonl.gz or .parquet file of "
-            "feedback records, or tfds:NAME:SPLIT"
-        )
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
-        yield from _json_rows(path)
+    if source.startswith("hf:"):
+        yield from tables.hub_rows(source)
+        return
+    if Path(source).is_dir():
+        yield from tables.saved_rows(Path(source))
+        return
+    for path in _files(source):
+        if path.suffix == ".parquet":
+            yield from tables.parquet_rows(path)
+        else:
+            yield from _json_rows(path)
+
+
+def fingerprint(source: str) -> str:
+    """Return what tells a source from one with other contents.
+
+    The SHA-256 of a file; for several files, of their names and contents. Of a data set
+    that is read by name, the name: its versions are fixed elsewhere.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    if source.startswith("hf:"):
+        return source
+    if source.startswith("tfds:"):
+        from jaxalign.data import tfds_rows
+
+        directory, split = tfds_rows.located(source)
+        if directory is None:
+            return source
+        return f"{_hash_files(sorted(directory.iterdir()))}:{split}"
+    if Path(source).is_dir():
+        return _hash_files(tables.saved_files(Path(source)))
+    files = _files(source)
+    return _hash(files[0]) if len(files) == 1 else _hash_files(files)
+
+
+def _files(source: str) -> list[Path]:
+    if Path(source).is_file():
+        return [Path(source)]
+    found = sorted(Path(p) for p in glob.glob(source) if Path(p).is_file())
+    if not found:
+        raise UserError(f"{source} is not a file: expected {tables.SOURCES}")
+    return found
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _hash_files(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            digest.update(f"{path.name}\n{_hash(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
@@ -69,94 +127,3 @@ def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
                 ) from None
             except ValueError as error:  # an integer of thousands of digits
                 raise UserError(f"{where}: not usable JSON: {error}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield _without_missing_scores(row), f"{path}:row {number}"
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
-
-
-def _tfds_rows(source: str) -> Iterator[tuple[Any, str]]:
-    import tensorflow_datasets as tfds
-
-    _, name, split = (source.split(":", 2) + ["", ""])[:3]
-    if not name or not split:
-        raise UserError(
-            f"{source!r} names no split: expected tfds:NAME_OR_DIRECTORY:SPLIT, "
-            "such as tfds:/data/my_feedback/1.0.0:train"
-        )
-    data: Any
-    try:
-        if Path(name).is_dir():
-            builder: Any = tfds.builder_from_directory(name)
-            data = builder.as_data_source(split)
-        else:
-            data = tfds.data_source(name, split=split)
-    except Exception as error:  # tfds raises many kinds, all about its arguments
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{source}: tensorflow-datasets says: {reason}") from None
-    for number in range(len(data)):
-        where = f"{source}:row {number + 1}"
-        try:
-            row = _untensored(data[number])
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8: {error}. Store UTF-8") from None
-        except (IndexError, TypeError) as error:
-            raise UserError(
-                f"{where}: not laid out as a feedback record: {error}. Expected Text, "
-                "or a Sequence of {role, content} or {start, end, scores}"
-            ) from None
-        yield row, where
-
-
-def _without_missing_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the nulls by which Arrow fills aspects that a segment was not scored on."""
-    cleaned = dict(row)
-    for column in ("chosen_segments", "rejected_segments"):
-        segments = cleaned.get(column)
-        for segment in segments if isinstance(segments, list) else ():
-            if isinstance(segment, dict) and isinstance(segment.get("scores"), dict):
-                scores = segment["scores"].items()
-                segment["scores"] = {k: v for k, v in scores if v is not None}
-    return cleaned
-
-
-def _untensored(value: Any) -> Any:
-    """Turn what tfds returns (bytes, arrays, dicts of lists) into plain values."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, Mapping):
-        plain = {str(k): _untensored(v) for k, v in value.items()}
-        for column in (
-            *("prompt", "chosen", "rejected", "completion"),
-            *("chosen_segments", "rejected_segments"),
-        ):
-            if column in plain:
-                plain[column] = _rows_of_columns(plain[column])
-        return {k: v for k, v in plain.items() if v is not None}
-    if hasattr(value, "tolist"):
-        return _untensored(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_untensored(v) for v in value]
-    return value
-
-
-def _rows_of_columns(value: Any) -> Any:
-    """Turn a dict of equally long lists into a list of dicts, scores included."""
-    if not isinstance(value, dict):
-        return value
-    columns = {
-        k: _rows_of_columns(v) if isinstance(v, dict) else v for k, v in value.items()
-    }
-    length = len(next(iter(columns.values()), []))
-    return [{k: v[i] for k, v in columns.items()} for i in range(length)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxalign.checkpoints import adapter_files, contents
 from jaxalign.checkpoints.load import DType
-from jaxalign.data import chat, records
+from jaxalign.data import chat, records, rows
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
 from jaxalign.generation import ready
@@ -53,7 +53,7 @@ class GenerateConfig(Sampling):
     data: str
     out: str
     adapter: str | None = None
-    batch_slots: int = 32
+    batch_slots: int = 64
     dtype: DType = "float32"
     cache_dtype: DType | None = None
     quantize: Quantize | None = None
@@ -106,7 +106,8 @@ def generate_file(config: GenerateConfig) -> Report:
     ]
     longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
     left = requests[done:]
-    slots = min(config.batch_slots, len(left) * config.num_samples)
+    # Of all prompts, not of what is left: the same programs give the same bits.
+    slots = min(config.batch_slots, len(requests) * config.num_samples)
     engine = Engine(
         made.model,
         made.variables,
@@ -190,7 +191,7 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return all that decides the texts."""
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     found["model"] = contents.fingerprint(config.model)
-    found["data"] = run_directory.hash_file(config.data)
+    found["data"] = rows.fingerprint(config.data)
     if config.adapter is not None:
         path = Path(config.adapter)
         found["adapter"] = adapter_files.fingerprint(path)

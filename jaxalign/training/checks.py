@@ -11,6 +11,7 @@ from jaxalign.objectives import dpo2d, objective
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig
 from jaxalign.objectives.token_level import SePOConfig, TISConfig
+from jaxalign.training import progress
 
 
 __all__ = ["check_records", "check_tokens"]
@@ -30,9 +31,16 @@ def check_records(
     """
     asked = objective.needs(config)
     parts = [part for _, part in objective.members(config)]
+    unjudged = 0
     for record in found:
         if asked.segments and record.rejected is not None:
             _check_segments(record, config.name)
+            unjudged += not (record.chosen_segments and record.rejected_segments)
+    if unjudged:
+        progress.say(
+            f"{unjudged} of {len(found)} record(s) have a response without a scored "
+            f"segment, from which {config.name} learns nothing"
+        )
     for part in parts:
         if isinstance(part, DPO2DConfig):
             dpo2d.resolve_aspect_weights(part.aspect_weights, aspects)

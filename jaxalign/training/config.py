@@ -43,7 +43,9 @@ class TrainConfig:
     Attributes:
       model: Hugging Face checkpoint: a directory, or an id on the hub,
         ``owner/name`` or ``owner/name@revision``.
-      data: feedback records to train on: .jsonl, .jsonl.gz, .parquet, tfds:NAME:SPLIT.
+      data: feedback records to train on: a .jsonl, .jsonl.gz or .parquet file, a
+        pattern of such files, a directory of datasets' save_to_disk,
+        tfds:NAME_OR_DIRECTORY:SPLIT or hf:OWNER/NAME:SPLIT.
       out: run directory; the same command again continues the run in it.
       eval_data: records to evaluate on.
       reference: ``adapter_off`` is the model as it was loaded (with an adapter that

@@ -20,7 +20,7 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
-from jaxalign.data import chat, loader, packing, pairs, records
+from jaxalign.data import chat, loader, packing, pairs, records, rows
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
@@ -274,10 +274,10 @@ def _summary(report: dict[str, int]) -> str:
 def _fingerprints(config: TrainConfig) -> dict[str, str]:
     sources = {
         "model": contents.fingerprint(config.model),
-        "data": run_directory.hash_file(config.data),
+        "data": rows.fingerprint(config.data),
     }
     if config.eval_data:
-        sources["eval_data"] = run_directory.hash_file(config.eval_data)
+        sources["eval_data"] = rows.fingerprint(config.eval_data)
     if isinstance(config.adapter, PeftConfig):
         sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
     if config.reference not in ("adapter_off", "cached"):

@@ -2,10 +2,9 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ __all__ = [
     "ADAPTER_START",
     "CONFIG",
     "claim",
-    "hash_file",
     "is_run",
     "read_config",
     "read_sources",
@@ -63,12 +61,22 @@ def read_sources(run: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def claim(config: TrainConfig, sources: dict[str, str]) -> Iterator[Path]:
+def claim(
+    config: Any,
+    sources: dict[str, str],
+    *,
+    name: str = CONFIG,
+    free: Collection[str] = _FREE,
+    before: Callable[[Path], dict[str, Any]] | None = None,
+) -> Iterator[Path]:
     """Make or reopen the run directory and hold it against other processes.
 
     Args:
-      config: the run's.
+      config: the run's, a dataclass with ``out``.
       sources: fingerprints of model and data.
+      name: of the file that keeps the config.
+      free: fields that may change when the run goes on.
+      before: reads the kept config as nested values; default a training run's.
     Raises:
       UserError: another config's run, changed sources, another process, or other files.
     """
@@ -89,35 +97,43 @@ def claim(config: TrainConfig, sources: dict[str, str]) -> Iterator[Path]:
                 "--out"
             ) from None
         strange = [p.name for p in run.iterdir() if not p.name.startswith(".")]
-        if strange and not is_run(run):
+        begun = (run / name).is_file()
+        if strange and not begun:
             raise UserError(
                 f"--out {run} is not empty and no run's directory: it has "
                 f"{', '.join(sorted(strange)[:3])}. Give a new directory"
             )
-        if is_run(run):
-            _refuse_difference(run, config, sources)
+        if begun:
+            old = to_dict(read_config(run)) if before is None else before(run)
+            _refuse_difference(run, old, to_dict(config), sources, free)
         else:
             # The config comes last: without it the directory is no run yet.
             write_text(run / SOURCES, json.dumps(sources, indent=2) + "\n")
-            write_text(run / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False))
+            write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
         yield run
 
 
-def _refuse_difference(run: Path, config: TrainConfig, sources: dict[str, str]) -> None:
-    old, new = _flat(to_dict(read_config(run))), _flat(to_dict(config))
+def _refuse_difference(
+    run: Path,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    sources: dict[str, str],
+    free: Collection[str],
+) -> None:
+    old, new = _flat(before), _flat(now)
     changed = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and name not in _FREE
+        if old.get(name) != new.get(name) and name not in free
     ]
     if changed:
         raise UserError(
             f"{run} holds a run with another config ({'; '.join(changed[:8])}). Use "
             "the same options to continue it, or another --out"
         )
-    before = read_sources(run)
+    were = read_sources(run)
     for name, value in sources.items():
-        if before.get(name) != value:
+        if were.get(name) != value:
             raise UserError(
                 f"the {name} has changed since {run} was begun, so the run cannot go "
                 "on exactly. Restore it, or begin anew with another --out"
@@ -142,17 +158,3 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file; of a tfds source, its name."""
-    if path.startswith("tfds:"):
-        return path
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""Rows of Arrow tables: Parquet files, saved ``datasets``, data sets of the hub."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import UserError
+
+
+__all__ = ["SOURCES", "hub_rows", "parquet_rows", "saved_files", "saved_rows"]
+
+
+SOURCES = (
+    "a .jsonl, .jsonl.gz or .parquet file, a pattern of such files, a directory that "
+    "datasets' save_to_disk wrote, tfds:NAME_OR_DIRECTORY:SPLIT or hf:OWNER/NAME:SPLIT"
+)
+"""What ``--data`` takes, for messages."""
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the rows of a Parquet file with their places.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        yield from _numbered(table.iter_batches(), path)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
+
+
+def saved_rows(directory: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the rows of a data set that ``datasets.Dataset.save_to_disk`` wrote.
+
+    Raises:
+      UserError: the directory holds something else, or cannot be read.
+    """
+    import pyarrow
+
+    for path in saved_files(directory):
+        try:
+            with pyarrow.memory_map(str(path)) as file:
+                yield from _numbered(pyarrow.ipc.open_stream(file), path)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable Arrow file: {error}") from None
+
+
+def saved_files(directory: Path) -> list[Path]:
+    """Return the Arrow files of a saved data set, in order.
+
+    Raises:
+      UserError: the directory holds something else.
+    """
+    state = directory / "state.json"
+    if not state.is_file():
+        raise UserError(
+            f"{directory} is not a file: expected {SOURCES}{_cure(directory)}"
+        )
+    try:
+        found = json.loads(state.read_text(encoding="utf-8"))
+        names = [file["filename"] for file in found["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{state}: not as datasets writes it: {type(error).__name__}: {error}. "
+            "Save the data set again"
+        ) from None
+    if found.get("_indices_files") or found.get("_indices_data_files"):
+        raise UserError(
+            f"{state}: rows are picked through an index, as old versions of datasets "
+            "saved them. Save the data set again"
+        )
+    return [directory / name for name in names]
+
+
+def hub_rows(source: str) -> Iterator[tuple[Any, str]]:
+    """Yield the rows of ``hf:OWNER/NAME:SPLIT`` or ``hf:OWNER/NAME@REVISION:SPLIT``.
+
+    The library ``datasets`` fetches it, or takes it from its cache.
+
+    Raises:
+      UserError: the library is not there, or it cannot load the data set.
+    """
+    name, _, split = source.removeprefix("hf:").partition(":")
+    if not name or not split:
+        raise UserError(
+            f"{source!r} names no split: expected hf:OWNER/NAME:SPLIT, such as "
+            "hf:nvidia/HelpSteer2:train"
+        )
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{source}: data sets of the hub need the library datasets: pip install "
+            "datasets. Or give a file"
+        ) from None
+    name, _, revision = name.partition("@")
+    try:
+        data: Any = datasets.load_dataset(name, split=split, revision=revision or None)
+        table = data.with_format("arrow")
+    except Exception as error:  # datasets raises many kinds, network or argument
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{source}: datasets says: {type(error).__name__}: {reason}. Where the "
+            "hub cannot be reached, fetch it elsewhere, save_to_disk it, and give the "
+            "directory"
+        ) from None
+    batches = (
+        batch for part in table.iter(batch_size=1024) for batch in part.to_batches()
+    )
+    yield from _numbered(batches, source)
+
+
+def _numbered(batches: Iterable[Any], place: str | Path) -> Iterator[tuple[Any, str]]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield _without_missing_scores(row), f"{place}:row {number}"
+
+
+def _without_missing_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the nulls by which Arrow fills aspects that a segment was not scored on."""
+    cleaned = dict(row)
+    for column in ("chosen_segments", "rejected_segments"):
+        segments = cleaned.get(column)
+        for segment in segments if isinstance(segments, list) else ():
+            if isinstance(segment, dict) and isinstance(segment.get("scores"), dict):
+                scores = segment["scores"].items()
+                segment["scores"] = {k: v for k, v in scores if v is not None}
+    return cleaned
+
+
+def _cure(directory: Path) -> str:
+    """Say what a directory that holds no saved data set might be."""
+    if (directory / "dataset_dict.json").is_file():
+        names = sorted(p.parent.name for p in directory.glob("*/state.json"))
+        return f". It is a saved data set of several splits: add one of {names}"
+    if (directory / "features.json").is_file():
+        return f". It is a tensorflow-datasets set: give tfds:{directory}:SPLIT"
+    if any(directory.glob("*.parquet")):
+        return f". Give the files of one split, such as '{directory}/train-*.parquet'"
+    return ""

@@ -1,0 +1,140 @@
+"""From a source in a named layout to checked feedback records."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data import records
+from jaxalign.data.tfds_builders import helpsteer2, helpsteer2d, qa_feedback, rlaif_v
+from jaxalign.data.tfds_builders.foreign import (
+    Converted,
+    Dropped,
+    Row,
+    read_foreign,
+)
+from jaxalign.errors import UserError, did_you_mean
+
+
+__all__ = [
+    "LAYOUTS",
+    "RECORD_COLUMNS",
+    "Counts",
+    "check_layout",
+    "convert",
+    "records_of",
+]
+
+RECORD_COLUMNS = (
+    *("prompt", "images", "chosen", "rejected", "chosen_segments", "rejected_segments"),
+    *("completion", "label", "weight"),
+    *("chosen_token_weights", "rejected_token_weights"),
+)
+"""The columns of a feedback record, of a pair and of a single completion."""
+
+_KEPT = (*RECORD_COLUMNS, *rlaif_v.ORIGIN)
+
+
+def feedback(rows: Iterable[Row]) -> Iterator[Converted]:
+    """Take rows that are feedback records already."""
+    for row, where in rows:
+        yield Converted(dict(row), where)
+
+
+LAYOUTS: Mapping[str, Callable[[Iterable[Row]], Iterator[Converted]]] = {
+    "feedback": feedback,
+    "helpsteer2": helpsteer2.convert,
+    "helpsteer2d": helpsteer2d.convert,
+    "qa_feedback": qa_feedback.convert,
+    "rlaif_v": rlaif_v.convert,
+}
+"""Conversions by the name of the layout that they read."""
+
+
+def convert(layout: str, source: str | Path) -> Iterator[Converted]:
+    """Yield the feedback records of a source, checked, and what was dropped and why.
+
+    A record has ``where``: the places in the source that it is made of.
+
+    Args:
+      layout: a key of :data:`LAYOUTS`.
+      source: a file of that layout: ``.json``, ``.jsonl``, ``.jsonl.gz``, ``.csv`` or
+        ``.parquet``, or another source that ``--data`` takes.
+    Raises:
+      UserError: the layout is not known, the source cannot be read, or a row is
+        malformed; the text names file, row, field and cure.
+    """
+    check_layout(layout)
+    folder = f"{Path(source).parent}/"
+    for made, where in LAYOUTS[layout](read_foreign(source)):
+        if isinstance(made, dict):
+            _check(made, where)
+            made = {k: made[k] for k in _KEPT if made.get(k) is not None}
+            made["where"] = where.replace(folder, "")
+        yield Converted(made, where)
+
+
+def check_layout(layout: str) -> None:
+    """Refuse a name that is no layout.
+
+    Raises:
+      UserError: with the names that there are.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(
+            f"--layout {layout}: no such layout. {did_you_mean(layout, LAYOUTS)} "
+            f"Expected one of {', '.join(LAYOUTS)}"
+        )
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the rows of one source, counted while it is read."""
+
+    kept: int = 0
+    """Records."""
+    dropped: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    """Rows, or pairs of rows, that give no record, by reason."""
+
+    def __str__(self) -> str:
+        reasons = (f"{n} dropped ({why})" for why, n in self.dropped.items())
+        return ", ".join([f"{self.kept} records", *reasons])
+
+
+def records_of(
+    layout: str, source: str | Path, counts: Counts | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of :func:`convert` alone.
+
+    Args:
+      layout: a key of :data:`LAYOUTS`.
+      source: a file of that layout.
+      counts: is added to.
+    Raises:
+      UserError: see :func:`convert`; or there is no record at all.
+    """
+    counts = Counts() if counts is None else counts
+    for made, _ in convert(layout, source):
+        if isinstance(made, Dropped):
+            counts.dropped[made.reason] += 1
+        else:
+            counts.kept += 1
+            yield made
+    if not counts.kept:
+        raise UserError(f"{source} gives no record in the layout {layout}: {counts}")
+
+
+def _check(record: Mapping[str, Any], where: str) -> None:
+    # Images are checked here: a data set may hold what no model can be trained on yet.
+    records.parse({k: v for k, v in record.items() if k != "images"}, where)
+    images = record.get("images") or []
+    if not isinstance(images, list) or not all(
+        isinstance(image, str | bytes) for image in images
+    ):
+        raise UserError(
+            f"{where}: field images: expected a list of paths or of encoded images: "
+            f"got {type(images).__name__}"
+        )

@@ -1,0 +1,103 @@
+"""Building data sets from files of a layout, with counts of what was dropped."""
+
+import contextlib
+import gzip
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data.tfds_builders.layouts import Counts, check_layout, records_of
+from jaxalign.errors import UserError
+
+
+__all__ = ["Built", "build", "write_jsonl"]
+
+
+class Built(NamedTuple):
+    """A data set on disk."""
+
+    directory: Path
+    counts: dict[str, Counts]
+    """By split."""
+
+    def source(self, split: str) -> str:
+        """Return what ``--data`` takes to read a split."""
+        return f"tfds:{self.directory}:{split}"
+
+
+def build(layout: str, files: Mapping[str, str | Path], out: str | Path) -> Built:
+    """Build a tensorflow-datasets set (array_record) of feedback records.
+
+    All rows are read and checked before anything is written, and the set appears
+    whole or not at all.
+
+    Args:
+      layout: a key of ``LAYOUTS``.
+      files: the source of each split, such as ``{"train": "train.jsonl.gz"}``.
+      out: directory to put it in; the set lies in a folder of it by name and version.
+    Raises:
+      UserError: see :func:`~jaxalign.data.tfds_builders.layouts.convert`; or a split
+        gives no record, or the set is there already.
+    """
+    check_layout(layout)
+    if not files:
+        raise UserError('no file to build from: give files={"train": path}')
+    from jaxalign.data.tfds_builders.builders import BUILDERS
+
+    builder = BUILDERS[layout]
+    folder = Path(out) / builder.name / str(builder.VERSION)
+    _refuse_present(folder)
+    names = {split: str(source) for split, source in files.items()}
+    try:
+        made = builder(data_dir=str(out), files=names)
+        # It says that it downloads, which it does not, and makes a folder for it.
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            tempfile.TemporaryDirectory() as downloads,
+        ):
+            made.download_and_prepare(download_dir=downloads)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from None
+    return Built(folder, made.counts)
+
+
+def write_jsonl(layout: str, source: str | Path, out: str | Path) -> Counts:
+    """Write the feedback records of a source as JSON Lines.
+
+    Args:
+      layout: a key of ``LAYOUTS``.
+      source: a file of that layout.
+      out: a ``.jsonl`` or ``.jsonl.gz`` file that is not there yet.
+    Raises:
+      UserError: see :func:`build`; or a record holds the bytes of an image.
+    """
+    check_layout(layout)
+    out = Path(out)
+    _refuse_present(out)
+    counts = Counts()
+    temporary = out.with_name(f"{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        opened: Any = gzip.open if out.suffix == ".gz" else open
+        with opened(temporary, "wt", encoding="utf-8") as file:
+            for record in records_of(layout, source, counts):
+                if any(isinstance(x, bytes) for x in record.get("images", ())):
+                    raise UserError(
+                        f"{record['where']}: field images: encoded bytes, which JSON "
+                        "Lines cannot hold. Give a directory as --out, for a tfds set"
+                    )
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return counts
+
+
+def _refuse_present(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} is there already. Remove it, or give another --out")
