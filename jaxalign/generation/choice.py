@@ -20,7 +20,7 @@ from jaxalign.objectives import logps
 from jaxalign.types import Completions, Model, ModelInputs, Variables
 
 
-__all__ = ["Choice", "Question", "choose", "question"]
+__all__ = ["Choice", "Question", "answer_logps", "choose", "question"]
 
 
 class Question(NamedTuple):
@@ -83,6 +83,36 @@ def choose(
         longest.
       batch_rows: rows that are computed at once.
     Raises:
+      UserError: see :func:`answer_logps`.
+    """
+    found = answer_logps(
+        model, variables, questions, row_length=row_length, batch_rows=batch_rows
+    )
+    return [
+        _choice([float(mine.sum()) for mine in answers], [len(a) for a in answers])
+        for answers in found
+    ]
+
+
+def answer_logps(
+    model: Model,
+    variables: Variables,
+    questions: Sequence[Question],
+    *,
+    row_length: int | None = 512,
+    batch_rows: int = 1,
+) -> list[list[Float[np.ndarray, " t"]]]:
+    """Return log p of every token of every answer, given all before it.
+
+    Args:
+      model: a language model.
+      variables: base and adapters.
+      questions: prompts with their answers.
+      row_length: places of a row, which holds as many questions as fit; grows to the
+        longest. None gives every question a row of its own, of one of a few lengths,
+        so that its numbers do not depend on the questions beside it.
+      batch_rows: rows that are computed at once.
+    Raises:
       UserError: a question without prompt or answers, or an adapter that reads later
         tokens (it would read the answers).
     """
@@ -98,7 +128,39 @@ def choose(
             )
     if not questions:
         return []
+    found: list[list[np.ndarray]] = [[] for _ in questions]
+    for rows, length, wanted in _plan(questions, row_length):
+        rows = rows + [()] * (-len(rows) % batch_rows)
+        for begin in range(0, len(rows), batch_rows):
+            part = rows[begin : begin + batch_rows]
+            built = [_row([questions[i] for i in row]) for row in part]
+            values = jax.device_get(
+                _score(variables, *_batch(built, length, wanted), model=model)
+            )
+            for row, mine in zip(part, values, strict=True):
+                at = 0
+                for index in row:
+                    for answer in questions[index].answers:
+                        found[index].append(mine[at : at + len(answer)])
+                        at += len(answer)
+    return found
+
+
+_Rows = list[tuple[int, ...]]
+
+
+def _plan(
+    questions: Sequence[Question], row_length: int | None
+) -> list[tuple[_Rows, int, int]]:
+    """Return rows of questions, with how long they are and how much they ask for."""
     places = np.array([_places(asked) for asked in questions])
+    wanted = np.array([sum(map(len, asked.answers)) for asked in questions])
+    if row_length is None:
+        alike: dict[tuple[int, int], _Rows] = {}
+        for number, sizes in enumerate(zip(places, wanted, strict=True)):
+            length, most = (_rounded(int(size)) for size in sizes)
+            alike.setdefault((length, most), []).append((number,))
+        return [(rows, *sizes) for sizes, rows in alike.items()]
     length = max(row_length, int(places.max()))
     rows = packing.plan_rows(
         places,
@@ -108,23 +170,22 @@ def choose(
         epoch=0,
         shuffle=False,
     )
-    rows += [()] * (-len(rows) % batch_rows)
-    built = [_row([questions[i] for i in row]) for row in rows]
-    wanted = max(len(row["target"]) for row in built)
-    found: list[Choice | None] = [None] * len(questions)
-    for begin in range(0, len(rows), batch_rows):
-        part = built[begin : begin + batch_rows]
-        values = jax.device_get(
-            _score(variables, *_batch(part, length, wanted), model=model)
-        )
-        for row, mine in zip(rows[begin : begin + batch_rows], values, strict=True):
-            at = 0
-            for index in row:
-                sizes = [len(answer) for answer in questions[index].answers]
-                pieces = np.split(mine[at : at + sum(sizes)], np.cumsum(sizes)[:-1])
-                found[index] = _choice([float(p.sum()) for p in pieces], sizes)
-                at += sum(sizes)
-    return [choice for choice in found if choice is not None]
+    most = max(int(wanted[list(row)].sum()) for row in rows)
+    return [(rows, length, most)]
+
+
+def _rounded(size: int) -> int:
+    """Return the next of 64, 96, 128, 192, 256, ...: few programs, at most half idle.
+
+    >>> [_rounded(size) for size in (1, 65, 97, 129, 300)]
+    [64, 96, 128, 192, 384]
+    """
+    power = 64
+    while power < size:
+        if size <= power * 3 // 2:
+            return power * 3 // 2
+        power *= 2
+    return power
 
 
 def _choice(sums: list[float], sizes: list[int]) -> Choice:
