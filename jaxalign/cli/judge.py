@@ -1,0 +1,39 @@
+"""``jaxalign judge``: have the segments of a file of records scored."""
+
+from collections.abc import Sequence
+
+from jaxalign.cli import parsing
+
+
+__all__ = ["run"]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and judge; the last line says how many responses have no verdict."""
+    from jaxalign.feedback.judging import JudgeFileConfig, judge_file
+
+    parser = parsing.make_parser("judge", JudgeFileConfig, description=__doc__ or "")
+    config = parsing.parse(parser, arguments, JudgeFileConfig)
+    if config.judge.name == "local":
+        from jaxalign.cli import devices
+
+        devices.set_up_jax()
+    report = judge_file(config)
+    known = report.requests - report.asked
+    cost = f", cost {report.cost:.4f}" if report.cost else ""
+    print(
+        f"judged: {config.out} ({report.responses} responses, {report.requests} "
+        f"requests: {report.asked} asked, {known} known from {config.store_path})"
+    )
+    print(
+        f"{report.prompt_tokens} prompt tokens, {report.completion_tokens} completion "
+        f"tokens{cost}"
+    )
+    if report.agreement.pairs:
+        equal, pairs, distance = report.agreement
+        print(
+            f"agreement of votes: {equal / pairs:.3f} of pairs equal, mean distance "
+            f"{distance / pairs:.3f} ({report.failed_votes} votes failed)"
+        )
+    print(f"{report.failed} failed responses")
+    return 0

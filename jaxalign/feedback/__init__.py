@@ -1,0 +1,3 @@
+"""Feedback: segments, judges, pairs, and the rounds that make and use them."""
+
+__all__ = ()

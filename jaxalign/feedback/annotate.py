@@ -1,0 +1,238 @@
+"""From records with segments to requests, and from verdicts to records with scores.
+
+A response is judged when more than half of the votes on it have succeeded (see
+``votes``); a segment's score on an aspect is the mean over those. Otherwise it has no
+score at all and stands in the record's ``judge_failures``. Nothing is filled in.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data import records
+from jaxalign.errors import UserError
+from jaxalign.feedback.judges import prompts
+from jaxalign.feedback.judges.protocol import Request, Subject, Verdict
+from jaxalign.feedback.votes import merged
+
+
+__all__ = [
+    "Agreement",
+    "Item",
+    "Response",
+    "agreement",
+    "agreement_of",
+    "annotated",
+    "read_item",
+    "requests_of",
+]
+
+RESPONSES = ("chosen", "rejected", "completion")
+
+
+class Response(NamedTuple):
+    """One response of a record, with its segments."""
+
+    name: str
+    """The column that it stands in."""
+    subject: Subject
+
+
+class Item(NamedTuple):
+    """A record whose responses are to be judged."""
+
+    columns: Mapping[str, Any]
+    """All of the record, as it was read."""
+    responses: tuple[Response, ...]
+    """Those that have a segment."""
+
+
+class Agreement(NamedTuple):
+    """How far several votes on the same thing agree; sums, see :func:`agreement`."""
+
+    equal: int
+    """Pairs of votes with the same score, over segments and aspects."""
+    pairs: int
+    distance: int
+    """Sum of the absolute differences over the pairs."""
+
+    def plus(self, other: "Agreement") -> "Agreement":
+        """Return the sums of both."""
+        return Agreement(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
+    """Validate a record with segments, scored or not.
+
+    A column ``references`` (list of texts) holds accepted answers, for judges that
+    compare with them.
+
+    Args:
+      columns: of the record.
+      where: file and line, for messages.
+      aspects: what its segments are to be scored on.
+    Raises:
+      UserError: it is malformed, or a response has no segments column.
+    """
+    if not isinstance(columns, Mapping):
+        records.parse(columns, where)  # says what is wrong
+    plain = {k: v for k, v in columns.items() if not k.endswith("_segments")}
+    record = records.parse(plain, where)
+    one_sided = columns.get("completion") is not None
+    names = RESPONSES[2:] if one_sided else RESPONSES[:2]
+    for name in RESPONSES:
+        if name not in names and columns.get(f"{name}_segments") is not None:
+            raise UserError(
+                f"{where}: field {name}_segments: the record has no {name}. Take the "
+                "column out"
+            )
+    prompt = record.prompt
+    if not isinstance(prompt, str):
+        prompt = tuple(message.model_dump() for message in prompt)
+    texts = (record.chosen, record.rejected)
+    responses = []
+    for name, text in zip(names, texts, strict=False):
+        spans = _spans(columns.get(f"{name}_segments"), name, text or "", where)
+        references = _references(columns.get("references"), where)
+        subject = Subject(
+            prompt, text or "", spans=spans, aspects=aspects, references=references
+        )
+        if spans:
+            responses.append(Response(name, subject))
+    return Item(columns, tuple(responses))
+
+
+def requests_of(
+    item: Item, *, votes: int = 1, own: Path | None = None
+) -> Iterator[Request]:
+    """Yield the requests for a record's scores: for each response, all its votes.
+
+    Args:
+      item: with aspects.
+      votes: how often each response is judged.
+      own: directory of wording of one's own.
+    """
+    for response in item.responses:
+        request = prompts.scores_request(response.subject, own)
+        yield request
+        for vote in range(1, votes):
+            yield Request(
+                request.task, request.messages, request.schema, request.subject, vote
+            )
+
+
+def annotated(item: Item, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return a record with the scores that verdicts give its segments.
+
+    Args:
+      item: as it was asked about.
+      verdicts: of its requests, in their order.
+    """
+    made = {k: v for k, v in item.columns.items() if k != "judge_failures"}
+    failures = []
+    for response, votes in _by_response(item, verdicts):
+        verdict = merged(votes)
+        column = f"{response.name}_segments"
+        scores = []
+        if verdict.failure is None:
+            scores = verdict.value["segments"]
+        else:
+            failures.append(
+                {
+                    "response": response.name,
+                    "reason": verdict.failure,
+                    "raw": verdict.raw,
+                }
+            )
+        made[column] = [
+            _with_scores(segment, given)
+            for segment, given in itertools.zip_longest(made[column], scores)
+        ]
+    if failures:
+        made["judge_failures"] = failures
+    return made
+
+
+def agreement(item: Item, verdicts: Sequence[Verdict]) -> Agreement:
+    """Return how far the votes on a record's responses agree."""
+    total = Agreement(0, 0, 0)
+    for _, votes in _by_response(item, verdicts):
+        good = [vote.value for vote in votes if vote.failure is None]
+        for one, other in itertools.combinations(good, 2):
+            total = total.plus(agreement_of(one, other))
+    return total
+
+
+def agreement_of(one: Any, other: Any) -> Agreement:
+    """Return how far two values of a ``scores`` request agree.
+
+    >>> agreement_of({"segments": [{"a": 1, "b": 4}]}, {"segments": [{"a": 3, "b": 4}]})
+    Agreement(equal=1, pairs=2, distance=2)
+    """
+    distances = [
+        abs(left[aspect] - right[aspect])
+        for left, right in zip(one["segments"], other["segments"], strict=True)
+        for aspect in left
+    ]
+    return Agreement(distances.count(0), len(distances), sum(distances))
+
+
+def _by_response(
+    item: Item, verdicts: Sequence[Verdict]
+) -> Iterator[tuple[Response, Sequence[Verdict]]]:
+    if not item.responses:
+        return
+    votes = len(verdicts) // len(item.responses)
+    for n, response in enumerate(item.responses):
+        yield response, verdicts[n * votes : (n + 1) * votes]
+
+
+def _with_scores(
+    segment: Mapping[str, Any], scores: Mapping[str, float] | None
+) -> dict[str, Any]:
+    bare = {k: v for k, v in segment.items() if k != "scores"}
+    return bare if scores is None else {**bare, "scores": dict(scores)}
+
+
+def _spans(given: Any, name: str, text: str, where: str) -> tuple[tuple[int, int], ...]:
+    field = f"{name}_segments"
+    if given is None:
+        raise UserError(
+            f"{where}: field {field} is missing: a judge scores segments. Make them "
+            "with: jaxalign segment IN OUT"
+        )
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise UserError(f"{where}: field {field}: expected a list of segments")
+    spans: list[tuple[int, int]] = []
+    for i, segment in enumerate(given):
+        ends = (
+            (segment.get("start"), segment.get("end"))
+            if isinstance(segment, Mapping)
+            else (None, None)
+        )
+        start, end = ends
+        if type(start) is not int or type(end) is not int:
+            raise UserError(
+                f"{where}: field {field}[{i}]: expected an object with whole numbers "
+                "start and end"
+            )
+        before = spans[-1][1] if spans else 0
+        if not before <= start < end <= len(text):
+            raise UserError(
+                f"{where}: field {field}[{i}]: got start {start} and end {end}; "
+                f"expected {before} <= start < end <= {len(text)}. Segments are "
+                "ordered, do not overlap, and count code points of the text"
+            )
+        spans.append((start, end))
+    return tuple(spans)
+
+
+def _references(given: Any, where: str) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, list) or not all(isinstance(r, str) for r in given):
+        raise UserError(
+            f"{where}: field references: expected a list of accepted answers (texts)"
+        )
+    return tuple(given)

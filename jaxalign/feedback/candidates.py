@@ -1,0 +1,221 @@
+"""From sampled completions to judged candidates, and both as lines of a file."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data.records import Segment
+from jaxalign.errors import UserError
+from jaxalign.feedback.asking import ask
+from jaxalign.feedback.decompose.protocol import (
+    Candidate,
+    Decompose,
+    Failure,
+    Hop,
+    Judged,
+    Unit,
+)
+from jaxalign.feedback.judges.protocol import Judge, Request, Verdict
+from jaxalign.feedback.pairing import ScoredPrompt, ScoredResponse
+from jaxalign.feedback.segmenters import SegmenterConfig, segment
+from jaxalign.feedback.store import Store
+from jaxalign.feedback.votes import merged
+from jaxalign.training import progress
+
+
+__all__ = [
+    "JudgedPrompt",
+    "from_lines",
+    "judge_candidates",
+    "read_samples",
+    "scored",
+    "to_lines",
+]
+
+_OPINIONS = ("scores", "verify", "compare", "grade")
+"""Tasks that several votes are taken on; the others write a text, which is one."""
+
+
+class JudgedPrompt(NamedTuple):
+    """A prompt's responses with what the judge made of them."""
+
+    prompt: Any
+    """As it stood in the file of prompts."""
+    texts: tuple[str, ...]
+    judged: tuple[Judged, ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """Those of the responses that have one."""
+        return [one.score for one in self.judged if one.score is not None]
+
+
+def read_samples(
+    path: Path, segmenter: SegmenterConfig, references: Sequence[tuple[str, ...]]
+) -> list[tuple[Any, list[Candidate]]]:
+    """Read what ``jaxalign generate`` wrote, each prompt with its candidates.
+
+    Args:
+      path: of the file.
+      segmenter: cuts the responses.
+      references: accepted answers of each prompt, () where it has none.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        prompt = row["prompt"]
+        given = prompt if isinstance(prompt, str) else tuple(prompt)
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        known = references[row["index"]]
+        candidates = [
+            Candidate(
+                given,
+                completion["text"],
+                spans=tuple(segment(completion["text"], segmenter)),
+                hops=(Hop("knowledge", asked, known),) if known else (),
+            )
+            for completion in row["completions"]
+        ]
+        found.append((prompt, candidates))
+    return found
+
+
+async def judge_candidates(
+    prompts: Sequence[tuple[Any, Sequence[Candidate]]],
+    decompose: Decompose,
+    judge: Judge,
+    store: Store,
+    *,
+    votes: int = 1,
+    first_vote: int = 0,
+    what: str = "judging",
+) -> list[JudgedPrompt]:
+    """Have all candidates judged; what the store knows is not asked again.
+
+    Args:
+      prompts: with their candidates.
+      decompose: what is asked of a candidate, and what follows.
+      judge: who is asked.
+      store: keeps every verdict.
+      votes: how often the judge is asked each question.
+      first_vote: number of the first; others stand for another seed of the judge.
+      what: is done, for the display.
+    """
+    candidates = [c for _, mine in prompts for c in mine]
+    found: dict[int, Judged] = {}
+    so_far: list[list[list[Verdict]]] = [[] for _ in candidates]
+    while len(found) < len(candidates):
+        steps: dict[int, list[Request]] = {}
+        for number, candidate in enumerate(candidates):
+            if number not in found:
+                now = decompose(candidate, so_far[number])
+                if isinstance(now, Judged):
+                    found[number] = now
+                else:
+                    steps[number] = now
+        requests = [request for asked in steps.values() for request in asked]
+        verdicts = iter(await _voted(requests, judge, store, votes, first_vote, what))
+        for number, asked in steps.items():
+            so_far[number].append([next(verdicts) for _ in asked])
+    judged = iter([found[number] for number in range(len(candidates))])
+    return [
+        JudgedPrompt(
+            prompt,
+            tuple(candidate.response for candidate in mine),
+            tuple(next(judged) for _ in mine),
+        )
+        for prompt, mine in prompts
+    ]
+
+
+async def _voted(
+    requests: Sequence[Request],
+    judge: Judge,
+    store: Store,
+    votes: int,
+    first_vote: int,
+    what: str,
+) -> list[Verdict]:
+    """Return the merged verdict on each request."""
+    if not requests:
+        return []
+    counts = [votes if request.task in _OPINIONS else 1 for request in requests]
+    asked = [
+        dataclasses.replace(request, vote=first_vote + vote)
+        for request, count in zip(requests, counts, strict=True)
+        for vote in range(count)
+    ]
+    verdicts: dict[int, Verdict] = {}
+    with progress.counting(what, len(asked), "answers") as show:
+        async with contextlib.aclosing(ask(judge, asked, store)) as answers:
+            async for answer in answers:
+                verdicts[answer.number] = answer.verdict
+                show(len(verdicts), len(verdicts))
+    ordered = iter([verdicts[number] for number in range(len(asked))])
+    return [merged([next(ordered) for _ in range(count)]) for count in counts]
+
+
+def scored(prompts: Sequence[JudgedPrompt]) -> list[ScoredPrompt]:
+    """Return judged prompts as pairing takes them."""
+    return [
+        ScoredPrompt(
+            one.prompt,
+            [
+                ScoredResponse(text, judged.score, judged.segments)
+                for text, judged in zip(one.texts, one.judged, strict=True)
+            ],
+        )
+        for one in prompts
+    ]
+
+
+def to_lines(prompts: Sequence[JudgedPrompt]) -> str:
+    """Return judged prompts as JSON Lines."""
+    lines = []
+    for index, one in enumerate(prompts):
+        candidates = [
+            {
+                "text": text,
+                "score": judged.score,
+                "segments": [s.model_dump() for s in judged.segments],
+                "units": [dataclasses.asdict(unit) for unit in judged.units],
+                "failure": judged.failure and dataclasses.asdict(judged.failure),
+            }
+            for text, judged in zip(one.texts, one.judged, strict=True)
+        ]
+        row = {"index": index, "prompt": one.prompt, "candidates": candidates}
+        lines.append(json.dumps(row) + "\n")
+    return "".join(lines)
+
+
+def from_lines(path: Path) -> list[JudgedPrompt]:
+    """Read what :func:`to_lines` made.
+
+    Raises:
+      UserError: the file was changed and is no longer that.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            made = [_judged(candidate) for candidate in row["candidates"]]
+            texts = tuple(candidate["text"] for candidate in row["candidates"])
+            found.append(JudgedPrompt(row["prompt"], texts, tuple(made)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}:{number}: not as jaxalign wrote it: {error}. Remove the file: "
+                "it is made again from the store"
+            ) from None
+    return found
+
+
+def _judged(row: Mapping[str, Any]) -> Judged:
+    return Judged(
+        row["score"],
+        segments=tuple(Segment(**segment) for segment in row["segments"]),
+        units=tuple(Unit(**unit) for unit in row["units"]),
+        failure=row["failure"] and Failure(**row["failure"]),
+    )

@@ -1,0 +1,244 @@
+"""What an RLAIF run is made of, as frozen dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxalign.adapters.adapter import Adapter, NoAdapter, PeftConfig
+from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.checkpoints.load import DType
+from jaxalign.errors import UserError
+from jaxalign.feedback.judges.config import JudgeConfig
+from jaxalign.feedback.pairing import PairingConfig
+from jaxalign.feedback.segmenters import SegmenterConfig
+from jaxalign.generation.engine import Sampling
+from jaxalign.models.quantised import Quantize
+from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.objectives.objective import Objective, needs
+from jaxalign.parallel.mesh import MeshConfig
+from jaxalign.training.config import TrainConfig
+from jaxalign.training.optimizer import OptimizerConfig
+
+
+__all__ = [
+    "DecomposerConfig",
+    "GateConfig",
+    "GenerationOptions",
+    "RLAIFConfig",
+    "TrainingOptions",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How candidates are sampled.
+
+    Attributes:
+      num_samples: candidates of each prompt.
+      temperature: logits are divided by it.
+      top_p: only the smallest set of tokens whose probabilities reach it.
+      top_k: only the k most probable tokens; 0 is all.
+      max_new_tokens: most tokens of a candidate.
+      batch_slots: candidates that are made at the same time.
+    """
+
+    num_samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    batch_slots: int = 64
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise UserError(
+                "generation.num_samples must be at least 2, or there is nothing to "
+                f"pair: got {self.num_samples}"
+            )
+        if self.temperature == 0:
+            raise UserError(
+                "generation.temperature 0 makes all candidates of a prompt equal: give "
+                "one above 0"
+            )
+        self.sampling()
+
+    def sampling(self, **others: Any) -> dict[str, Any]:
+        """Return the options of ``jaxalign generate``, checked."""
+        options = {**dataclasses.asdict(self), **others}
+        slots = options.pop("batch_slots")
+        Sampling(**options)
+        return {**options, "batch_slots": slots}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecomposerConfig:
+    """What of a candidate is judged.
+
+    Attributes:
+      name: ``segments`` by aspects (two-dimensional feedback), atomic ``claims``
+        (RLAIF-V), ``risks`` of the prompt (DREAM), or ``hops``: the answer against the
+        column ``references`` of the prompts.
+    """
+
+    name: Literal["segments", "claims", "risks", "hops"] = "segments"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How each round trains; see ``jaxalign train``.
+
+    Attributes:
+      max_steps: updates of a round.
+      batch_rows: rows of a micro-batch.
+      row_length: places of a row; a pair takes prompt + chosen + rejected.
+      max_length: most tokens of a prompt with either response; default row_length.
+      gradient_accumulation_steps: micro-batches of a step.
+      reference: ``adapter_off``, or ``cached`` log-probabilities of the same.
+      save_steps: a checkpoint every so many updates, and at the end.
+      logging_steps: a line of metrics every so many updates.
+    """
+
+    max_steps: int = 100
+    batch_rows: int = 4
+    row_length: int = 2048
+    max_length: int | None = None
+    gradient_accumulation_steps: int = 1
+    reference: Literal["adapter_off", "cached"] = "adapter_off"
+    save_steps: int = 50
+    logging_steps: int = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When a round is accepted.
+
+    The policies before and after it complete the same held-out prompts, and the judge
+    scores both under another seed than in the rounds (or another model does).
+
+    Attributes:
+      prompts: file of prompts that no round samples from. Not a test benchmark: a
+        round that is chosen by one has been trained on it.
+      min_improvement: least difference of the mean scores, after - before; and it must
+        be above 0.
+      num_samples: completions of each prompt.
+      judge_model: another model of the same kind of judge; default the judge's.
+    """
+
+    prompts: str
+    min_improvement: float = 0.0
+    num_samples: int = 1
+    judge_model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UserError(
+                f"gate.num_samples must be at least 1: got {self.num_samples}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RLAIFConfig:
+    """Rounds of sample, decompose, judge, pair, train and gate.
+
+    Attributes:
+      model: Hugging Face checkpoint that the policy starts from.
+      prompts: file of prompts, ``{"prompt": text or messages}`` a line.
+      out: directory of the run; the same command again goes on in it.
+      judge: who judges.
+      gate: when a round is accepted.
+      rounds: how many.
+      seed: of sampling, pairing and training.
+      store: SQLite file of every judgement; default ``OUT/store.db``.
+      generation: how candidates are sampled.
+      segmenter: how they are cut.
+      decomposer: what of them is judged.
+      pairing: which candidates become a record.
+      objective: the loss.
+      adapter: what is trained; it grows from round to round, and the model without it
+        is the reference of all rounds.
+      optimizer: AdamW and its schedule, anew in each round.
+      training: how each round trains.
+      dtype: of frozen weights and computation.
+      quantize: how frozen linear weights are held.
+      mesh: how the devices are arranged.
+    """
+
+    model: str
+    prompts: str
+    out: str
+    judge: JudgeConfig
+    gate: GateConfig
+    rounds: int = 2
+    seed: int = 0
+    store: str | None = None
+    generation: GenerationOptions = dataclasses.field(default_factory=GenerationOptions)
+    segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
+    decomposer: DecomposerConfig = dataclasses.field(default_factory=DecomposerConfig)
+    pairing: PairingConfig = dataclasses.field(default_factory=PairingConfig)
+    objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
+    adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
+    dtype: DType = "float32"
+    quantize: Quantize = "none"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"rounds must be at least 1: got {self.rounds}")
+        if isinstance(self.adapter, NoAdapter):
+            raise UserError(
+                "rlaif trains an adapter, so that the model without it is the "
+                "reference of every round: got adapter.name none"
+            )
+        decomposer, judge = self.decomposer.name, self.judge.name
+        if decomposer in ("claims", "risks") and judge != "openai":
+            raise UserError(
+                f"decomposer.name {decomposer} has the judge write texts, which "
+                f"judge.name {judge} does not: use judge.name openai (`jaxalign serve` "
+                "is such an endpoint)"
+            )
+        asked = needs(self.objective)
+        if asked.segments and decomposer != "segments":
+            raise UserError(
+                f"objective.name {self.objective.name} learns from scores of segments, "
+                f"and decomposer.name {decomposer} scores whole responses: use an "
+                "objective of pairs (--objective.name sigmoid)"
+            )
+        if asked.token_weights:
+            raise UserError(
+                f"objective.name {self.objective.name} learns from token weights, "
+                "which no judge gives"
+            )
+        if self.gate.judge_model is not None and judge == "rules":
+            raise UserError("gate.judge_model does nothing with judge.name rules")
+        self.train_config("pairs.jsonl", "run", 1, None)
+
+    def train_config(
+        self, data: str, out: str, number: int, policy: str | None
+    ) -> TrainConfig:
+        """Return the training run of a round.
+
+        Args:
+          data: its records.
+          out: its directory.
+          number: of the round.
+          policy: adapter that it goes on from; None begins with ``adapter``.
+        """
+        options: Mapping[str, Any] = dataclasses.asdict(self.training)
+        length = self.training.max_length or self.training.row_length
+        adapter = self.adapter if policy is None else PeftConfig(path=policy)
+        return TrainConfig(
+            model=self.model,
+            data=data,
+            out=out,
+            objective=self.objective,
+            adapter=adapter,
+            optimizer=self.optimizer,
+            seed=self.seed + number,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            mesh=self.mesh,
+            report_to="none",
+            **{**options, "max_length": length},
+        )

@@ -1,0 +1,3 @@
+"""Decomposers: a response in pieces that a judge can judge, and a score from them."""
+
+__all__ = ()

@@ -1,0 +1,3 @@
+"""Judges: what asks for a verdict, and what gives one."""
+
+__all__ = ()

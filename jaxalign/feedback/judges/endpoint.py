@@ -1,0 +1,112 @@
+"""Where an endpoint is, and the key that goes there and nowhere else."""
+
+import ipaddress
+import os
+import urllib.parse
+import urllib.request
+
+from jaxalign.errors import UserError
+
+
+__all__ = ["OPENAI", "check_base_url", "is_own", "proxy_for", "read_key", "without_key"]
+
+OPENAI = "https://api.openai.com/v1"
+KEY_VARIABLE = "OPENAI_API_KEY"
+_NO_KEY = "none"  # the client insists on one
+
+
+def check_base_url(url: str) -> str:
+    """Return the URL without a slash at its end.
+
+    Raises:
+      UserError: it is no http(s) URL, names a route, or holds a secret.
+    """
+    expected = "expected one such as http://localhost:8000/v1"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"judge.base_url is no URL ({error}): {expected}") from None
+    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+        raise UserError(
+            "judge.base_url holds a user name or password, which would end up in files "
+            f"and logs: take it out. A key goes into the variable {KEY_VARIABLE}"
+        )
+    if parts.query or parts.fragment:
+        raise UserError(
+            "judge.base_url has a query or fragment (?... or #...), which may hold a "
+            f"secret and is not passed on: {expected}"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"judge.base_url is no http(s) URL: got {url!r}; {expected}")
+    path = parts.path.rstrip("/")
+    if path.endswith(("/completions", "/responses", "/models")):
+        raise UserError(
+            f"judge.base_url names a route: got {url!r}; give it up to and with /v1"
+        )
+    if any(c.isspace() or not c.isprintable() for c in url):
+        raise UserError(f"judge.base_url holds blanks: got {url!r}; {expected}")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def is_own(url: str) -> bool:
+    """Tell whether a URL is of this machine or a private network.
+
+    That is: a loopback or private address, ``localhost``, or a name without a dot.
+
+    >>> [is_own(f"http://{h}:80/v1") for h in ("127.0.0.1", "[::1]", "gpu7", "a.com")]
+    [True, True, True, False]
+    """
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".internal"))
+
+
+def read_key(url: str) -> str:
+    """Return the key from the environment; a placeholder for a server of one's own.
+
+    Raises:
+      UserError: it is missing, cannot be sent, or would travel in the clear.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key:
+        if is_own(url):
+            return _NO_KEY
+        raise UserError(
+            f"the environment variable {KEY_VARIABLE} is not set: the judge at {url} "
+            "needs a key"
+        )
+    if not all(33 <= ord(c) <= 126 for c in key):
+        raise UserError(
+            f"{KEY_VARIABLE} holds blanks or characters that no key has: set it again"
+        )
+    if url.startswith("http://") and not is_own(url):
+        raise UserError(
+            f"judge.base_url {url} would send the key unencrypted over the internet: "
+            "use https"
+        )
+    return key
+
+
+def without_key(text: str, key: str) -> str:
+    """Return a text from the endpoint without the key, should it hold it."""
+    return text if key == _NO_KEY else text.replace(key, f"[{KEY_VARIABLE}]")
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment sets for a URL; none for this machine.
+
+    >>> proxy_for("http://127.0.0.1:8000/v1") is None
+    True
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if loopback or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)

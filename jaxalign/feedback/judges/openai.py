@@ -1,0 +1,312 @@
+"""A judge behind any endpoint that speaks OpenAI's chat completions.
+
+The API's: the request (``messages``, ``response_format`` with a JSON schema), the reply
+(``choices[0].message.content``, ``refusal``, ``finish_reason``, ``usage``) and the
+status codes, see https://platform.openai.com/docs/api-reference/chat. Ours: which of
+its failures is tried again and how often, the repair try, and that nothing which comes
+back is bent into a score.
+
+An attempt is one call. A reply outside the schema costs one more attempt in which the
+judge is shown its reply and what was wrong with it; after that every attempt is fresh.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from jaxalign.errors import UserError
+from jaxalign.feedback.decompose import images
+from jaxalign.feedback.judges import endpoint, prompts, replies
+from jaxalign.feedback.judges.attempts import Trouble, backoff
+from jaxalign.feedback.judges.budget import Budget, cost_of
+from jaxalign.feedback.judges.config import JudgeConfig
+from jaxalign.feedback.judges.protocol import Request, Verdict
+
+
+__all__ = ["OpenAIJudge", "make"]
+
+Message = Mapping[str, Any]
+
+
+def make(
+    config: JudgeConfig, *, load_image: Callable[[str], bytes] | None = None
+) -> "OpenAIJudge":
+    """Return the judge of the options; nothing is sent yet.
+
+    Raises:
+      UserError: the client is not installed, or URL or key cannot be used.
+    """
+    try:
+        from jaxalign.feedback.judges import transport  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"judge.name openai needs the official client ({error.name} is missing): "
+            "pip install 'jaxalign[judge]'"
+        ) from None
+    url = endpoint.check_base_url(config.base_url or endpoint.OPENAI)
+    return OpenAIJudge(config, url, endpoint.read_key(url), load_image)
+
+
+class OpenAIJudge:
+    """See the module; ``budget`` counts what this judge has used so far."""
+
+    def __init__(
+        self,
+        config: JudgeConfig,
+        url: str,
+        key: str,
+        load_image: Callable[[str], bytes] | None = None,
+    ):
+        self.config = config
+        self.url = url
+        self.budget = Budget(config)
+        self._key = key
+        self._load_image = load_image
+        self._chance = random.Random()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What verdicts depend on. Where a model is served is no part of it."""
+        return {
+            "judge": "openai",
+            "model": self.config.model,
+            "temperature": self.config.temperature,
+            "max_reply_tokens": self.config.max_reply_tokens,
+        }
+
+    async def grade(
+        self, requests: Iterable[Request]
+    ) -> AsyncIterator[tuple[int, Verdict]]:
+        """Yield (number of the request, verdict) as they come, in any order.
+
+        At most ``concurrency`` requests are drawn and not yet yielded, twice that with
+        what waits to be taken. After what stops a run, calls on their way are finished
+        and yielded before it is raised.
+
+        Raises:
+          UserError: the endpoint refuses every request, cannot be reached, or the
+            budget is spent.
+        """
+        from jaxalign.feedback.judges import transport
+
+        width = self.config.concurrency
+        run = _Run(self.budget, width)
+        numbered = enumerate(requests)
+        finished: asyncio.Queue[tuple[int, Verdict] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(2 * width)
+
+        async def work(client: Any) -> None:
+            while run.stopped is None:
+                await room.acquire()
+                if (drawn := next(numbered, None)) is None:
+                    return
+                number, request = drawn
+                verdict = await self._verdict(client, request, run)
+                if verdict is not None:
+                    finished.put_nowait((number, verdict))
+
+        async def work_all() -> None:
+            try:
+                async with transport.chat_client(
+                    self.url,
+                    self._key,
+                    concurrency=width,
+                    timeout=self.config.timeout,
+                    proxy=endpoint.proxy_for(self.url),
+                ) as client:
+                    await _all(asyncio.create_task(work(client)) for _ in range(width))
+            finally:
+                finished.put_nowait(None)
+
+        working = asyncio.create_task(work_all())
+        try:
+            while (one := await finished.get()) is not None:
+                room.release()
+                yield one
+            await working
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        if run.stopped is not None:
+            raise run.stopped
+
+    async def _verdict(
+        self, client: Any, request: Request, run: "_Run"
+    ) -> Verdict | None:
+        """Return the verdict on a request, or None if the run has to stop."""
+        first = self._messages(request)
+        more: tuple[Message, ...] = ()
+        spent = [0, 0]
+        raw: str | None = None
+        in_a_row = attempts = 0
+        repaired = False
+        while run.may_call():
+            attempts += 1
+            try:
+                value, raw = await self._call(client, request, first + more, run, spent)
+                return self._made(value, None, raw, attempts, spent)
+            except Trouble as found:
+                trouble = found
+            raw = raw if trouble.raw is None else trouble.raw
+            if trouble.fate == "run":
+                run.stop(trouble.reason)
+                return None
+            too_long = (trouble.wait or 0) > self.config.max_wait
+            last = attempts >= self.config.max_attempts
+            if trouble.fate == "item" or too_long or last:
+                if run.is_unreachable(trouble):
+                    run.stop(f"the judge at {self.url} cannot be reached")
+                    return None
+                return self._made(None, trouble.reason, raw, attempts, spent)
+            more = ()
+            if trouble.repair is not None:
+                if not repaired:
+                    repaired, more = True, _repair(trouble)
+                continue
+            in_a_row += 1
+            await asyncio.sleep(backoff(in_a_row, self._chance.random(), trouble.wait))
+        return None
+
+    async def _call(
+        self,
+        client: Any,
+        request: Request,
+        messages: tuple[Message, ...],
+        run: "_Run",
+        spent: list[int],
+    ) -> tuple[Any, str]:
+        """Return value and reply of one call.
+
+        Raises:
+          Trouble: it gave none.
+        """
+        choice, usage = await replies.chat(
+            client, self._body(request, messages), self.url, self._key, run.succeeded
+        )
+        run.reached()
+        if usage is not None:
+            spent[0] += usage[0]
+            spent[1] += usage[1]
+        run.count(usage)
+        content = replies.content(choice, self._key)
+        value, problem = prompts.parse(content, request.schema)
+        if problem is not None:
+            raise Trouble(f"outside the schema: {problem}", raw=content, repair=problem)
+        run.succeeded = True
+        return value, content
+
+    def _messages(self, request: Request) -> tuple[Message, ...]:
+        if not request.subject.images:
+            return request.messages
+        if self._load_image is None:
+            raise UserError(
+                "a request shows images, but the judge was not told where they are: "
+                "give make_judge a load_image"
+            )
+        return tuple(images.loaded(request.messages, self._load_image))
+
+    def _body(self, request: Request, messages: tuple[Message, ...]) -> bytes:
+        config = self.config
+        shape = {"name": request.task, "strict": True, "schema": request.schema}
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": messages,
+            "response_format": {"type": "json_schema", "json_schema": shape},
+        }
+        if config.temperature is not None:
+            body["temperature"] = config.temperature
+            if config.temperature > 0:
+                body["seed"] = request.vote
+        if config.max_reply_tokens is not None:
+            body["max_completion_tokens"] = config.max_reply_tokens
+        return json.dumps(body, default=dict).encode()
+
+    def _made(
+        self,
+        value: Any,
+        failure: str | None,
+        raw: str | None,
+        attempts: int,
+        spent: list[int],
+    ) -> Verdict:
+        return Verdict(
+            value,
+            failure=failure,
+            raw=raw,
+            attempts=attempts,
+            prompt_tokens=spent[0],
+            completion_tokens=spent[1],
+            cost=cost_of(self.config, *spent),
+        )
+
+
+class _Run:
+    """What the workers of one call of ``grade`` share."""
+
+    def __init__(self, budget: Budget, patience: int):
+        self.stopped: UserError | None = None
+        self.succeeded = False
+        self._budget = budget
+        self._patience = patience
+        self._never_reached = True
+        self._unreached = 0
+
+    def stop(self, reason: str) -> None:
+        if self.stopped is None:
+            self.stopped = UserError(reason)
+
+    def may_call(self) -> bool:
+        if self.stopped is None and (spent := self._budget.draw()) is not None:
+            self.stop(spent)
+        return self.stopped is None
+
+    def count(self, usage: tuple[int, int] | None) -> None:
+        try:
+            self._budget.count(usage)
+        except UserError as error:
+            self.stop(str(error))
+
+    def reached(self) -> None:
+        self._never_reached, self._unreached = False, 0
+
+    def is_unreachable(self, trouble: Trouble) -> bool:
+        """Tell whether the endpoint, not the request, is at fault.
+
+        It is when nobody has ever answered, or when as many requests in a row as are
+        on their way together have used up their attempts without a connection.
+        """
+        if not trouble.reason.startswith(replies.NO_CONNECTION):
+            self.reached()
+            return False
+        self._unreached += 1
+        return self._never_reached or self._unreached > self._patience
+
+
+async def _all(tasks: Iterator[asyncio.Task[None]]) -> None:
+    """Wait for tasks; if one breaks, stop the others and raise what it raised.
+
+    An asyncio.TaskGroup would wrap the error of one in a group.
+    """
+    started = list(tasks)
+    try:
+        await asyncio.gather(*started)
+    finally:
+        for task in started:
+            task.cancel()
+        await asyncio.gather(*started, return_exceptions=True)
+
+
+def _repair(trouble: Trouble) -> tuple[Message, ...]:
+    """Return the turns that show the judge its reply and what was wrong with it."""
+    return (
+        {"role": "assistant", "content": trouble.raw},
+        {
+            "role": "user",
+            "content": (
+                f"Your reply cannot be used: {trouble.repair}. Reply again, with the "
+                "one JSON object that was asked for and nothing around it."
+            ),
+        },
+    )

@@ -1,0 +1,3 @@
+"""The sections of an RLAIF run's report."""
+
+__all__: list[str] = []

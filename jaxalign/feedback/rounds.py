@@ -1,0 +1,375 @@
+"""RLAIF: rounds of sample, decompose, judge, pair, train and gate.
+
+Each stage ends with a file that appears whole, and is not done again where that file is
+there. What takes long inside a stage goes on from where it was: sampling line by line,
+judging call by call (the store), training from its newest checkpoint. So a run that is
+killed at any moment and begun again repeats no finished work and ends with the same
+adapter.
+
+Files::
+
+    OUT/rlaif.yaml           the config
+        store.db             every judgement
+        gate/<policy>.jsonl  held-out prompts completed by a policy, and _judged.jsonl
+        round-<n>/           from 1
+            samples.jsonl    as ``jaxalign generate`` writes it
+            judged.jsonl     candidates with scores, segments, units, failures
+            pairs.jsonl      feedback records        pairing.json  what was dropped
+            run/             the training run        adapter/      what it trained
+            gate.json        accepted or not, and why
+        export/              the adapter of the last accepted round
+        report.html
+"""
+
+import asyncio
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.checkpoints import contents
+from jaxalign.data import records, rows
+from jaxalign.data.records import Prompt
+from jaxalign.errors import UserError
+from jaxalign.feedback import candidates, gate, pairing, round_report
+from jaxalign.feedback.candidates import JudgedPrompt
+from jaxalign.feedback.config import RLAIFConfig
+from jaxalign.feedback.decompose import claims, hops, risks, segments
+from jaxalign.feedback.decompose.protocol import Decompose
+from jaxalign.feedback.gate import Decision
+from jaxalign.feedback.judges.config import make_judge
+from jaxalign.feedback.judges.protocol import Judge
+from jaxalign.feedback.store import Pair, Store
+from jaxalign.generation.files import GenerateConfig, generate_file
+from jaxalign.training import progress, publish, run_directory
+from jaxalign.training.config import read_yaml
+from jaxalign.training.loop import Preemption
+from jaxalign.training.run import train
+
+
+__all__ = ["CONFIG", "rlaif"]
+
+CONFIG = "rlaif.yaml"
+
+_FREE = (
+    "out",
+    "rounds",
+    "store",
+    *(f"judge.{name}" for name in ("concurrency", "timeout", "max_attempts")),
+    *(f"judge.{name}" for name in ("max_wait", "max_requests", "max_total_tokens")),
+    *(f"judge.{name}" for name in ("max_cost", "prompt_price", "completion_price")),
+)
+"""Changing these changes no verdict; more rounds go on behind the last."""
+
+_GATE_SEED = 2**31
+_GATE_VOTE = 1_000_000
+"""Number of the judge's first vote on the gate: another seed than in the rounds."""
+
+
+class _Run:
+    """What all rounds share."""
+
+    def __init__(self, config: RLAIFConfig, out: Path, store: Store):
+        self.config, self.out, self.store = config, out, store
+        self.judge = make_judge(config.judge)
+        self.gate_judge = self.judge
+        if config.gate.judge_model is not None:
+            other = dataclasses.replace(config.judge, model=config.gate.judge_model)
+            self.gate_judge = make_judge(other)
+        self.decompose = _decomposer(config)
+        self.references = {
+            name: references_of(name, config.decomposer.name == "hops")
+            for name in (config.prompts, config.gate.prompts)
+        }
+
+
+def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
+    """Run all rounds, or what is left of them.
+
+    Args:
+      config: of the run.
+      preemption: SIGTERM, if it is to be caught.
+    Returns:
+      The directory of the run.
+    Raises:
+      UserError: something the user gave is wrong; before anything is computed.
+      Preempted: SIGTERM came; all is saved.
+    """
+    _check_prompts(config)
+    sources = {
+        "model": contents.fingerprint(config.model),
+        "prompts": rows.fingerprint(config.prompts),
+        "gate prompts": rows.fingerprint(config.gate.prompts),
+    }
+    with run_directory.claim(
+        config,
+        sources,
+        name=CONFIG,
+        free=_FREE,
+        before=lambda out: read_yaml(out / CONFIG),
+    ) as out:
+        with Store(config.store or out / "store.db") as store:
+            run = _Run(config, out, store)
+            policy: int | None = None
+            for number in range(1, config.rounds + 1):
+                if _round(run, number, policy, preemption).accepted:
+                    policy = number
+            _export(out, policy)
+            round_report.write(out, config, store)
+    return out
+
+
+def references_of(prompts: str, needed: bool) -> list[tuple[str, ...]]:
+    """Return the accepted answers of each prompt of a file, () where it has none.
+
+    Raises:
+      UserError: they are needed and a prompt has none, or are no list of texts.
+    """
+    found = []
+    for columns, where in rows.read_rows(prompts):
+        given = columns.get("references") or []
+        if not isinstance(given, list) or not all(isinstance(r, str) for r in given):
+            raise UserError(
+                f"{where}: field references: expected a list of accepted answers "
+                "(texts)"
+            )
+        if needed and not any(reference.strip() for reference in given):
+            raise UserError(
+                f"{where}: field references is missing: decomposer.name hops compares "
+                "with accepted answers. Give a list of texts"
+            )
+        found.append(tuple(given))
+    return found
+
+
+def _check_prompts(config: RLAIFConfig) -> None:
+    """Refuse gate prompts that are trained on."""
+    train, held = (
+        {json.dumps(prompt.given, sort_keys=True) for prompt in _read(path)}
+        for path in (config.prompts, config.gate.prompts)
+    )
+    if shared := len(train & held):
+        raise UserError(
+            f"gate.prompts {config.gate.prompts}: {shared} of {len(held)} prompts are "
+            f"also in {config.prompts}: a gate needs prompts that are held out. Take "
+            "them out of one of the files"
+        )
+
+
+def _read(path: str) -> list[Prompt]:
+    return records.read_prompts(path)
+
+
+def _decomposer(config: RLAIFConfig) -> Decompose:
+    own = config.judge.own_wording
+    match config.decomposer.name:
+        case "segments":
+            return segments.decomposer(config.judge.scored_aspects, own=own)
+        case "claims":
+            return claims.decomposer(own=own)
+        case "risks":
+            return risks.decomposer(passes=("text",), own=own)
+        case "hops":
+            return hops.decomposer(own=own)
+
+
+def _round(
+    run: _Run, number: int, policy: int | None, preemption: Preemption | None
+) -> Decision:
+    """Do a round, or what is left of it."""
+    config, here = run.config, run.out / f"round-{number}"
+    decided = here / "gate.json"
+    if decided.is_file():
+        return _read_decision(decided)
+    progress.say(f"round {number} of {config.rounds}, from {_name(policy)}")
+    here.mkdir(exist_ok=True)
+    adapter = _adapter(run.out, policy)
+    samples = _sample(config, config.prompts, adapter, here / "samples.jsonl", number)
+    judged = _judge(run, config.prompts, samples, here / "judged.jsonl")
+    if not _pair(run, judged, here):
+        decision = gate.decide([], [], min_improvement=config.gate.min_improvement)
+        decision = decision._replace(reason="no pair of candidates to train on")
+    else:
+        _train(config, here, number, adapter, preemption)
+        before = _gate(run, policy, adapter)
+        after = _gate(run, number, here / "adapter")
+        decision = gate.decide(
+            before, after, min_improvement=config.gate.min_improvement
+        )
+    found = {"round": number, "from": _name(policy), **decision._asdict()}
+    run_directory.write_text(decided, json.dumps(found, indent=2) + "\n")
+    verb = "accepted" if decision.accepted else "REJECTED"
+    gained = decision.improvement
+    figures = "" if gained is None else f", {gained:+.4f} on {decision.prompts} prompts"
+    progress.say(f"round {number} is {verb}: {decision.reason}{figures}")
+    return decision
+
+
+def _read_decision(path: Path) -> Decision:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Decision(**{name: found[name] for name in Decision._fields})
+
+
+def _name(policy: int | None) -> str:
+    return "base" if policy is None else f"round-{policy}"
+
+
+def _adapter(out: Path, policy: int | None) -> Path | None:
+    return None if policy is None else out / _name(policy) / "adapter"
+
+
+def _sample(
+    config: RLAIFConfig,
+    prompts: str,
+    adapter: Path | None,
+    out: Path,
+    number: int,
+    **options: Any,
+) -> Path:
+    """Complete prompts; the file appears when it is complete."""
+    part = out.with_name(f".{out.name}.part")
+    if not out.exists():
+        progress.say(f"sampling: {out}")
+        generate_file(
+            GenerateConfig(
+                model=config.model,
+                adapter=None if adapter is None else str(adapter),
+                data=prompts,
+                out=str(part),
+                dtype=config.dtype,
+                quantize=config.quantize,
+                mesh=config.mesh,
+                **config.generation.sampling(seed=config.seed + number, **options),
+            )
+        )
+        part.rename(out)
+    part.with_name(f"{part.name}.settings.json").unlink(missing_ok=True)
+    return out
+
+
+def _judge(
+    run: _Run,
+    prompts: str,
+    samples: Path,
+    out: Path,
+    *,
+    judge: Judge | None = None,
+    first_vote: int = 0,
+) -> list[JudgedPrompt]:
+    """Judge what was sampled."""
+    if not out.exists():
+        found = candidates.read_samples(
+            samples, run.config.segmenter, run.references[prompts]
+        )
+        judged = asyncio.run(
+            candidates.judge_candidates(
+                found,
+                run.decompose,
+                judge or run.judge,
+                run.store,
+                votes=run.config.judge.votes,
+                first_vote=first_vote,
+                what=f"judging {out.parent.name}",
+            )
+        )
+        run_directory.write_text(out, candidates.to_lines(judged))
+    return candidates.from_lines(out)
+
+
+def _pair(run: _Run, judged: list[JudgedPrompt], here: Path) -> int:
+    """Write the records of a round and return how many."""
+    out = here / "pairs.jsonl"
+    if not out.exists():
+        options = dataclasses.replace(run.config.pairing, seed=run.config.seed)
+        found, statistics = pairing.pair(candidates.scored(judged), options)
+        run.store.add_pairs(_pair_of(record) for record in found)
+        text = json.dumps(statistics.to_dict(), indent=2)
+        run_directory.write_text(here / "pairing.json", text + "\n")
+        lines = "".join(json.dumps(record) + "\n" for record in found)
+        run_directory.write_text(out, lines)
+        progress.say(f"{len(found)} pairs of {statistics.responses} candidates: {out}")
+    return out.read_text(encoding="utf-8").count("\n")
+
+
+def _pair_of(record: Mapping[str, Any]) -> Pair:
+    given = record["prompt"]
+    return Pair(
+        given if isinstance(given, str) else tuple(given),
+        record["chosen"],
+        record["rejected"],
+        record["chosen_score"] - record["rejected_score"],
+    )
+
+
+def _train(
+    config: RLAIFConfig,
+    here: Path,
+    number: int,
+    adapter: Path | None,
+    preemption: Preemption | None,
+) -> None:
+    """Train on the records of a round; the adapter's directory appears whole."""
+    if (here / "adapter").exists():
+        return
+    progress.say(f"training: {here / 'run'}")
+    options = config.train_config(
+        str(here / "pairs.jsonl"),
+        str(here / "run"),
+        number,
+        None if adapter is None else str(adapter),
+    )
+    run = train(options, preemption=preemption)
+    _whole(here / "adapter", lambda part: publish.publish_run(run, part, form="peft"))
+
+
+def _gate(run: _Run, policy: int | None, adapter: Path | None) -> list[JudgedPrompt]:
+    """Have a policy complete the held-out prompts, and judge that."""
+    config, name = run.config, _name(policy)
+    folder = run.out / "gate"
+    folder.mkdir(exist_ok=True)
+    samples = _sample(
+        config,
+        config.gate.prompts,
+        adapter,
+        folder / f"{name}.jsonl",
+        _GATE_SEED,
+        num_samples=config.gate.num_samples,
+    )
+    return _judge(
+        run,
+        config.gate.prompts,
+        samples,
+        folder / f"{name}_judged.jsonl",
+        judge=run.gate_judge,
+        first_vote=_GATE_VOTE,
+    )
+
+
+def _export(out: Path, policy: int | None) -> None:
+    """Copy the adapter of the last accepted round."""
+    if policy is None:
+        progress.say("no round was accepted: there is no adapter to export")
+        return
+    source, target = out / _name(policy) / "adapter", out / "export"
+    if not target.exists() or not _same_files(source, target):
+        shutil.rmtree(target, ignore_errors=True)
+        _whole(target, lambda part: shutil.copytree(source, part))
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names = [sorted(p.relative_to(x) for p in x.rglob("*")) for x in (one, other)]
+    return names[0] == names[1] and all(
+        (one / name).read_bytes() == (other / name).read_bytes()
+        for name in names[0]
+        if (one / name).is_file()
+    )
+
+
+def _whole(target: Path, make: Callable[[Path], Any]) -> None:
+    """Make a directory that appears under its name when it is complete."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    make(part)
+    part.rename(target)

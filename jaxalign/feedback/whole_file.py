@@ -1,0 +1,51 @@
+"""Files that appear under their name when they are complete, or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from jaxalign.errors import UserError
+
+
+__all__ = ["check_target", "whole"]
+
+
+def check_target(path: Path) -> None:
+    """Refuse to put a file in the place of a directory or a device.
+
+    Raises:
+      UserError: there is one.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not an ordinary file: give a file to write")
+
+
+@contextlib.contextmanager
+def whole(path: Path, kept: str) -> Iterator[TextIO]:
+    """Give a text file to write; it gets its name after its last byte is on the disk.
+
+    Args:
+      path: where to.
+      kept: what the user has not lost when writing fails, for the message.
+    Raises:
+      UserError: the disk is full or the place cannot be written.
+    """
+    check_target(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error}. Make room, or give another file; "
+            f"{kept}"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

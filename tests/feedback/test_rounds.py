@@ -1,0 +1,304 @@
+"""Rounds of RLAIF on a tiny checkpoint: their files, and that kills change nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from jaxalign.cli.main import main
+from jaxalign.data import records
+from jaxalign.feedback import gate
+from jaxalign.feedback.candidates import JudgedPrompt, from_lines
+from jaxalign.feedback.decompose.protocol import Judged
+from tests import synthetic
+
+
+STAGES = (
+    ".samples.jsonl.part",
+    "samples.jsonl",
+    "judged.jsonl",
+    "pairs.jsonl",
+    "run/checkpoints/2",
+    ".adapter.part",
+    "adapter",
+    "gate.json",
+)
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that writes a config and returns its path."""
+    folder = tmp_path_factory.mktemp("rlaif")
+    words = ("river", "answer", "seven", "blue", "not")
+    for name, count in (("train", 5), ("held", 3)):
+        rows = [{"prompt": f"{name} the {words[n]} is: "} for n in range(count)]
+        synthetic.write_jsonl(folder / f"{name}.jsonl", rows)
+
+    def config(out: Path, **changes: Any) -> Path:
+        values = {
+            "model": str(tiny_llama),
+            "prompts": str(folder / "train.jsonl"),
+            "out": str(out),
+            "rounds": 2,
+            "generation": {"num_samples": 3, "max_new_tokens": 12, "batch_slots": 4},
+            "judge": {"name": "local", "model": str(tiny_llama)},
+            "pairing": {"min_gap": 0.0001, "max_pairs_per_prompt": 1},
+            "adapter": {"name": "lora", "rank": 2},
+            "optimizer": {"learning_rate": 0.01},
+            "training": {
+                "max_steps": 4,
+                "batch_rows": 1,
+                "row_length": 128,
+                "save_steps": 2,
+            },
+            "gate": {"prompts": str(folder / "held.jsonl"), "min_improvement": 0.0},
+            **changes,
+        }
+        path = folder / f"{out.name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return config
+
+
+def run(config: Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["rlaif", "--config", str(config)])
+    return int(stopped.value.code or 0)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(setting: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "done"
+    assert run(setting(out)) == 0
+    return out
+
+
+def test_a_run_has_the_files_that_people_look_for(done: Path) -> None:
+    policy = "base"
+    for number in (1, 2):
+        here = done / f"round-{number}"
+        samples = lines(here / "samples.jsonl")
+        assert [line["index"] for line in samples] == list(range(5))
+        assert all(len(line["completions"]) == 3 for line in samples)
+        judged = from_lines(here / "judged.jsonl")
+        assert [list(one.texts) for one in judged] == [
+            [c["text"] for c in line["completions"]] for line in samples
+        ]
+        for one in judged:
+            for text, verdict in zip(one.texts, one.judged, strict=True):
+                if not text.strip():
+                    assert verdict.failure is not None and verdict.score is None
+                    continue
+                cells = [s.scores["likelihood"] for s in verdict.segments]
+                assert verdict.score == pytest.approx(np.mean(cells))
+                assert all(0 < cell <= 4 for cell in cells)
+        pairs = records.read(here / "pairs.jsonl")
+        assert 1 <= len(pairs) <= 5
+        scores = {
+            (json.dumps(one.prompt), text): verdict.score
+            for one in judged
+            for text, verdict in zip(one.texts, one.judged, strict=True)
+        }
+        for row in lines(here / "pairs.jsonl"):
+            best, worst = (
+                scores[json.dumps(row["prompt"]), row[side]]
+                for side in ("chosen", "rejected")
+            )
+            assert best - worst >= 0.0001
+            mine = [
+                np.mean(list(segment["scores"].values()))
+                for segment in row["chosen_segments"]
+            ]
+            assert best == pytest.approx(np.mean(mine))
+        decided = json.loads((here / "gate.json").read_text())
+        assert decided["round"] == number and decided["from"] == policy
+        assert decided["accepted"] == (decided["improvement"] > 0)
+        before, after = (
+            from_lines(done / "gate" / f"{name}_judged.jsonl")
+            for name in (policy, f"round-{number}")
+        )
+        assert decided["prompts"] + decided["failed"] == len(before) == len(after) == 3
+        assert (here / "adapter" / "adapter_model.safetensors").is_file()
+        if decided["accepted"]:
+            policy = f"round-{number}"
+    page = (done / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    export = done / "export" / "adapter_model.safetensors"
+    assert export.is_file() == (policy != "base")
+    if policy != "base":
+        trained = done / policy / "adapter" / "adapter_model.safetensors"
+        assert export.read_bytes() == trained.read_bytes()
+
+
+def test_nothing_is_done_twice(done: Path, setting: Any) -> None:
+    def state() -> dict[str, tuple[int, int]]:
+        kept = [p for p in done.rglob("*") if p.is_file() and "store" not in p.name]
+        return {
+            str(p): (p.stat().st_mtime_ns, p.stat().st_size)
+            for p in kept
+            if p.name not in ("report.html", ".lock")
+        }
+
+    before = state()
+    assert run(setting(done)) == 0
+    assert state() == before
+
+
+def test_the_second_round_goes_on_from_the_accepted_one(
+    done: Path, tiny_llama: Path
+) -> None:
+    first = json.loads((done / "round-1" / "gate.json").read_text())
+    config = yaml.safe_load((done / "round-2" / "run" / "config.yaml").read_text())
+    if first["accepted"]:
+        assert config["adapter"] == {
+            "name": "peft",
+            "path": str(done / "round-1" / "adapter"),
+            "dropout": 0.0,
+        }
+    else:
+        assert config["adapter"]["name"] == "lora"
+    assert config["seed"] == 2 and config["model"] == str(tiny_llama)
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxalign.cli.main", "rlaif", "--config", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_kills_at_every_stage_change_nothing(
+    done: Path, setting: Any, tmp_path: Path
+) -> None:
+    """kill -9 as soon as each stage's file is there, then the same command again."""
+    out = tmp_path / "killed"
+    config = setting(out)
+    for stage in STAGES:
+        process = start(config)
+        target = out / "round-1" / stage
+        limit = time.monotonic() + 240
+        while not target.exists() and process.poll() is None:
+            assert time.monotonic() < limit, f"no {stage}"
+            time.sleep(0.005)
+        # A stage may be over before it is seen: then its later file is there.
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        error = process.communicate()[1].decode()
+        assert process.returncode in (0, -signal.SIGKILL), error[-2000:]
+    process = start(config)
+    error = process.communicate(timeout=400)[1].decode()
+    assert process.returncode == 0, error[-2000:]
+    for name in (
+        *(f"round-{n}/samples.jsonl" for n in (1, 2)),
+        *(f"round-{n}/judged.jsonl" for n in (1, 2)),
+        *(f"round-{n}/pairs.jsonl" for n in (1, 2)),
+        *(f"round-{n}/adapter/adapter_model.safetensors" for n in (1, 2)),
+        *(f"round-{n}/gate.json" for n in (1, 2)),
+    ):
+        assert (out / name).read_bytes() == (done / name).read_bytes(), name
+
+
+def test_a_run_is_not_gone_on_with_as_another(
+    done: Path, setting: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = setting(done, pairing={"min_gap": 1.0})
+    assert run(config) == 2
+    assert "pairing.min_gap: 0.0001 there, 1.0 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda v: v["gate"].update(prompts=v["prompts"]), "5 of 5 prompts are also"),
+        (lambda v: v["generation"].update(num_samples=1), "num_samples must be at"),
+        (lambda v: v.update(adapter={"name": "none"}), "rlaif trains an adapter"),
+        (lambda v: v.update(decomposer={"name": "claims"}), "write texts"),
+        (lambda v: v.update(decomposer={"name": "hops"}), "scores whole responses"),
+        (lambda v: v.update(round=3), "unknown option round"),
+        (lambda v: v["judge"].update(model="nowhere"), "nowhere"),
+        (lambda v: v.update(objective={"name": "tis_dpo"}), "token weights"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_made(
+    setting: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Any], None],
+    message: str,
+) -> None:
+    out = tmp_path / "wrong"
+    config = setting(out)
+    values = yaml.safe_load(config.read_text())
+    change(values)
+    config.write_text(yaml.safe_dump(values))
+    assert run(config) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (out / "round-1" / "samples.jsonl").exists()
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def test_a_round_without_pairs_is_rejected(setting: Any, tmp_path: Path) -> None:
+    out = tmp_path / "apart"
+    assert run(setting(out, rounds=1, pairing={"min_gap": 3.99})) == 0
+    decided = json.loads((out / "round-1" / "gate.json").read_text())
+    assert decided["accepted"] is False and decided["improvement"] is None
+    assert "no pair" in decided["reason"]
+    assert not (out / "round-1" / "run").exists() and not (out / "export").exists()
+    assert "no pair" in (out / "report.html").read_text()
+
+
+def judged(*prompts: list[float | None]) -> list[JudgedPrompt]:
+    from jaxalign.feedback.decompose.protocol import Failure
+
+    lost = Failure("judge", "no reply")
+    return [
+        JudgedPrompt(
+            "p",
+            tuple("t" for _ in scores),
+            tuple(
+                Judged(None, failure=lost) if score is None else Judged(score)
+                for score in scores
+            ),
+        )
+        for scores in prompts
+    ]
+
+
+def test_the_gate_compares_prompt_by_prompt() -> None:
+    # Means before: 2, 1; after: 3, 1.5 (one failed sample left out); gains 1 and 0.5.
+    found = gate.decide(
+        judged([1.0, 3.0], [1.0], [None], [2.0]),
+        judged([3.0], [1.5, None], [4.0], [None]),
+        min_improvement=0.75,
+    )
+    assert found.accepted and found.improvement == 0.75
+    assert (found.before, found.after) == (1.5, 2.25)
+    # The standard deviation of 1 and 0.5 is 0.25 sqrt(2); over sqrt(2).
+    assert found.standard_error == pytest.approx(0.25)
+    assert (found.prompts, found.failed) == (2, 2)
+    worse = gate.decide(judged([2.0]), judged([2.0]))
+    assert not worse.accepted and worse.improvement == 0.0
+    nothing = gate.decide(judged([None]), judged([1.0]))
+    assert not nothing.accepted and nothing.improvement is None
