@@ -1,8 +1,9 @@
 """``jaxalign demo``: the whole way on a laptop, from feedback to a checkpoint.
 
-Fetches SmolLM2-135M-Instruct, trains LoRA with 2D-DPO on the packaged feedback,
-compares the held-out quarter before and after, and writes the merged checkpoint, the
-PEFT adapter and report.html.
+Fetches SmolLM2-135M-Instruct, has it answer a few prompts and judge its own answers,
+sentence by sentence, as a round of RLAIF begins; then trains LoRA with 2D-DPO on the
+packaged feedback, compares the held-out quarter before and after, and writes the merged
+checkpoint, the PEFT adapter and report.html.
 """
 
 import dataclasses
@@ -40,6 +41,9 @@ class DemoConfig:
 HELD_OUT = 24
 """Records at the end of the packaged file that are never trained on."""
 
+SAMPLED = 4
+"""Prompts that the model answers, twice each."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and run the demo."""
@@ -69,6 +73,70 @@ def split_sample(out: Path) -> tuple[Path, Path]:
     return train, held
 
 
+def _sample_and_judge(
+    model: str, records_file: Path, out: Path, seed: int
+) -> dict[str, Any]:
+    """Make two-dimensional feedback of the model's own answers; return its figures."""
+    import asyncio
+
+    import numpy as np
+
+    from jaxalign.feedback import candidates, pairing
+    from jaxalign.feedback.decompose import segments
+    from jaxalign.feedback.judges.config import JudgeConfig, make_judge
+    from jaxalign.feedback.segmenters import SegmenterConfig
+    from jaxalign.feedback.store import Store
+    from jaxalign.generation.files import GenerateConfig, generate_file
+    from jaxalign.training import progress, run_directory
+
+    out.mkdir(exist_ok=True)
+    lines = records_file.read_text(encoding="utf-8").splitlines()[:SAMPLED]
+    prompts = [{"prompt": json.loads(line)["prompt"]} for line in lines]
+    text = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+    run_directory.write_text(out / "prompts.jsonl", text)
+    generate_file(
+        GenerateConfig(
+            model=model,
+            data=str(out / "prompts.jsonl"),
+            out=str(out / "samples.jsonl"),
+            num_samples=2,
+            max_new_tokens=48,
+            seed=seed,
+        )
+    )
+    judge = JudgeConfig(name="local", model=model, method="likelihood")
+    with Store(out / "store.db") as store:
+        judged = asyncio.run(
+            candidates.judge_candidates(
+                candidates.read_samples(
+                    out / "samples.jsonl", SegmenterConfig(), [()] * len(prompts)
+                ),
+                segments.decomposer(judge.scored_aspects),
+                make_judge(judge),
+                store,
+            )
+        )
+    run_directory.write_text(out / "judged.jsonl", candidates.to_lines(judged))
+    found, _ = pairing.pair(
+        candidates.scored(judged), pairing.PairingConfig(min_gap=0.05)
+    )
+    text = "".join(json.dumps(record) + "\n" for record in found)
+    run_directory.write_text(out / "pairs.jsonl", text)
+    scores = [score for one in judged for score in one.scores]
+    figures = {
+        "answers": sum(len(one.texts) for one in judged),
+        "sentences": sum(len(j.segments) for one in judged for j in one.judged),
+        "mean_score": round(float(np.mean(scores)), 3) if scores else None,
+        "pairs": len(found),
+    }
+    progress.say(
+        f"sampled {figures['answers']} answers, judged {figures['sentences']} "
+        f"sentences of them: mean score {figures['mean_score']} of 4, "
+        f"{figures['pairs']} pairs ({out / 'pairs.jsonl'})"
+    )
+    return figures
+
+
 def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign.adapters.lora import LoRAConfig
     from jaxalign.checkpoints import hub
@@ -89,6 +157,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = config.model or str(fetch("smollm2-135m", out / "smollm2-135m"))
     train_file, held_file = split_sample(out)
+    sampled = _sample_and_judge(model, train_file, out / "feedback", config.seed)
     run_config = TrainConfig(
         model=model,
         data=str(train_file),
@@ -156,6 +225,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     summary = {
         "seconds": round(seconds, 1),
         "peak_gb": round(metrics.peak_memory_gb(), 2),
+        "sampled": sampled,
         **{
             figure.name.replace(" ", "_"): [figure.before, figure.after]
             for figure in figures

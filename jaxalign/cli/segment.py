@@ -6,30 +6,31 @@ records with chosen_segments and rejected_segments (or completion_segments), hal
 code-point offsets without scores, for ``jaxalign judge`` to add.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign.cli import parsing
-from jaxalign.errors import UserError
+from jaxalign.feedback.segmenters.files import SegmentConfig, segment_file
 
 
 __all__ = ["run"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Command(SegmentConfig):
+    """The options and the second of the two files."""
+
+    out: str
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse and segment; the last line says how many segments there are."""
-    from jaxalign.feedback.segmenters.files import SegmentConfig, segment_file
-
     parser = parsing.make_parser("segment", SegmentConfig, description=__doc__ or "")
-    parser.add_argument("files", nargs="*", metavar="IN OUT", help="see above")
-    files, config = parsing.parse_with("files", parser, arguments, SegmentConfig)
-    if len(files) != 2:
-        raise UserError(
-            "expected two files, jaxalign segment IN OUT: got "
-            f"{', '.join(files) or 'none'}"
-        )
-    source, out = files
-    report = segment_file(source, Path(out), config)
-    print(f"segmented: {out}")
+    parser.add_argument("source", metavar="IN", help="feedback records to read")
+    parser.add_argument("out", metavar="OUT", help=".jsonl file to write")
+    source, config = parsing.parse_with("source", parser, arguments, _Command)
+    report = segment_file(source, Path(config.out), config)
+    print(f"segmented: {config.out}")
     print(f"{report.responses} responses, {report.segments} segments")
     return 0

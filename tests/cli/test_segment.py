@@ -22,7 +22,7 @@ ROWS: list[dict[str, Any]] = [
         "prompt": "Why?",
         "chosen": "Dr. Wu knows. Ask him!",
         "rejected": "No idea 😀.\n\n- one\n- two",
-        "meta": {"source": "x", "tags": [None, 1.5, "ü"]},
+        "meta": {"source": "x", "tags": [None, "ü"]},
         "images": ["a.png"],
     },
     {
@@ -170,9 +170,9 @@ def test_segments_without_scores_are_made_anew(segments: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["in.jsonl"], "expected two files, jaxalign segment IN OUT: got in.jsonl"),
-        ([], "expected two files, jaxalign segment IN OUT: got none"),
-        (["in.jsonl", "a.jsonl", "b"], "got in.jsonl, a.jsonl, b"),
+        (["in.jsonl"], "required: out"),
+        ([], "required: source, out"),
+        (["in.jsonl", "a.jsonl", "b"], "unrecognized arguments: b"),
         (["nowhere.jsonl", "o.jsonl"], "nowhere.jsonl is not a file"),
         (["empty.jsonl", "o.jsonl"], "empty.jsonl holds no record"),
         (["bad.jsonl", "o.jsonl"], "bad.jsonl:2: field rejected is missing"),

@@ -313,15 +313,7 @@ def test_claims_are_listed_and_counted(tmp_path) -> None:
     open_claim = Unit("claim", "c", None, {})
     judged = [
         asked("p", ("x", Judged(-2.0, units=tuple(units))), ("y", Judged(0.0))),
-        asked(
-            "q",
-            (
-                "z",
-                Judged(
-                    None, units=(Unit("claim", "c", None, {}),), failure=FAILED.failure
-                ),
-            ),
-        ),
+        asked("q", ("z", dataclasses.replace(FAILED, units=(open_claim,)))),
     ]
     put_round(run, 1, judged)
     page = write(run)
@@ -330,6 +322,25 @@ def test_claims_are_listed_and_counted(tmp_path) -> None:
     assert page.row("claim: no verdict")[0].strip() == "1"
     assert "rejected It is <big>. question: Is it?" in page.text
     assert "Below each text stands what the judge found in it." in page.text
+
+
+def test_a_checkpoints_scores_are_coloured_over_the_range_that_they_fill(
+    tmp_path,
+) -> None:
+    run = config(tmp_path, judge=JudgeConfig(name="local", model="other/model"))
+    means = [0.25 + n / 1000 for n in range(101)]
+    judged = [asked(str(m), ("text", scored("text", m))) for m in means]
+    worst_best = asked("p", ("low", scored("low", 0.2)), ("top", scored("top", 0.4)))
+    put_round(run, 1, [*judged, worst_best])
+    page = write(run)
+    assert "stands behind them: 0.25 0.35." in page.text
+    colours = [a["style"] for _, a in page.attributes if a.get("class") == "segment"]
+    assert colours == [
+        "background: rgba(var(--good), 0.60)",
+        "background: rgba(var(--bad), 0.60)",
+    ]
+    drawn = [str(a["aria-label"]) for t, a in page.attributes if t == "svg"]
+    assert "0.2 to 0.217: 1%" in drawn[0]
 
 
 def test_a_file_that_is_gone_is_named(accepted) -> None:

@@ -1,3 +1,3 @@
 """The sections of an RLAIF run's report."""
 
-__all__: list[str] = []
+__all__ = ()

@@ -19,8 +19,9 @@ _RAW = 600
 """Characters of a raw reply that are shown."""
 
 _CALLS = """
-SELECT r.sample, r.judge, r.task, v.state, v.reason, v.raw, v.attempts,
-       v.prompt_tokens, v.completion_tokens, v.cost
+SELECT r.sample, r.judge, r.task, v.state, v.reason,
+       CASE v.state WHEN 'failed' THEN v.raw END, v.attempts, v.prompt_tokens,
+       v.completion_tokens, v.cost
 FROM requests r JOIN verdicts v USING (key) ORDER BY r.judge, r.task, r.key
 """
 

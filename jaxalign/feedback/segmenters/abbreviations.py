@@ -25,7 +25,7 @@ INNER = _words(
 BEFORE_NUMBER = _words(
     """
     no nos nr fig figs eq eqs eqn sec secs sect ch chap vol vols p pp par para art
-    arts tab ref refs thm lem def prop cor ex exx ver ed eds app cl col ll bk pt
+    arts tab ref refs thm lem def prop cor ex exx ver ed eds app cl col ll bk pt b c d
     """
 )
 """A number follows; before anything else they may end a sentence."""

@@ -131,7 +131,8 @@ def _code(text: str, line: _Line) -> Block | None:
     while position < len(text):
         inner = _line_at(text, position)
         position = inner.next
-        end = max(end, inner.end)
+        if inner.start < inner.end:  # not blank
+            end = inner.end
         closes = len(inner.words) >= len(fence) and set(inner.words) == {fence[0]}
         if closes:
             break
