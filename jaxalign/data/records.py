@@ -102,6 +102,7 @@ class _OneSided(pydantic.BaseModel):
 
     prompt: str | list[Message]
     completion: str | list[Message]
+    completion_segments: list[_Listed] | None = None
     label: bool | None = None
     images: list[str | bytes] | None = None
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
@@ -195,6 +196,8 @@ def parse(columns: Any, where: str = "record") -> Record:
     prompt = _prompt(checked.prompt, where)
     if one_sided:
         completion = _completion(checked.completion, "completion", prompt, where)
+        # Checked, though no objective learns from the segments of a single completion.
+        _segments(checked.completion_segments, "completion_segments", completion, where)
         return Record(
             *(prompt, completion, None, None, None, where),
             label=checked.label,

@@ -237,7 +237,7 @@ class _Rows:
                 key,
                 "failed" if failed else "judged",
                 None if failed else _json(verdict.value),
-                verdict.failure,
+                None if verdict.failure is None else _shown(verdict.failure),
                 None if verdict.raw is None else _bytes(verdict.raw),
                 verdict.attempts,
                 verdict.prompt_tokens,
@@ -275,6 +275,11 @@ def _verdict(row: Any) -> Verdict:
         completion_tokens=completion_tokens,
         cost=cost,
     )
+
+
+def _shown(text: str) -> str:
+    """Return a reason that may quote a reply which is no Unicode."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _bytes(text: str) -> bytes:

@@ -17,7 +17,7 @@ def lines(text: str) -> list[tuple[int, int]]:
     A line ends at a line feed, a carriage return, or both.
 
     >>> lines("one \\n\\n  two")
-    [(0, 3), (7, 10)]
+    [(0, 3), (8, 11)]
     """
     return cut(text, 0, len(text), (found.end() for found in _BREAK.finditer(text)))
 
