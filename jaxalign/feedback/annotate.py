@@ -189,7 +189,7 @@ def _by_response(
 
 
 def _with_scores(
-    segment: Mapping[str, Any], scores: Mapping[str, float] | None
+    segment: Mapping[str, Any], scores: Mapping[str, int | float] | None
 ) -> dict[str, Any]:
     bare = {k: v for k, v in segment.items() if k != "scores"}
     return bare if scores is None else {**bare, "scores": dict(scores)}

@@ -282,7 +282,8 @@ def _pair(run: _Run, judged: list[JudgedPrompt], here: Path) -> int:
     """Write the records of a round and return how many."""
     out = here / "pairs.jsonl"
     if not out.exists():
-        options = dataclasses.replace(run.config.pairing, seed=run.config.seed)
+        asked = run.config.pairing
+        options = dataclasses.replace(asked, seed=asked.seed + run.config.seed)
         found, statistics = pairing.pair(candidates.scored(judged), options)
         run.store.add_pairs(_pair_of(record) for record in found)
         text = json.dumps(statistics.to_dict(), indent=2)

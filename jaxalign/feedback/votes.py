@@ -37,12 +37,12 @@ def merged(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict(next(value for value in good if repr(value) == counts[0][0]))
 
 
-def _columns(values: Sequence[Any]) -> list[list[dict[str, float]]]:
+def _columns(values: Sequence[Any]) -> list[list[dict[str, int | float]]]:
     """Return for each segment what each vote gave it."""
     return [list(votes) for votes in zip(*(v["segments"] for v in values), strict=True)]
 
 
-def _mean(votes: Sequence[dict[str, float]]) -> dict[str, float]:
+def _mean(votes: Sequence[dict[str, int | float]]) -> dict[str, int | float]:
     return {
         aspect: math.fsum(vote[aspect] for vote in votes) / len(votes)
         for aspect in votes[0]
