@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from jaxalign.data import records
 from jaxalign.feedback import gate
 from jaxalign.feedback.candidates import JudgedPrompt, from_lines
 from jaxalign.feedback.decompose.protocol import Judged
+from jaxalign.feedback.judges.config import ASPECTS
 from tests import synthetic
+from tests.feedback import stub_server
 
 
 STAGES = (
@@ -267,6 +271,58 @@ def test_a_round_without_pairs_is_rejected(setting: Any, tmp_path: Path) -> None
     assert "no pair" in decided["reason"]
     assert not (out / "round-1" / "run").exists() and not (out / "export").exists()
     assert "no pair" in (out / "report.html").read_text()
+
+
+def test_an_endpoint_judges_and_what_it_fails_is_in_no_pair(
+    setting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores by the text, every fifth response refused; two votes, five aspects."""
+
+    def varied(schema: Any) -> Any:
+        count = schema["properties"]["segments"]["minItems"]
+        names = list(schema["properties"]["segments"]["items"]["properties"])
+        chance = random.Random(len(asked))
+        return {
+            "segments": [
+                {name: chance.randrange(5) for name in names} for _ in range(count)
+            ]
+        }
+
+    asked: list[str] = []
+
+    def behave(question: str, before: int, body: Any) -> str:
+        asked.append(question)
+        if zlib.crc32(question.encode()) % 5 == 0:
+            return "refusal"
+        return "503" if before == 0 and len(asked) % 7 == 0 else "ok"
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-of-rounds")
+    monkeypatch.setattr(stub_server, "fitting", varied)
+    out = tmp_path / "endpoint"
+    with stub_server.serving(behave) as stub:
+        judge = {"name": "openai", "model": "m", "base_url": stub.url, "votes": 2}
+        config = setting(out, rounds=1, judge={**judge, "concurrency": 4})
+        assert run(config) == 0
+        calls = stub.total
+        assert run(config) == 0
+        assert stub.total == calls
+    found = from_lines(out / "round-1" / "judged.jsonl")
+    failed = {
+        text
+        for one in found
+        for text, verdict in zip(one.texts, one.judged, strict=True)
+        if verdict.failure is not None
+    }
+    assert any("refus" in str(v.failure) for one in found for v in one.judged)
+    rows = lines(out / "round-1" / "pairs.jsonl")
+    assert rows
+    for row in rows:
+        assert not failed & {row["chosen"], row["rejected"]}
+        assert row["chosen_score"] - row["rejected_score"] >= 0.0001
+        for segment in row["chosen_segments"] + row["rejected_segments"]:
+            assert set(segment["scores"]) == set(ASPECTS)
+    for path in out.rglob("*"):
+        assert not path.is_file() or b"sk-test-of-rounds" not in path.read_bytes()
 
 
 def judged(*prompts: list[float | None]) -> list[JudgedPrompt]:
