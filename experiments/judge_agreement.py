@@ -15,8 +15,9 @@ sees neither marks nor gold answers. Reported are
   over answers that have both: 0.5 is chance.
 
 ``--method choice`` asks for 0 to 4 instead of taking likelihoods, one question for each
-sentence and aspect; that takes far longer. About 10 minutes for 100 questions on two
-quiet cores.
+sentence and aspect; that takes far longer. About 10 minutes for 48 questions and
+SmolLM2 on two cores. Expected there: 0.556 of the preferences (standard error 0.031) and
+an area of 0.486 (0.074): hardly better than chance.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--feedback", required=True, help="feedback_400.json")
-    parser.add_argument("--items", type=int, default=100)
+    parser.add_argument("--items", type=int, default=48)
     parser.add_argument("--method", default="likelihood")
     parser.add_argument("--aspects", nargs="+", default=["correctness"])
     parser.add_argument("--store", default="judge_agreement.db")

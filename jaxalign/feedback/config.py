@@ -198,6 +198,11 @@ class RLAIFConfig:
                 f"judge.name {judge} does not: use judge.name openai (`jaxalign serve` "
                 "is such an endpoint)"
             )
+        if judge == "rules" and decomposer != "hops":
+            raise UserError(
+                "judge.name rules compares with accepted answers, which only "
+                f"decomposer.name hops asks about: got {decomposer}"
+            )
         asked = needs(self.objective)
         if asked.segments and decomposer != "segments":
             raise UserError(

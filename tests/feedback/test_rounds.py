@@ -239,6 +239,7 @@ def test_a_run_is_not_gone_on_with_as_another(
         (lambda v: v.update(adapter={"name": "none"}), "rlaif trains an adapter"),
         (lambda v: v.update(decomposer={"name": "claims"}), "write texts"),
         (lambda v: v.update(decomposer={"name": "hops"}), "scores whole responses"),
+        (lambda v: v.update(judge={"name": "rules"}), "only decomposer.name hops"),
         (lambda v: v.update(round=3), "unknown option round"),
         (lambda v: v["judge"].update(model="nowhere"), "nowhere"),
         (lambda v: v.update(objective={"name": "tis_dpo"}), "token weights"),
