@@ -16,8 +16,8 @@ sees neither marks nor gold answers. Reported are
 
 ``--method choice`` asks for 0 to 4 instead of taking likelihoods, one question for each
 sentence and aspect; that takes far longer. About 10 minutes for 48 questions and
-SmolLM2 on two cores. Expected there: 0.556 of the preferences (standard error 0.031) and
-an area of 0.486 (0.074): hardly better than chance.
+SmolLM2 on two cores. Expected there: 0.556 of the preferences (standard error 0.031)
+and an area of 0.486 (0.074): hardly better than chance.
 """
 
 import argparse
