@@ -7,7 +7,6 @@ of power. Two processes may use a store at the same time; they take turns in wri
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sqlite3
@@ -18,7 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from jaxalign.feedback.judges.protocol import Request, Subject, Verdict, request_key
+from jaxalign.feedback.judges.protocol import (
+    Request,
+    Subject,
+    Verdict,
+    digest,
+    request_key,
+)
 from jaxalign.feedback.store_schema import explained, open_database
 
 
@@ -217,7 +222,7 @@ class _Rows:
         wording = None
         for message in request.messages[:1]:
             text = str(message.get("content"))
-            wording = _digest(text)
+            wording = digest(text)
             self.wordings[wording] = text
         question = key
         if request.vote:
@@ -251,11 +256,6 @@ class _Rows:
         made = sample_id(subject.prompt, response)
         self.samples.append((made, _json(subject.prompt), response))
         return made
-
-
-@functools.lru_cache(maxsize=256)
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _rest(subject: Subject) -> dict[str, Any]:

@@ -11,6 +11,7 @@ judge is shown its reply and what was wrong with it; after that every attempt is
 """
 
 import asyncio
+import functools
 import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -212,7 +213,6 @@ class OpenAIJudge:
         shape = {"name": request.task, "strict": True, "schema": request.schema}
         body: dict[str, Any] = {
             "model": config.model,
-            "messages": messages,
             "response_format": {"type": "json_schema", "json_schema": shape},
         }
         if config.temperature is not None:
@@ -221,7 +221,9 @@ class OpenAIJudge:
                 body["seed"] = request.vote
         if config.max_reply_tokens is not None:
             body["max_completion_tokens"] = config.max_reply_tokens
-        return json.dumps(body, default=dict).encode()
+        rest = json.dumps(body, default=dict)
+        shown = ", ".join(_encoded(message) for message in messages)
+        return f'{{"messages": [{shown}], {rest[1:]}'.encode()
 
     def _made(
         self,
@@ -296,6 +298,17 @@ async def _all(tasks: Iterator[asyncio.Task[None]]) -> None:
         for task in started:
             task.cancel()
         await asyncio.gather(*started, return_exceptions=True)
+
+
+def _encoded(message: Message) -> str:
+    """Return a message as JSON; the long text that all requests begin with, once."""
+    if set(message) == {"role", "content"} and isinstance(message["content"], str):
+        role, content = (_quoted(message[name]) for name in ("role", "content"))
+        return f'{{"role": {role}, "content": {content}}}'
+    return json.dumps(message, default=dict)
+
+
+_quoted = functools.lru_cache(maxsize=64)(json.dumps)
 
 
 def _repair(trouble: Trouble) -> tuple[Message, ...]:

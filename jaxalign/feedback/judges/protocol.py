@@ -6,6 +6,7 @@ a value of that schema or a failure that keeps the raw reply; it is never a made
 score.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -13,7 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 
-__all__ = ["Judge", "Request", "Subject", "Task", "Verdict", "request_key"]
+__all__ = [
+    "Judge",
+    "Request",
+    "Subject",
+    "Task",
+    "Verdict",
+    "digest",
+    "request_key",
+]
 
 Task = Literal[
     "scores",  # {"segments": [{aspect: 0..4, ...}, ...]}
@@ -101,11 +110,15 @@ def request_key(request: Request, settings: Mapping[str, Any]) -> str:
     >>> asked = Request("verify", ({"role": "user", "content": "?"},), {},
     ...                 Subject("p", "r"))
     >>> request_key(asked, {"model": "m"})[:8]
-    'd7194e6f'
+    '58207437'
     """
+    messages = [
+        {**m, "content": digest(m["content"])} if isinstance(m["content"], str) else m
+        for m in request.messages
+    ]
     what = {
         "task": request.task,
-        "messages": request.messages,
+        "messages": messages,
         "schema": request.schema,
         "subject": vars(request.subject),
         "vote": request.vote,
@@ -113,3 +126,9 @@ def request_key(request: Request, settings: Mapping[str, Any]) -> str:
     }
     text = json.dumps(what, sort_keys=True, ensure_ascii=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text; that of a system message is made once."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
