@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -107,6 +106,17 @@ def behave(question: str, before: int, _: Any) -> str:
     return FAILURES[number // 10 % len(FAILURES)]
 
 
+def limited_to(file_bytes: int | None) -> str:
+    """The command as a program, whose files may not grow beyond this.
+
+    The limit is set by the program itself: `preexec_fn` would fork this process, and
+    JAX, which has threads, warns of that.
+    """
+    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes},) * 2); "
+    first = "" if file_bytes is None else f"import resource; {limit}"
+    return f"{first}from jaxalign.cli.main import main; main()"
+
+
 def test_two_kills_and_a_full_disk_lose_nothing(tmp_path, key) -> None:
     """30 % of the calls fail, in all the ways there are."""
     records = [pair(n) for n in range(80)]
@@ -116,17 +126,12 @@ def test_two_kills_and_a_full_disk_lose_nothing(tmp_path, key) -> None:
     done: dict[tuple[str, str], int] = {}
 
     def command(limit: int | None = None) -> subprocess.Popen[str]:
-        def limited() -> None:
-            assert limit is not None
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
         flags = options(data, stub, **{"judge.timeout": 1})
         return subprocess.Popen(
-            [sys.executable, "-m", "jaxalign.cli.main", "judge", *flags],
+            [sys.executable, "-c", limited_to(limit), "judge", *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=None if limit is None else limited,
         )
 
     def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -289,12 +294,8 @@ def test_an_output_that_does_not_fit_is_not_there(tmp_path, key) -> None:
         assert run("judge", *options(data, stub)) == 0
         other = tmp_path / "other.jsonl"
         flags = options(data, stub, out=other)
-        program = (
-            "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5,) * 2); "
-            "from jaxalign.cli.main import main; main()"
-        )
         ended = subprocess.run(
-            [sys.executable, "-c", program, "judge", *flags],
+            [sys.executable, "-c", limited_to(100_000), "judge", *flags],
             capture_output=True,
             text=True,
         )
