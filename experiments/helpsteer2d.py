@@ -24,7 +24,6 @@ from pathlib import Path
 
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.cli import devices
-from jaxalign.data import records
 from jaxalign.evaluation import report
 from jaxalign.feedback import candidates, pairing
 from jaxalign.feedback.decompose import segments
@@ -104,8 +103,7 @@ def _feedback(
             max_new_tokens=args.max_new_tokens,
         )
     )
-    count = len(records.read_prompts(prompts))
-    asked = candidates.read_samples(samples, SegmenterConfig(), [()] * count)
+    asked = candidates.read_samples(samples, SegmenterConfig())
     with Store(out / "store.db") as store:
         judged = asyncio.run(
             candidates.judge_candidates(
@@ -120,8 +118,7 @@ def _feedback(
         candidates.scored(judged), pairing.PairingConfig(min_gap=args.min_gap)
     )
     print(f"{name}: {len(found)} pairs; {json.dumps(statistics.fates)}")
-    lines = "".join(json.dumps(record) + "\n" for record in found)
-    run_directory.write_text(pairs, lines)
+    run_directory.write_lines(pairs, found)
     return pairs
 
 

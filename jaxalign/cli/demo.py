@@ -92,8 +92,7 @@ def _sample_and_judge(
     out.mkdir(exist_ok=True)
     lines = records_file.read_text(encoding="utf-8").splitlines()[:SAMPLED]
     prompts = [{"prompt": json.loads(line)["prompt"]} for line in lines]
-    text = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
-    run_directory.write_text(out / "prompts.jsonl", text)
+    run_directory.write_lines(out / "prompts.jsonl", prompts)
     generate_file(
         GenerateConfig(
             model=model,
@@ -108,9 +107,7 @@ def _sample_and_judge(
     with Store(out / "store.db") as store:
         judged = asyncio.run(
             candidates.judge_candidates(
-                candidates.read_samples(
-                    out / "samples.jsonl", SegmenterConfig(), [()] * len(prompts)
-                ),
+                candidates.read_samples(out / "samples.jsonl", SegmenterConfig()),
                 segments.decomposer(judge.scored_aspects),
                 make_judge(judge),
                 store,
@@ -120,8 +117,7 @@ def _sample_and_judge(
     found, _ = pairing.pair(
         candidates.scored(judged), pairing.PairingConfig(min_gap=0.05)
     )
-    text = "".join(json.dumps(record) + "\n" for record in found)
-    run_directory.write_text(out / "pairs.jsonl", text)
+    run_directory.write_lines(out / "pairs.jsonl", found)
     scores = [score for one in judged for score in one.scores]
     figures = {
         "answers": sum(len(one.texts) for one in judged),

@@ -54,23 +54,22 @@ Finite = Annotated[
 Scores = Annotated[dict[str, Finite], pydantic.Field(min_length=1)]
 
 
-class Segment(pydantic.BaseModel):
-    """A stretch of a completion with its scores by aspect."""
-
+class _Span(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
 
     start: Annotated[int, pydantic.Field(ge=0)]
     end: int
+
+
+class Segment(_Span):
+    """A stretch of a completion with its scores by aspect."""
+
     scores: Scores
 
 
-class _Listed(pydantic.BaseModel):
+class _Listed(_Span):
     """A segment as files have it: not every one has been judged."""
 
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    start: Annotated[int, pydantic.Field(ge=0)]
-    end: int
     scores: Scores | None = None
 
 

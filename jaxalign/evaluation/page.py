@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from jaxalign.errors import UserError
+from jaxalign.training import run_directory
 
 
 __all__ = ["curves", "escape", "is_number", "scrolling", "table", "write"]
@@ -96,10 +97,8 @@ def write(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path
             "</body></html>\n",
         ]
     )
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        run_directory.write_text(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
     return path

@@ -25,6 +25,7 @@ __all__ = [
     "agreement_of",
     "annotated",
     "read_item",
+    "references_of",
     "requests_of",
 ]
 
@@ -94,7 +95,7 @@ def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
     responses = []
     for name, text in zip(names, texts, strict=False):
         spans = _spans(columns.get(f"{name}_segments"), name, text or "", where)
-        references = _references(columns.get("references"), where)
+        references = references_of(columns, where)
         subject = Subject(
             prompt, text or "", spans=spans, aspects=aspects, references=references
         )
@@ -228,7 +229,13 @@ def _spans(given: Any, name: str, text: str, where: str) -> tuple[tuple[int, int
     return tuple(spans)
 
 
-def _references(given: Any, where: str) -> tuple[str, ...]:
+def references_of(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the accepted answers in a row's column ``references``, () without it.
+
+    Raises:
+      UserError: it is no list of texts.
+    """
+    given = columns.get("references")
     if given is None:
         return ()
     if not isinstance(given, list) or not all(isinstance(r, str) for r in given):

@@ -54,14 +54,16 @@ class JudgedPrompt(NamedTuple):
 
 
 def read_samples(
-    path: Path, segmenter: SegmenterConfig, references: Sequence[tuple[str, ...]]
+    path: Path,
+    segmenter: SegmenterConfig,
+    references: Sequence[tuple[str, ...]] | None = None,
 ) -> list[tuple[Any, list[Candidate]]]:
     """Read what ``jaxalign generate`` wrote, each prompt with its candidates.
 
     Args:
       path: of the file.
       segmenter: cuts the responses.
-      references: accepted answers of each prompt, () where it has none.
+      references: accepted answers of each prompt, () where it has none; default none.
     """
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -69,7 +71,7 @@ def read_samples(
         prompt = row["prompt"]
         given = prompt if isinstance(prompt, str) else tuple(prompt)
         asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        known = references[row["index"]]
+        known = references[row["index"]] if references is not None else ()
         candidates = [
             Candidate(
                 given,

@@ -1,15 +1,15 @@
 """Whether a round has made the policy better: paired scores of held-out prompts."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxalign.feedback.candidates import JudgedPrompt
 
 
-__all__ = ["Decision", "decide"]
+__all__ = ["Decision", "decide", "decision_of"]
 
 
 class Decision(NamedTuple):
@@ -71,3 +71,8 @@ def decide(
         *(accepted, improvement, old, new, error, len(means), failed, min_improvement),
         reason,
     )
+
+
+def decision_of(found: Mapping[str, Any]) -> Decision:
+    """Return the decision that a gate.json holds, among other things."""
+    return Decision(**{name: found[name] for name in Decision._fields})

@@ -31,9 +31,8 @@ from typing import Any
 
 from jaxalign.checkpoints import contents
 from jaxalign.data import records, rows
-from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
-from jaxalign.feedback import candidates, gate, pairing, round_report
+from jaxalign.feedback import annotate, candidates, gate, pairing, round_report
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose import claims, hops, risks, segments
@@ -129,25 +128,23 @@ def references_of(prompts: str, needed: bool) -> list[tuple[str, ...]]:
     """
     found = []
     for columns, where in rows.read_rows(prompts):
-        given = columns.get("references") or []
-        if not isinstance(given, list) or not all(isinstance(r, str) for r in given):
-            raise UserError(
-                f"{where}: field references: expected a list of accepted answers "
-                "(texts)"
-            )
+        given = annotate.references_of(columns, where)
         if needed and not any(reference.strip() for reference in given):
             raise UserError(
                 f"{where}: field references is missing: decomposer.name hops compares "
                 "with accepted answers. Give a list of texts"
             )
-        found.append(tuple(given))
+        found.append(given)
     return found
 
 
 def _check_prompts(config: RLAIFConfig) -> None:
     """Refuse gate prompts that are trained on."""
     train, held = (
-        {json.dumps(prompt.given, sort_keys=True) for prompt in _read(path)}
+        {
+            json.dumps(prompt.given, sort_keys=True)
+            for prompt in records.read_prompts(path)
+        }
         for path in (config.prompts, config.gate.prompts)
     )
     if shared := len(train & held):
@@ -156,10 +153,6 @@ def _check_prompts(config: RLAIFConfig) -> None:
             f"also in {config.prompts}: a gate needs prompts that are held out. Take "
             "them out of one of the files"
         )
-
-
-def _read(path: str) -> list[Prompt]:
-    return records.read_prompts(path)
 
 
 def _decomposer(config: RLAIFConfig) -> Decompose:
@@ -182,7 +175,7 @@ def _round(
     config, here = run.config, run.out / f"round-{number}"
     decided = here / "gate.json"
     if decided.is_file():
-        return _read_decision(decided)
+        return gate.decision_of(json.loads(decided.read_text(encoding="utf-8")))
     progress.say(f"round {number} of {config.rounds}, from {_name(policy)}")
     here.mkdir(exist_ok=True)
     adapter = _adapter(run.out, policy)
@@ -205,11 +198,6 @@ def _round(
     figures = "" if gained is None else f", {gained:+.4f} on {decision.prompts} prompts"
     progress.say(f"round {number} is {verb}: {decision.reason}{figures}")
     return decision
-
-
-def _read_decision(path: Path) -> Decision:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Decision(**{name: found[name] for name in Decision._fields})
 
 
 def _name(policy: int | None) -> str:
@@ -288,8 +276,7 @@ def _pair(run: _Run, judged: list[JudgedPrompt], here: Path) -> int:
         run.store.add_pairs(_pair_of(record) for record in found)
         text = json.dumps(statistics.to_dict(), indent=2)
         run_directory.write_text(here / "pairing.json", text + "\n")
-        lines = "".join(json.dumps(record) + "\n" for record in found)
-        run_directory.write_text(out, lines)
+        run_directory.write_lines(out, found)
         progress.say(f"{len(found)} pairs of {statistics.responses} candidates: {out}")
     return out.read_text(encoding="utf-8").count("\n")
 

@@ -27,7 +27,7 @@ from jaxalign.feedback.judges.protocol import (
 from jaxalign.feedback.store_schema import explained, open_database
 
 
-__all__ = ["Judgement", "Pair", "Store", "sample_id"]
+__all__ = ["Judgement", "Pair", "Store", "sample_id", "text_of"]
 
 _AT_ONCE = 500  # places in one SELECT; SQLite has had a limit of 999
 
@@ -269,7 +269,7 @@ def _verdict(row: Any) -> Verdict:
     return Verdict(
         None if value is None else json.loads(value),
         failure=reason,
-        raw=None if raw is None else bytes(raw).decode("utf-8", "surrogatepass"),
+        raw=text_of(raw),
         attempts=attempts,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -284,6 +284,11 @@ def _shown(text: str) -> str:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def text_of(raw: bytes | None) -> str | None:
+    """Return a reply as it was sent, from the column ``raw`` of the verdicts."""
+    return None if raw is None else bytes(raw).decode("utf-8", "surrogatepass")
 
 
 def _json(value: Any) -> str:

@@ -10,11 +10,11 @@ import rich.console
 import rich.table
 
 from jaxalign.feedback.annotate import Agreement, agreement_of
-from jaxalign.feedback.store import Store
+from jaxalign.feedback.store import Store, text_of
 from jaxalign.feedback.whole_file import whole
 
 
-__all__ = ["agreement", "export", "show"]
+__all__ = ["agreement", "export", "kind_of", "show"]
 
 _JUDGES = """
 SELECT judge, task, count(*), sum(state = 'judged'), sum(state = 'failed'),
@@ -54,7 +54,7 @@ def show(store: Store, console: rich.console.Console | None = None) -> None:
     for judge, task, *numbers, cost in store.select(_JUDGES):
         judges.add_row(_judge(judge), task, *map(str, numbers), f"{cost:.4f}")
     console.print(judges)
-    reasons = Counter(_kind(reason) for (reason,) in store.scan(_REASONS))
+    reasons = Counter(kind_of(reason) for (reason,) in store.scan(_REASONS))
     if reasons:
         failures = _table("failures", "count")
         for reason, count in reasons.most_common():
@@ -113,7 +113,7 @@ def _lines(store: Store) -> Iterator[dict[str, Any]]:
             "state": state,
             "value": None if value is None else json.loads(value),
             "reason": reason,
-            "raw": None if raw is None else bytes(raw).decode("utf-8", "surrogatepass"),
+            "raw": text_of(raw),
             "attempts": attempts,
             "prompt_tokens": tokens[0],
             "completion_tokens": tokens[1],
@@ -136,6 +136,6 @@ def _judge(settings: str) -> str:
     return " ".join([str(name), *(f"{k}={v}" for k, v in given.items())])
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """Return a reason without its details, which differ from case to case."""
     return reason.split(":", 1)[0]

@@ -20,7 +20,7 @@ from jaxalign.objectives import logps
 from jaxalign.types import Completions, Model, ModelInputs, Variables
 
 
-__all__ = ["Choice", "Question", "answer_logps", "choose", "question"]
+__all__ = ["Choice", "Question", "answer_logps", "choose", "question", "weighed"]
 
 
 class Question(NamedTuple):
@@ -88,10 +88,7 @@ def choose(
     found = answer_logps(
         model, variables, questions, row_length=row_length, batch_rows=batch_rows
     )
-    return [
-        _choice([float(mine.sum()) for mine in answers], [len(a) for a in answers])
-        for answers in found
-    ]
+    return [weighed(answers) for answers in found]
 
 
 def answer_logps(
@@ -188,9 +185,11 @@ def _rounded(size: int) -> int:
     return power
 
 
-def _choice(sums: list[float], sizes: list[int]) -> Choice:
-    values = np.asarray(sums)
+def weighed(answers: Sequence[Float[np.ndarray, " _"]]) -> Choice:
+    """Return what the log-probabilities of a question's answers, by token, come to."""
+    values = np.asarray([float(mine.sum()) for mine in answers])
     weights = np.exp(values - values.max())
+    sizes = [len(mine) for mine in answers]
     return Choice(values, weights / weights.sum(), values / np.asarray(sizes))
 
 

@@ -168,8 +168,8 @@ class LocalJudge:
 
         def value(found: _Found) -> Any:
             # By the mean of its tokens: the answers are not of one length.
-            means = [float(mine.mean()) for mine in found[0]]
-            return {field: answers[int(np.argmax(means))]}
+            best = int(np.argmax(choice.weighed(found[0]).mean_logps))
+            return {field: answers[best]}
 
         return _Asked([question], value)
 
@@ -195,9 +195,7 @@ class LocalJudge:
         def value(found: _Found) -> Any:
             scores: list[dict[str, float]] = [{} for _ in subject.spans]
             for (segment, aspect), mine in zip(places, found, strict=True):
-                sums = np.array([float(answer.sum()) for answer in mine])
-                shares = np.exp(sums - sums.max())
-                mean = float(shares @ np.arange(MAX_SCORE + 1) / shares.sum())
+                mean = float(choice.weighed(mine).probs @ np.arange(MAX_SCORE + 1))
                 scores[segment][aspect] = round(mean, 4)
             return {"segments": scores}
 

@@ -10,7 +10,8 @@ from jaxalign.evaluation.page import escape
 from jaxalign.feedback.reporting import agreement_section
 from jaxalign.feedback.reporting.figures import count
 from jaxalign.feedback.reporting.run_files import Run, judged_of
-from jaxalign.feedback.store import Store, sample_id
+from jaxalign.feedback.store import Store, sample_id, text_of
+from jaxalign.feedback.store_report import kind_of
 
 
 __all__ = ["judge"]
@@ -147,7 +148,7 @@ def _without_score(run: Run) -> str:
     groups = _groups(run)
     found = {
         name: Counter(
-            f"{j.failure.kind}: {_kind(j.failure.reason)}"
+            f"{j.failure.kind}: {kind_of(j.failure.reason)}"
             for j in judged_of(group)
             if j.failure is not None
         )
@@ -174,8 +175,8 @@ def _failed_calls(store: Store, samples: set[str]) -> str:
     for row in store.scan(_CALLS):
         sample, _, _, state, reason, raw, *_ = row
         if sample in samples and state == "failed":
-            number, first, reply = kinds.get(_kind(reason), (0, reason, None))
-            kinds[_kind(reason)] = _Failures(number + 1, first, reply or _text(raw))
+            number, first, reply = kinds.get(kind_of(reason), (0, reason, None))
+            kinds[kind_of(reason)] = _Failures(number + 1, first, reply or text_of(raw))
     if not kinds:
         return ""
     parts = ["<h3>Failed requests</h3>"]
@@ -189,15 +190,6 @@ def _failed_calls(store: Store, samples: set[str]) -> str:
             f"<p class='mute'>{escape(found.reason)}</p>{shown}</details>"
         )
     return "".join(parts)
-
-
-def _kind(reason: str) -> str:
-    """Return a reason without its details, which differ from case to case."""
-    return reason.split(":", 1)[0]
-
-
-def _text(raw: bytes | None) -> str | None:
-    return None if raw is None else bytes(raw).decode("utf-8", "surrogatepass")
 
 
 def _cut(raw: str) -> str:

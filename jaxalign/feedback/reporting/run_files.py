@@ -10,7 +10,7 @@ from jaxalign.feedback import candidates
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose.protocol import Judged
-from jaxalign.feedback.gate import Decision
+from jaxalign.feedback.gate import Decision, decision_of
 from jaxalign.training import metrics
 
 
@@ -99,7 +99,7 @@ def _round(out: Path, number: int) -> Round:
         json.loads(_needed(here / "pairing.json").read_text(encoding="utf-8")),
         frozenset((record["chosen"], record["rejected"]) for record in records),
         metrics.read(here / "run" / "metrics.jsonl"),
-        Decision(**{name: gate[name] for name in Decision._fields}),
+        decision_of(gate),
     )
 
 
