@@ -32,10 +32,10 @@ from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.feedback.store import Store
 from jaxalign.generation.files import GenerateConfig, generate_file
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.training import run_directory
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.run import train
+from jaxalign.whole_file import write_lines
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def _feedback(
         candidates.scored(judged), pairing.PairingConfig(min_gap=args.min_gap)
     )
     print(f"{name}: {len(found)} pairs; {json.dumps(statistics.fates)}")
-    run_directory.write_lines(pairs, found)
+    write_lines(pairs, found)
     return pairs
 
 

@@ -32,7 +32,8 @@ from jaxalign.data import chat
 from jaxalign.generation import ready
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.models import decoder
-from jaxalign.training import adapters, run_directory
+from jaxalign.training import adapters
+from jaxalign.whole_file import write_text
 
 
 SETS = ("AQuA", "AddSub", "MultiArith", "SVAMP", "SingleEq", "gsm8k")
@@ -99,7 +100,7 @@ def _run(
         "mean": statistics.mean(shares.values()),
         "texts": [completion.text for (completion,) in texts],
     }
-    run_directory.write_text(path, json.dumps(done, indent=2) + "\n")
+    write_text(path, json.dumps(done, indent=2) + "\n")
     return done
 
 

@@ -49,10 +49,11 @@ from jaxalign.data.pairs import PairDataset
 from jaxalign.models import decoder
 from jaxalign.objectives import objective
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.training import adapters, optimizer, run_directory
+from jaxalign.training import adapters, optimizer
 from jaxalign.training import step as step_lib
 from jaxalign.training.config import to_dict
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.whole_file import write_text
 
 
 matplotlib.use("Agg")
@@ -210,7 +211,7 @@ def run(
                     weights, **dict(zip(trees.paths(trained), leaves, strict=True))
                 )
                 done = {"key": key, **measured}
-                run_directory.write_text(path, json.dumps(done, indent=2) + "\n")
+                write_text(path, json.dumps(done, indent=2) + "\n")
                 shown = " ".join(f"{loss:.4f}" for loss in done["losses"])
                 print(f"{method.name} seed {seed}: {shown}", flush=True)
             found[method.name].append(done)

@@ -28,9 +28,10 @@ from jaxalign.data.pairs import PairDataset
 from jaxalign.data.records import Record, Segment
 from jaxalign.objectives import objective, policy
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import optimizer, reference, run_directory
+from jaxalign.training import optimizer, reference
 from jaxalign.training import step as step_lib
 from jaxalign.training.config import to_dict
+from jaxalign.whole_file import write_text
 
 
 METRICS = {
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace, variants: Sequence[Variant]) -> dict[str, Any]
                 bench = bench or _Bench(args)
                 step = step or bench.step(variant)
                 done = {"key": key, **bench.train(variant, step, seed)}
-                run_directory.write_text(path, json.dumps(done, indent=2) + "\n")
+                write_text(path, json.dumps(done, indent=2) + "\n")
                 shown = ", ".join(f"{m} {done['metrics'][m]:.3f}" for m in METRICS)
                 print(f"{variant.name} seed {seed}: {shown}", flush=True)
             per_seed.append(done["metrics"])

@@ -7,6 +7,8 @@ moment and touches no device.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxalign.lazy import submodules
+
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from jaxalign.checkpoints.export import save_hf
     from jaxalign.checkpoints.load import load as load_hf
 
+_submodule = submodules(__name__, __all__)
+
 _FUNCTIONS = {"load_hf": ("load", "load"), "save_hf": ("export", "save_hf")}
 
 
@@ -54,9 +58,7 @@ def __getattr__(name: str) -> Any:
         return getattr(
             importlib.import_module(f"jaxalign.checkpoints.{module}"), function
         )
-    if name in __all__:
-        return importlib.import_module(f"jaxalign.{name}")
-    raise AttributeError(f"module 'jaxalign' has no attribute {name!r}")
+    return _submodule(name)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.cli import devices, parsing
+from jaxalign.whole_file import write_lines, write_text
 
 
 __all__ = ["DemoConfig", "run"]
@@ -87,12 +88,12 @@ def _sample_and_judge(
     from jaxalign.feedback.segmenters import SegmenterConfig
     from jaxalign.feedback.store import Store
     from jaxalign.generation.files import GenerateConfig, generate_file
-    from jaxalign.training import progress, run_directory
+    from jaxalign.training import progress
 
     out.mkdir(exist_ok=True)
     lines = records_file.read_text(encoding="utf-8").splitlines()[:SAMPLED]
     prompts = [{"prompt": json.loads(line)["prompt"]} for line in lines]
-    run_directory.write_lines(out / "prompts.jsonl", prompts)
+    write_lines(out / "prompts.jsonl", prompts)
     generate_file(
         GenerateConfig(
             model=model,
@@ -113,11 +114,11 @@ def _sample_and_judge(
                 store,
             )
         )
-    run_directory.write_text(out / "judged.jsonl", candidates.to_lines(judged))
+    write_text(out / "judged.jsonl", candidates.to_lines(judged))
     found, _ = pairing.pair(
         candidates.scored(judged), pairing.PairingConfig(min_gap=0.05)
     )
-    run_directory.write_lines(out / "pairs.jsonl", found)
+    write_lines(out / "pairs.jsonl", found)
     scores = [score for one in judged for score in one.scores]
     figures = {
         "answers": sum(len(one.texts) for one in judged),
@@ -144,7 +145,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign.objectives.objective import beta_of
     from jaxalign.parallel import sharding
     from jaxalign.parallel.mesh import MeshConfig, make_mesh
-    from jaxalign.training import metrics, progress, publish, restore, run_directory
+    from jaxalign.training import metrics, progress, publish, restore
     from jaxalign.training.config import TrainConfig
     from jaxalign.training.optimizer import OptimizerConfig
     from jaxalign.training.run import train
@@ -227,7 +228,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
             for figure in figures
         },
     }
-    run_directory.write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     progress.say("")
     print(f"held out ({len(found)} pairs)      before    after")
     for figure in figures:

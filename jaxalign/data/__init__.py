@@ -1,6 +1,13 @@
 """Data: feedback records, rendering, packing and loading."""
 
-from jaxalign.data import chat, loader, packing, pairs, records, spans
+from typing import TYPE_CHECKING
+
+from jaxalign.lazy import submodules
 
 
-__all__ = ["chat", "loader", "packing", "pairs", "records", "spans"]
+if TYPE_CHECKING:
+    from jaxalign.data import chat, loader, packing, pairs, records, rows, spans
+
+__all__ = ["chat", "loader", "packing", "pairs", "records", "rows", "spans"]
+
+__getattr__ = submodules(__name__, __all__)

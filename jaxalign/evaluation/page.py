@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from jaxalign.errors import UserError
-from jaxalign.training import run_directory
+from jaxalign.whole_file import whole
 
 
 __all__ = ["curves", "escape", "is_number", "scrolling", "table", "write"]
@@ -97,10 +96,8 @@ def write(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path
             "</body></html>\n",
         ]
     )
-    try:
-        run_directory.write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
+    with whole(path, "what it shows is in the run's files") as file:
+        file.write(text)
     return path
 
 

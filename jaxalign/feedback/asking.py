@@ -14,10 +14,10 @@ from jaxalign.feedback.store import Judgement, Store
 
 __all__ = ["Answer", "ask"]
 
-_BETWEEN_WRITES = 0.01
+_BETWEEN_WRITES = 0.03
 """Seconds from one transaction to the next: each costs as much as some ten rows."""
 
-_LOOK_AHEAD = 64
+_LOOK_AHEAD = 16
 """Requests that are looked up in the store at once."""
 
 _BATCH = 1024

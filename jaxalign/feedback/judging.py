@@ -17,8 +17,8 @@ from jaxalign.feedback.asking import ask
 from jaxalign.feedback.judges.config import JudgeConfig, make_judge
 from jaxalign.feedback.judges.protocol import Judge, Request, Verdict
 from jaxalign.feedback.store import Store
-from jaxalign.feedback.whole_file import check_target, whole
 from jaxalign.training import progress
+from jaxalign.whole_file import check_target, whole
 
 
 __all__ = ["JudgeFileConfig", "Report", "judge_file"]

@@ -46,6 +46,7 @@ from jaxalign.training import progress, publish, run_directory
 from jaxalign.training.config import read_yaml
 from jaxalign.training.loop import Preemption
 from jaxalign.training.run import train
+from jaxalign.whole_file import write_lines, write_text
 
 
 __all__ = ["CONFIG", "rlaif"]
@@ -192,7 +193,7 @@ def _round(
             before, after, min_improvement=config.gate.min_improvement
         )
     found = {"round": number, "from": _name(policy), **decision._asdict()}
-    run_directory.write_text(decided, json.dumps(found, indent=2) + "\n")
+    write_text(decided, json.dumps(found, indent=2) + "\n")
     verb = "accepted" if decision.accepted else "REJECTED"
     gained = decision.improvement
     figures = "" if gained is None else f", {gained:+.4f} on {decision.prompts} prompts"
@@ -262,7 +263,7 @@ def _judge(
                 what=f"judging {out.parent.name}",
             )
         )
-        run_directory.write_text(out, candidates.to_lines(judged))
+        write_text(out, candidates.to_lines(judged))
     return candidates.from_lines(out)
 
 
@@ -275,8 +276,8 @@ def _pair(run: _Run, judged: list[JudgedPrompt], here: Path) -> int:
         found, statistics = pairing.pair(candidates.scored(judged), options)
         run.store.add_pairs(_pair_of(record) for record in found)
         text = json.dumps(statistics.to_dict(), indent=2)
-        run_directory.write_text(here / "pairing.json", text + "\n")
-        run_directory.write_lines(out, found)
+        write_text(here / "pairing.json", text + "\n")
+        write_lines(out, found)
         progress.say(f"{len(found)} pairs of {statistics.responses} candidates: {out}")
     return out.read_text(encoding="utf-8").count("\n")
 

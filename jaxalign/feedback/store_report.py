@@ -11,7 +11,7 @@ import rich.table
 
 from jaxalign.feedback.annotate import Agreement, agreement_of
 from jaxalign.feedback.store import Store, text_of
-from jaxalign.feedback.whole_file import whole
+from jaxalign.whole_file import whole
 
 
 __all__ = ["agreement", "export", "kind_of", "show"]

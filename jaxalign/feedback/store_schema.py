@@ -14,18 +14,18 @@ _BUSY_SECONDS = 30.0
 
 # Everything is keyed by what it holds, so that two runs, or two processes, that say the
 # same thing write the same row. Replies are blobs: they may hold what is no Unicode
-# text. Instants are seconds since the epoch.
+# text. Instants are seconds since the epoch. Tables of long rows keep their row ids:
+# rows are then appended, and only the short index is written all over the file.
 _TABLES = """
 CREATE TABLE samples (
     id TEXT PRIMARY KEY,
     prompt TEXT NOT NULL,      -- JSON: a text, or the turns of a conversation
     response TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE units (           -- segments of a response that were judged
+);
+CREATE TABLE units (           -- segments that a response was judged in
     sample TEXT NOT NULL REFERENCES samples,
-    start INTEGER NOT NULL,
-    stop INTEGER NOT NULL,
-    PRIMARY KEY (sample, start, stop)
+    spans TEXT NOT NULL,       -- JSON: [[start, end], ...] in code points
+    PRIMARY KEY (sample, spans)
 ) WITHOUT ROWID;
 CREATE TABLE wordings (        -- system messages
     id TEXT PRIMARY KEY,
@@ -41,7 +41,7 @@ CREATE TABLE requests (
     other TEXT REFERENCES samples,
     wording TEXT REFERENCES wordings,
     subject TEXT NOT NULL      -- JSON: the rest of what it is about
-) WITHOUT ROWID;
+);
 CREATE INDEX requests_question ON requests (question);
 CREATE TABLE verdicts (
     key TEXT PRIMARY KEY REFERENCES requests,
@@ -56,7 +56,7 @@ CREATE TABLE verdicts (
     instant REAL NOT NULL,
     CHECK ((state = 'judged') = (value IS NOT NULL)),
     CHECK ((state = 'failed') = (reason IS NOT NULL))
-) WITHOUT ROWID;
+);
 CREATE TABLE pairs (
     chosen TEXT NOT NULL REFERENCES samples,
     rejected TEXT NOT NULL REFERENCES samples,

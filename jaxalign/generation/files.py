@@ -21,6 +21,7 @@ from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training import progress, run_directory
 from jaxalign.training.config import to_dict
+from jaxalign.whole_file import write_text
 
 
 __all__ = ["GenerateConfig", "Report", "generate_file", "seed_of"]
@@ -123,7 +124,7 @@ def generate_file(config: GenerateConfig) -> Report:
             raise UserError(f"{prompt.where}: {error}") from None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        run_directory.write_text(_settings_file(out), json.dumps(settings, indent=2))
+        write_text(_settings_file(out), json.dumps(settings, indent=2))
         opened = out.open("a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}") from None

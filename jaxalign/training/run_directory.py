@@ -3,8 +3,7 @@
 import contextlib
 import fcntl
 import json
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 
 from jaxalign.errors import UserError
 from jaxalign.training.config import TrainConfig, from_dict, read_yaml, to_dict
+from jaxalign.whole_file import write_text
 
 
 __all__ = [
@@ -21,8 +21,6 @@ __all__ = [
     "is_run",
     "read_config",
     "read_sources",
-    "write_lines",
-    "write_text",
 ]
 
 CONFIG = "config.yaml"
@@ -149,18 +147,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write JSON Lines whole or not at all."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

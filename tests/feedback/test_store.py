@@ -86,7 +86,7 @@ def test_what_was_written_is_read_back(tmp_path) -> None:
         assert store.select("SELECT chosen, rejected, gap FROM pairs") == [
             (sample_id("p", "good"), sample_id("p", "bad"), 2.0)
         ]
-        assert store.select("SELECT count(*) FROM units") == [(4,)]
+        assert store.select("SELECT count(*) FROM units") == [(2,)]
         assert store.select("PRAGMA foreign_key_check") == []
 
 

@@ -8,24 +8,24 @@ from typing import Any
 
 from jaxalign.feedback import wording
 from jaxalign.feedback.decompose import images
-from jaxalign.feedback.judges.protocol import Request, Subject, Task
+from jaxalign.feedback.judges.protocol import Request, Schema, Subject, Task
 
 
 __all__ = ["YES_OR_NO", "closed", "folded", "make_request", "texts"]
 
 
-def closed(**properties: Any) -> dict[str, Any]:
+def closed(**properties: Any) -> Schema:
     """Return the JSON schema of an object with exactly these properties.
 
     >>> closed(answer={"type": "string"})["required"]
     ['answer']
     """
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    return Schema(
+        type="object",
+        properties=properties,
+        required=list(properties),
+        additionalProperties=False,
+    )
 
 
 def texts(at_least: int, at_most: int) -> dict[str, Any]:

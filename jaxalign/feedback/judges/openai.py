@@ -23,7 +23,7 @@ from jaxalign.feedback.judges import endpoint, prompts, replies
 from jaxalign.feedback.judges.attempts import Trouble, backoff
 from jaxalign.feedback.judges.budget import Budget, cost_of
 from jaxalign.feedback.judges.config import JudgeConfig
-from jaxalign.feedback.judges.protocol import Request, Verdict
+from jaxalign.feedback.judges.protocol import Request, Verdict, schema_text
 
 
 __all__ = ["OpenAIJudge", "make"]
@@ -210,20 +210,20 @@ class OpenAIJudge:
 
     def _body(self, request: Request, messages: tuple[Message, ...]) -> bytes:
         config = self.config
-        shape = {"name": request.task, "strict": True, "schema": request.schema}
-        body: dict[str, Any] = {
-            "model": config.model,
-            "response_format": {"type": "json_schema", "json_schema": shape},
-        }
+        body: dict[str, Any] = {"model": config.model}
         if config.temperature is not None:
             body["temperature"] = config.temperature
             if config.temperature > 0:
                 body["seed"] = request.vote
         if config.max_reply_tokens is not None:
             body["max_completion_tokens"] = config.max_reply_tokens
-        rest = json.dumps(body, default=dict)
+        # Put together from parts that most requests share and that are encoded once.
+        schema = schema_text(request.schema)
+        shape = f'{{"name": "{request.task}", "strict": true, "schema": {schema}}}'
+        form = f'{{"type": "json_schema", "json_schema": {shape}}}'
         shown = ", ".join(_encoded(message) for message in messages)
-        return f'{{"messages": [{shown}], {rest[1:]}'.encode()
+        rest = json.dumps(body)[1:]
+        return f'{{"messages": [{shown}], "response_format": {form}, {rest}'.encode()
 
     def _made(
         self,

@@ -19,7 +19,13 @@ import fastjsonschema
 from jaxalign.errors import UserError
 from jaxalign.feedback import wording
 from jaxalign.feedback.decompose import images
-from jaxalign.feedback.judges.protocol import Request, Subject, Verdict
+from jaxalign.feedback.judges.protocol import (
+    Request,
+    Schema,
+    Subject,
+    Verdict,
+    schema_text,
+)
 
 
 __all__ = [
@@ -35,15 +41,16 @@ __all__ = [
 
 MAX_SCORE = 4
 
-COMPARE_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {"better": {"type": "string", "enum": ["A", "B", "tie"]}},
-    "required": ["better"],
-    "additionalProperties": False,
-}
+COMPARE_SCHEMA = Schema(
+    type="object",
+    properties={"better": {"type": "string", "enum": ["A", "B", "tie"]}},
+    required=["better"],
+    additionalProperties=False,
+)
 
 
-def scores_schema(aspects: tuple[str, ...], segments: int) -> dict[str, Any]:
+@functools.lru_cache(maxsize=256)
+def scores_schema(aspects: tuple[str, ...], segments: int) -> Schema:
     """Return the schema of one score of 0 to 4 for each segment and aspect.
 
     >>> scores_schema(("clarity",), 2)["properties"]["segments"]["maxItems"]
@@ -62,12 +69,12 @@ def scores_schema(aspects: tuple[str, ...], segments: int) -> dict[str, Any]:
         "minItems": segments,
         "maxItems": segments,
     }
-    return {
-        "type": "object",
-        "properties": {"segments": listed},
-        "required": ["segments"],
-        "additionalProperties": False,
-    }
+    return Schema(
+        type="object",
+        properties={"segments": listed},
+        required=["segments"],
+        additionalProperties=False,
+    )
 
 
 def scores_request(subject: Subject, own: Path | None = None) -> Request:
@@ -186,7 +193,7 @@ def parse(raw: str, schema: Mapping[str, Any]) -> Parsed:
     except RecursionError:
         return Parsed(None, "it is nested too deeply")
     try:
-        _check_of(json.dumps(schema, default=dict))(value)
+        _check_of(schema_text(schema))(value)
     except fastjsonschema.JsonSchemaValueException as error:
         return Parsed(None, _short(error.message.replace("data", "the reply", 1)))
     return Parsed(value, None)

@@ -17,11 +17,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 __all__ = [
     "Judge",
     "Request",
+    "Schema",
     "Subject",
     "Task",
     "Verdict",
     "digest",
     "request_key",
+    "schema_text",
 ]
 
 Task = Literal[
@@ -33,6 +35,24 @@ Task = Literal[
     "compare",  # {"better": "A" | "B" | "tie"}
     "grade",  # {"grade": "correct" | "incorrect" | "not_attempted"}
 ]
+
+
+class Schema(dict[str, Any]):
+    """A JSON schema that is written once, however many requests share it."""
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The schema as JSON; some judges fill it in in its order."""
+        return json.dumps(self, default=dict)
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """Return a schema as JSON.
+
+    >>> schema_text({"type": "object"})
+    '{"type": "object"}'
+    """
+    return (schema if isinstance(schema, Schema) else Schema(schema)).text
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,7 @@ def request_key(request: Request, settings: Mapping[str, Any]) -> str:
     what = {
         "task": request.task,
         "messages": messages,
-        "schema": request.schema,
+        "schema": digest(schema_text(request.schema)),
         "subject": vars(request.subject),
         "vote": request.vote,
         "judge": settings,

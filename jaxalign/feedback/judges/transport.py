@@ -41,7 +41,9 @@ class _Direct(httpx2.AsyncClient):
         parsed = self._urls.get(url)
         if parsed is None:
             parsed = self._urls[url] = httpx2.URL(url)
-        return httpx2.Request(method, parsed, content=content, headers=headers)
+        # An encoding that is given is not guessed anew whenever a header is read.
+        sent = httpx2.Headers(headers, encoding="utf-8")
+        return httpx2.Request(method, parsed, content=content, headers=sent)
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         try:
@@ -65,8 +67,9 @@ class _Direct(httpx2.AsyncClient):
             for name, value in reply.headers.items()
             if name.lower() not in ("content-encoding", "transfer-encoding")
         ]
+        headers = httpx2.Headers(kept, encoding="utf-8")
         return httpx2.Response(
-            reply.status, headers=kept, content=content, request=request
+            reply.status, headers=headers, content=content, request=request
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxalign.data import records, rows
 from jaxalign.errors import UserError
 from jaxalign.feedback.segmenters.choice import SegmenterConfig, segment
-from jaxalign.training import run_directory
+from jaxalign.whole_file import whole
 
 
 __all__ = ["Report", "SegmentConfig", "segment_file", "segment_row"]
@@ -74,11 +74,8 @@ def segment_file(source: str, out: Path, config: SegmentConfig) -> Report:
             ) from None
     if not lines:
         raise UserError(f"{source} holds no record: expected one JSON object per line")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        run_directory.write_text(out, "".join(lines))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from None
+    with whole(out, "the input is as it was") as file:
+        file.writelines(lines)
     return Report(responses, segments)
 
 

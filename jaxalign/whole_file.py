@@ -1,15 +1,16 @@
 """Files that appear under their name when they are complete, or not at all."""
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from jaxalign.errors import UserError
 
 
-__all__ = ["check_target", "whole"]
+__all__ = ["check_target", "whole", "write_lines", "write_text"]
 
 
 def check_target(path: Path) -> None:
@@ -49,3 +50,18 @@ def whole(path: Path, kept: str) -> Iterator[TextIO]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON Lines, see :func:`write_text`."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a directory that is our own; errors are the system's."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
