@@ -10,7 +10,7 @@ from jaxalign.generation.engine import Event, FinishReason, Request
 from jaxalign.generation.protocol import Asked
 
 
-__all__ = ["Answer", "Growing", "Piece", "TokenInfo"]
+__all__ = ["Answer", "Growing", "Piece", "TokenInfo", "echoed"]
 
 _TextOf = Callable[[Sequence[int]], str]
 
@@ -22,9 +22,12 @@ class TokenInfo(NamedTuple):
     """A token of a completion, for those who ask for log-probabilities."""
 
     token: int
-    logp: float
+    logp: float | None
+    """None for a prompt's first token, which nothing predicts."""
     offset: int
     """Characters of the text before it."""
+    best: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens in its place."""
 
 
 class Piece(NamedTuple):
@@ -42,20 +45,29 @@ class Growing:
     pieces together are the completion's text.
     """
 
-    def __init__(self, request: Request, text_of: _TextOf):
+    def __init__(self, request: Request, text_of: _TextOf, offset: int = 0):
+        """Begin a text.
+
+        Args:
+          request: that it answers.
+          text_of: turns tokens into text.
+          offset: characters before it, of an echoed prompt.
+        """
         self._request, self._text_of = request, text_of
         self._tokens: list[int] = []
         # Decoding begins at a token whose text is known, as a token's text may depend
         # on those before; between the two, all is known too.
         self._begin, self._known = 0, 0
-        self._characters = 0
+        self._characters = offset
         self._held = ""
         self._stopped = False
         self._infos: list[TokenInfo] = []
 
     def add(self, event: Event) -> Piece | None:
         """Take a token; return what has become certain, if that is anything."""
-        self._infos.append(TokenInfo(event.token, event.logp, self._characters))
+        self._infos.append(
+            TokenInfo(event.token, event.logp, self._characters, event.best)
+        )
         is_last = event.finish_reason is not None
         if event.token not in self._request.stop_tokens:
             self._tokens.append(event.token)
@@ -67,6 +79,10 @@ class Growing:
             return None
         infos, self._infos = self._infos, []
         return Piece(text, infos, event.finish_reason)
+
+    def rest(self) -> list[TokenInfo]:
+        """Return the tokens whose text is not certain yet."""
+        return self._infos
 
     def _decoded(self, is_last: bool) -> str:
         before = self._text_of(self._tokens[self._begin : self._known])
@@ -89,6 +105,28 @@ class Growing:
         text = self._held[:keep]
         self._held = "" if self._stopped else self._held[keep:]
         return text
+
+
+def echoed(
+    request: Request, told: Sequence[Event], text: str | None, text_of: _TextOf
+) -> Piece:
+    """Return a prompt as the piece that its completion begins with.
+
+    Args:
+      request: whose prompt it is.
+      told: events of its tokens, from the second on; none if nobody asked for them.
+      text: the prompt, where it was given as a text.
+      text_of: turns tokens into text.
+    """
+    text = text_of(request.tokens) if text is None else text
+    if not request.judged:
+        return Piece(text, [], None)
+    growing = Growing(Request(request.tokens), text_of)
+    first = Event(0, None, request.tokens[0], 0.0, None)
+    pieces = [growing.add(event) for event in (first, *told)]
+    infos = [info for piece in pieces if piece is not None for info in piece.tokens]
+    infos += growing.rest()
+    return Piece(text, [infos[0]._replace(logp=None), *infos[1:]], None)
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:
@@ -181,29 +219,54 @@ class Answer:
         infos: Sequence[TokenInfo],
         reason: FinishReason | None,
     ) -> dict[str, Any]:
-        logprobs = self._logprobs(infos) if self.asked.logprobs and infos else None
+        wanted = self.asked.logprobs is not None and infos
+        logprobs = self._logprobs(infos) if wanted else None
         made = {"index": index, **says, "logprobs": logprobs}
         return {**made, "finish_reason": reason}
 
     def _logprobs(self, infos: Sequence[TokenInfo]) -> dict[str, Any]:
-        names = [self.tokenizer.decode([info.token]) for info in infos]
-        # JSON has no infinity; nobody draws what has no probability but by rounding.
-        logps = [max(info.logp, -9999.0) for info in infos]
         if not self.asked.is_chat:
             return {
-                "tokens": names,
-                "token_logprobs": logps,
-                "top_logprobs": None,
+                "tokens": [self._name(info.token) for info in infos],
+                "token_logprobs": [_finite(info.logp) for info in infos],
+                "top_logprobs": (
+                    [self._by_name(info) for info in infos]
+                    if self.asked.logprobs
+                    else None
+                ),
                 "text_offset": [info.offset for info in infos],
             }
         content = [
             {
-                "token": name,
-                "logprob": logp,
-                # A part of a character has bytes of its own, which its text hides.
-                "bytes": None if _PARTIAL in name else list(name.encode()),
-                "top_logprobs": [],
+                **self._entry(info.token, info.logp),
+                "top_logprobs": [self._entry(*one) for one in info.best],
             }
-            for name, logp in zip(names, logps, strict=True)
+            for info in infos
         ]
         return {"content": content, "refusal": None}
+
+    def _name(self, token: int) -> str:
+        """Return a token's text; of a part of a character, the vocabulary's name."""
+        name = self.tokenizer.decode([token])
+        return self.tokenizer.convert_ids_to_tokens(token) if _PARTIAL in name else name
+
+    def _by_name(self, info: TokenInfo) -> dict[str, float | None] | None:
+        """Return the most probable tokens and the one that is there."""
+        if info.logp is None:
+            return None
+        found = {self._name(info.token): _finite(info.logp)}
+        return found | {self._name(t): _finite(p) for t, p in reversed(info.best)}
+
+    def _entry(self, token: int, logp: float | None) -> dict[str, Any]:
+        text = self.tokenizer.decode([token])
+        return {
+            "token": self._name(token),
+            "logprob": _finite(logp),
+            # A part of a character has bytes of its own, which its text hides.
+            "bytes": None if _PARTIAL in text else list(text.encode()),
+        }
+
+
+def _finite(logp: float | None) -> float | None:
+    """JSON has no infinity; nobody draws what has no probability but by rounding."""
+    return None if logp is None else max(logp, -9999.0)

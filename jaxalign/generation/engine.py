@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jaxalign.errors import UserError
 from jaxalign.generation import sampling, steps
 from jaxalign.generation.sampling import Controls
-from jaxalign.generation.steps import Slots
+from jaxalign.generation.steps import MOST_RANKED, Said, Slots
 from jaxalign.types import Model, Variables
 
 
@@ -105,6 +105,10 @@ class Request(NamedTuple):
     sampling: Sampling = Sampling()
     stop_tokens: frozenset[int] = frozenset()
     """Tokens that end a completion, and belong to it: ends of turn and of text."""
+    ranked: int = 0
+    """How many of the most probable tokens are told with each token, at most 20."""
+    judged: bool = False
+    """Whether the prompt's tokens are told too, with their log-probabilities."""
 
 
 class Completion(NamedTuple):
@@ -123,10 +127,13 @@ class Event(NamedTuple):
     """A new token of a request's sample."""
 
     request: int
-    sample: int
+    sample: int | None
+    """None for a token of the prompt, from the second on, if it is ``judged``."""
     token: int
     logp: float
     finish_reason: FinishReason | None
+    best: tuple[tuple[int, float], ...] = ()
+    """The ``ranked`` most probable tokens with their log-probabilities."""
 
 
 @dataclasses.dataclass
@@ -155,9 +162,6 @@ class _Text:
     done: bool = False
 
 
-_Out = tuple[Any, Any]
-"""Tokens and their log-probabilities, on the device."""
-
 _empty = jax.jit(
     steps.empty,
     static_argnames=("model", "slots", "length", "vocab", "dtype", "block", "mesh"),
@@ -165,6 +169,7 @@ _empty = jax.jit(
 _prefill = jax.jit(
     steps.prefill, static_argnames=("model", "mesh"), donate_argnames="cache"
 )
+_read = jax.jit(steps.read, static_argnames=("model", "mesh"), donate_argnames="cache")
 _admit = jax.jit(
     steps.admit, static_argnames=("extent", "mesh"), donate_argnames="slots"
 )
@@ -222,7 +227,7 @@ class Engine:
         self._spare_rows: list[Any] = []
         self._texts: list[_Text | None] = [None] * slots
         self._waiting: collections.deque[_Prompt] = collections.deque()
-        self._ahead: tuple[list[_Text | None], _Out] | None = None
+        self._ahead: tuple[list[_Text | None], Said] | None = None
         self._submitted = 0
 
     @property
@@ -269,6 +274,11 @@ class Engine:
             )
         if options.stop and self.text_of is None:
             raise UserError("stop texts need text_of, which turns tokens into text")
+        if not 0 <= request.ranked <= min(MOST_RANKED, self.vocab):
+            raise UserError(
+                f"ranked must be in [0, {min(MOST_RANKED, self.vocab)}]: got "
+                f"{request.ranked}"
+            )
 
     def cancel(self, number: int) -> None:
         """Drop a request; its slots are free at once and no event of it follows."""
@@ -289,14 +299,13 @@ class Engine:
           chunks: pieces of prompts that may be read before the texts in the slots go
             on; default as many as it takes to fill the slots.
         """
-        self._fill(chunks)
+        events = self._fill(chunks)
         ahead, self._ahead = self._ahead, self._ask()
-        events = []
         if ahead is not None:
-            tokens, logps = jax.device_get(ahead[1])
+            said = jax.device_get(ahead[1])
             for slot, text in enumerate(ahead[0]):
                 if text is not None and not text.done:
-                    events.append(self._take(text, tokens[slot], logps[slot]))
+                    events.append(self._take(text, said, slot))
         self._free_slots()
         return events
 
@@ -304,15 +313,16 @@ class Engine:
         """Empty the slots of texts that are done."""
         self._texts = [t if t is not None and not t.done else None for t in self._texts]
 
-    def _ask(self) -> tuple[list[_Text | None], _Out] | None:
+    def _ask(self) -> tuple[list[_Text | None], Said] | None:
         if not any(self._texts):
             return None
         texts = list(self._texts)
         active = np.array([text is not None for text in texts])
+        ranked = np.array(any(text.request.ranked for text in texts if text))
         self._slots, out = self._timed(
             "step",
             _step,
-            *(self.variables, self._slots, active),
+            *(self.variables, self._slots, active, ranked),
             model=self.model,
             mesh=self.mesh,
         )
@@ -323,24 +333,26 @@ class Engine:
                     self._texts[slot] = None
         return texts, out
 
-    def _fill(self, chunks: int | None) -> None:
-        """Read prompts and put them into free slots."""
+    def _fill(self, chunks: int | None) -> list[Event]:
+        """Read prompts and put them into free slots; return what they are told of."""
+        events: list[Event] = []
         left = float("inf") if chunks is None else chunks
         while self._waiting and None in self._texts:
             prompt = self._waiting[0]
             if prompt.begin < len(prompt.request.tokens):
                 if left <= 0:
-                    return
-                self._read(prompt)
+                    break
+                events += self._read(prompt)
                 left -= 1
             else:
                 self._begin(prompt)
                 if prompt.next_sample == prompt.request.sampling.num_samples:
                     self._spare_rows.append(prompt.row)
                     self._waiting.popleft()
+        return events
 
-    def _read(self, prompt: _Prompt) -> None:
-        """Read a piece of a prompt."""
+    def _read(self, prompt: _Prompt) -> list[Event]:
+        """Read a piece of a prompt; return its tokens if they are to be told."""
         if prompt.row is None:
             spare = self._spare_rows
             prompt.row = spare.pop() if spare else self._empty(1).cache
@@ -351,15 +363,33 @@ class Engine:
         count = min(rest, size)
         piece = np.zeros((1, size), np.int32)
         piece[0, :count] = tokens[prompt.begin : prompt.begin + count]
-        prompt.logits, prompt.row = self._timed(
-            ("prefill", size),
-            _prefill,
-            *(self.variables, prompt.row, piece),
-            *(np.int32(prompt.begin), np.int32(count), np.int32(len(tokens))),
-            model=self.model,
-            mesh=self.mesh,
-        )
+        place = (np.int32(prompt.begin), np.int32(count), np.int32(len(tokens)))
+        given = {"model": self.model, "mesh": self.mesh}
+        events = []
+        if not prompt.request.judged:
+            prompt.logits, prompt.row = self._timed(
+                ("prefill", size),
+                _prefill,
+                *(self.variables, prompt.row, piece, *place),
+                **given,
+            )
+        else:
+            following = np.zeros(size, np.int32)
+            behind = tokens[prompt.begin + 1 : prompt.begin + count + 1]
+            following[: len(behind)] = behind
+            prompt.logits, prompt.row, said = self._timed(
+                ("read", size),
+                _read,
+                *(self.variables, prompt.row, piece, following, *place),
+                **given,
+            )
+            said = jax.device_get(said)
+            events = [
+                _event(prompt.number, None, prompt.request, said, n, None)
+                for n in range(len(behind))
+            ]
         prompt.begin += count
+        return events
 
     def _begin(self, prompt: _Prompt) -> None:
         """Give a prompt's next sample a slot."""
@@ -398,15 +428,15 @@ class Engine:
         self._texts[slot] = _Text(prompt.number, prompt.next_sample, request)
         prompt.next_sample += 1
 
-    def _take(self, text: _Text, token: Any, logp: Any) -> Event:
-        text.tokens.append(int(token))
+    def _take(self, text: _Text, said: Said, slot: int) -> Event:
+        text.tokens.append(token := int(said.tokens[slot]))
         reason: FinishReason | None = None
-        if int(token) in text.request.stop_tokens or self._stops(text):
+        if token in text.request.stop_tokens or self._stops(text):
             reason = "stop"
         elif len(text.tokens) == text.request.sampling.max_new_tokens:
             reason = "length"
         text.done = reason is not None
-        return Event(text.number, text.sample, int(token), float(logp), reason)
+        return _event(text.number, text.sample, text.request, said, slot, reason)
 
     def _stops(self, text: _Text) -> bool:
         stops = text.request.sampling.stop
@@ -445,6 +475,23 @@ class Engine:
         self.compile_seconds += time.monotonic() - began
         self._compiled.add(name)
         return out
+
+
+def _event(
+    number: int,
+    sample: int | None,
+    request: Request,
+    said: Said,
+    place: int,
+    reason: FinishReason | None,
+) -> Event:
+    """Return what was said in one place, which is on the host."""
+    best = tuple(
+        (int(said.best[place, n]), float(said.best_logps[place, n]))
+        for n in range(request.ranked)
+    )
+    token, logp = int(said.tokens[place]), float(said.logps[place])
+    return Event(number, sample, token, logp, reason, best)
 
 
 def generate(
@@ -499,6 +546,8 @@ def completed(
     left = [request.sampling.num_samples for request in requests]
     while engine.busy:
         for event in engine.step():
+            if event.sample is None:
+                continue
             index = of_number[event.request]
             mine = making[index]
             made = mine.setdefault(event.sample, Completion([], [], "length"))

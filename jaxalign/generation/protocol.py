@@ -13,6 +13,7 @@ import pydantic_core
 
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import did_you_mean
+from jaxalign.generation.steps import MOST_RANKED
 
 
 __all__ = ["ApiError", "Asked", "ChatBody", "CompletionBody", "parse"]
@@ -67,9 +68,19 @@ class Asked(NamedTuple):
     """To be turned into tokens, or tokens already."""
     sampling: dict[str, Any]
     """Options of ``engine.Sampling``, those that were given."""
-    logprobs: bool
+    logprobs: int | None
+    """How many of the most probable tokens to tell with each; None tells nothing."""
     stream: bool
     include_usage: bool
+    echo: bool = False
+    """Whether each completion begins with its prompt."""
+    only_prompt: bool = False
+    """Whether nothing is to be completed."""
+
+    def text(self, number: int) -> str | None:
+        """Return a prompt that was given as a text."""
+        text = getattr(self.prompts[number], "text", None)
+        return text if isinstance(text, str) else None
 
 
 class _Part(pydantic.BaseModel):
@@ -123,6 +134,7 @@ class ChatBody(_Body):
     messages: Annotated[list[_Turn], _Some]
     max_completion_tokens: _Count | None = None
     logprobs: bool = False
+    top_logprobs: Annotated[int, pydantic.Field(ge=0, le=MOST_RANKED)] = 0
 
 
 class CompletionBody(_Body):
@@ -131,7 +143,10 @@ class CompletionBody(_Body):
     prompt: (
         str | _Tokens | Annotated[list[str], _Some] | Annotated[list[_Tokens], _Some]
     )
-    logprobs: int | None = None
+    # OpenAI's takes no 0 tokens, but harnesses that only want the prompt judged do.
+    max_tokens: Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)] | None = None
+    logprobs: Annotated[int, pydantic.Field(ge=0, le=MOST_RANKED)] | None = None
+    echo: bool = False
     best_of: int | None = None
 
 
@@ -146,8 +161,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "functions": (([],), "the server calls no tools"),
     "function_call": (("none",), "the server calls no tools"),
     "modalities": ((["text"],), "answers are text"),
-    "top_logprobs": ((0,), "only the chosen token's log-probability is computed"),
-    "echo": ((False,), "the prompt's log-probabilities are not computed"),
     "suffix": (("",), "nothing can be written before a given end"),
 }
 """Fields by the values that change nothing, and why no other will do."""
@@ -190,10 +203,17 @@ def parse(data: bytes, kind: type[ChatBody] | type[CompletionBody]) -> Asked:
         raise ApiError("stream_options goes with stream: true", param="stream_options")
     if isinstance(body, ChatBody):
         asked = _asked(body, (_conversation(body),), _chat_tokens(body))
-        return asked._replace(logprobs=body.logprobs)
+        if body.top_logprobs and not body.logprobs:
+            raise ApiError(
+                "top_logprobs goes with logprobs: true", param="top_logprobs"
+            )
+        return asked._replace(logprobs=body.top_logprobs if body.logprobs else None)
     _check_completion(body)
-    asked = _asked(body, _prompts(body), body.max_tokens)
-    return asked._replace(logprobs=body.logprobs is not None)
+    # What is not wanted is made and left out: it is a single token.
+    asked = _asked(body, _prompts(body), 1 if body.max_tokens == 0 else body.max_tokens)
+    return asked._replace(
+        logprobs=body.logprobs, echo=body.echo, only_prompt=body.max_tokens == 0
+    )
 
 
 def _object_of(data: bytes) -> dict[str, Any]:
@@ -237,7 +257,7 @@ def _asked(
         options["max_new_tokens"] = max_new_tokens
     usage = body.stream_options is not None and body.stream_options.include_usage
     is_chat = isinstance(body, ChatBody)
-    return Asked(body.model, is_chat, prompts, options, False, body.stream, usage)
+    return Asked(body.model, is_chat, prompts, options, None, body.stream, usage)
 
 
 def _chat_tokens(body: ChatBody) -> int | None:
@@ -270,11 +290,10 @@ def _conversation(body: ChatBody) -> Prompt:
 
 
 def _check_completion(body: CompletionBody) -> None:
-    if body.logprobs is not None and body.logprobs not in (0, 1):
+    if body.max_tokens == 0 and not body.echo:
         raise ApiError(
-            f"logprobs must be 0 or 1: got {_shown(body.logprobs)}. Only the chosen "
-            "token's log-probability is computed",
-            param="logprobs",
+            "max_tokens must be at least 1: got 0, which needs echo: true",
+            param="max_tokens",
         )
     if body.best_of is not None and body.best_of != body.n:
         raise ApiError(

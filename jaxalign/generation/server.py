@@ -15,8 +15,9 @@ from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.generation import ready
-from jaxalign.generation.answers import Answer, Growing, Piece
+from jaxalign.generation.answers import Answer, Growing, Piece, echoed
 from jaxalign.generation.driver import Call, EngineFailed
+from jaxalign.generation.engine import Event
 from jaxalign.generation.protocol import ApiError, ChatBody, CompletionBody, parse
 from jaxalign.generation.service import ServeConfig, Service, make_engine
 
@@ -111,12 +112,27 @@ async def _pieces(
 ) -> AsyncIterator[tuple[int, Piece]]:
     """Yield (index of the choice, piece) as texts grow."""
     growing: dict[int, Growing] = {}
+    told: dict[int, list[Event]] = {}
+    asked = answer.asked
     async for number, event in call.events():
-        answer.count()
+        if event.sample is None:
+            told.setdefault(number, []).append(event)
+            continue
         request = answer.requests[number]
         index = number * request.sampling.num_samples + event.sample
         if index not in growing:
-            growing[index] = Growing(request, text_of)
+            offset = 0
+            if asked.echo:
+                prompt = echoed(
+                    request, told.get(number, ()), asked.text(number), text_of
+                )
+                offset = len(prompt.text)
+                yield index, prompt
+            growing[index] = Growing(request, text_of, offset)
+        if asked.only_prompt:
+            yield index, Piece("", [], "length")
+            continue
+        answer.count()
         piece = growing[index].add(event)
         if piece is not None:
             yield index, piece

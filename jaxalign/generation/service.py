@@ -161,7 +161,13 @@ class Service:
                     tokens = chat.prompt_tokens(prompt, self.made.tokenizer)
                 options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
                 options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
-                request = Request(tokens, Sampling(**options), self.made.stop_tokens)
+                request = Request(
+                    tokens,
+                    Sampling(**options),
+                    self.made.stop_tokens,
+                    ranked=asked.logprobs or 0,
+                    judged=asked.echo and asked.logprobs is not None,
+                )
                 self.driver.engine.check(request)
             except UserError as error:
                 raise ApiError(str(error), param=field) from None

@@ -16,7 +16,21 @@ from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Slots", "Start", "admit", "empty", "prefill", "step", "vocab_size"]
+__all__ = [
+    "MOST_RANKED",
+    "Said",
+    "Slots",
+    "Start",
+    "admit",
+    "empty",
+    "prefill",
+    "read",
+    "step",
+    "vocab_size",
+]
+
+MOST_RANKED = 20
+"""How many of the most probable tokens can be told, as many as OpenAI's API tells."""
 
 
 class Slots(NamedTuple):
@@ -34,6 +48,17 @@ class Slots(NamedTuple):
     controls: Controls
     seen: Bool[Array, "b v"]
     """Tokens that a repetition penalty lowers."""
+
+
+class Said(NamedTuple):
+    """Tokens, and what the model thought of them: without temperature or truncation."""
+
+    tokens: Int[Array, " n"]
+    logps: Float[Array, " n"]
+    """Under softmax(logits)."""
+    best: Int[Array, "n k"]
+    """The most probable tokens in their place, from the first on, if asked for."""
+    best_logps: Float[Array, "n k"]
 
 
 class Start(NamedTuple):
@@ -145,14 +170,70 @@ def prefill(
     Returns:
       The logits that the last one predicts the next by, and the cache.
     """
-    assert model.decode_fn is not None
-    index = jnp.arange(tokens.shape[1])[None]
-    hidden, cache = model.decode_fn(
-        variables, cache, tokens, begin + index, index < count, length[None]
-    )
+    hidden, cache = _decoded(variables, cache, tokens, begin, count, length, model)
     last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
     logits = _everywhere(model.logits_fn(variables, last), mesh)
     return logits, _placed_cache(cache, mesh)
+
+
+def read(
+    variables: Variables,
+    cache: Any,
+    tokens: Int[Array, "1 c"],
+    following: Int[Array, " c"],
+    begin: Int[Array, ""],
+    count: Int[Array, ""],
+    length: Int[Array, ""],
+    *,
+    model: Model,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "1 v"], Any, Said]:
+    """Put a piece of a prompt in a cache as :func:`prefill` does, and judge the prompt.
+
+    Args:
+      following: the token that follows each of the piece's; other arguments are
+        :func:`prefill`'s.
+    Returns:
+      What :func:`prefill` returns, and what the model thought of ``following``.
+    """
+    hidden, cache = _decoded(variables, cache, tokens, begin, count, length, model)
+    logits = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
+    last = jax.lax.dynamic_slice_in_dim(logits, count - 1, 1, axis=0)
+    said = _said(logits, following, jnp.ones((), bool))
+    return last, _placed_cache(cache, mesh), _everywhere(said, mesh)
+
+
+def _decoded(
+    variables: Variables,
+    cache: Any,
+    tokens: Array,
+    begin: Array,
+    count: Array,
+    length: Array,
+    model: Model,
+) -> tuple[Float[Array, "1 c d"], Any]:
+    """Run the model on a piece of a prompt."""
+    assert model.decode_fn is not None
+    index = jnp.arange(tokens.shape[1])[None]
+    return model.decode_fn(
+        variables, cache, tokens, begin + index, index < count, length[None]
+    )
+
+
+def _said(
+    logits: Float[Array, "n v"], tokens: Int[Array, " n"], ranked: Bool[Array, ""]
+) -> Said:
+    """Return what the model thought of tokens, with the best ones if asked for."""
+    total = jax.nn.logsumexp(logits, axis=-1)
+    drawn = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+    most = min(MOST_RANKED, logits.shape[1])
+    nothing = jnp.zeros((logits.shape[0], most), jnp.float32)
+    values, best = jax.lax.cond(
+        ranked,
+        lambda: tuple(jax.lax.top_k(logits, most)),
+        lambda: (nothing, nothing.astype(jnp.int32)),
+    )
+    return Said(tokens, drawn - total, best, values - total[:, None])
 
 
 def admit(
@@ -203,15 +284,23 @@ def step(
     variables: Variables,
     slots: Slots,
     active: Bool[Array, " b"],
+    ranked: Bool[Array, ""],
     *,
     model: Model,
     mesh: Mesh | None = None,
-) -> tuple[Slots, tuple[Int[Array, " b"], Float[Array, " b"]]]:
+) -> tuple[Slots, Said]:
     """Draw the next token of every active slot, and run the model on it.
 
+    Args:
+      variables: of the model.
+      slots: all of them.
+      active: those that have a text.
+      ranked: whether anybody wants to know the most probable tokens.
+      model: a language model.
+      mesh: devices, if several.
     Returns:
-      The slots; the tokens and their log-probabilities under softmax(logits), whatever
-      temperature, penalty and truncation they were drawn with.
+      The slots, and what was drawn, whatever temperature, penalty and truncation it
+      was drawn with.
     """
     assert model.decode_fn is not None
     penalty = slots.controls.repetition_penalty
@@ -220,8 +309,7 @@ def step(
     heat = jnp.where(active, slots.controls.temperature, 0.0)
     controls = slots.controls._replace(temperature=heat)
     tokens = sampling.sample(chosen, controls, slots.keys, slots.counts)
-    drawn = jnp.take_along_axis(slots.logits, tokens[:, None], axis=1)[:, 0]
-    logps = drawn - jax.nn.logsumexp(slots.logits, axis=-1)
+    said = _said(slots.logits, tokens, ranked)
     hidden, cache = model.decode_fn(
         variables,
         slots.cache,
@@ -237,4 +325,4 @@ def step(
         counts=slots.counts + moved,
         seen=slots.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
     )
-    return _placed(slots, mesh), _everywhere((tokens, logps), mesh)
+    return _placed(slots, mesh), _everywhere(said, mesh)

@@ -35,8 +35,9 @@ def test_a_page_cannot_run_or_load_anything(tmp_path) -> None:
 
 
 def test_a_page_that_cannot_be_written_is_the_users_to_mend(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"nowhere/page.html cannot be written"):
-        page.write(tmp_path / "nowhere" / "page.html", "T", [])
+    (tmp_path / "file").write_text("in the way of a directory")
+    with pytest.raises(UserError, match=r"file/page.html cannot be written"):
+        page.write(tmp_path / "file" / "page.html", "T", [])
 
 
 def test_a_table_has_titles_and_a_place_for_the_keyboard() -> None:

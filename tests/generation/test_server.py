@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import jax
+import jax.numpy as jnp
+import numpy as np
 import openai
 import pytest
 import uvicorn
@@ -26,6 +29,7 @@ from jaxalign.errors import UserError
 from jaxalign.generation import protocol, ready, server, service
 from jaxalign.generation.answers import Growing
 from jaxalign.generation.engine import Completion, Event, Request, Sampling, generate
+from jaxalign.types import ModelInputs
 
 
 TURNS: list[Any] = [{"role": "user", "content": "What is the answer?"}]
@@ -176,10 +180,10 @@ def test_a_chat_is_what_the_engine_makes(served, client) -> None:
         assert [entry.logprob for entry in content] == pytest.approx(
             completion.logps, abs=1e-4
         )
-        names = [served.service.made.tokenizer.decode([t]) for t in completion.tokens]
+        names = [name_of(served, token) for token in completion.tokens]
         assert [entry.token for entry in content] == names
         for entry in content:
-            assert entry.bytes in (None, list(entry.token.encode()))
+            assert entry.bytes is None or bytes(entry.bytes).decode() == entry.token
             assert entry.top_logprobs == []
     count = sum(len(completion.tokens) for completion in want)
     assert made.usage.completion_tokens == count
@@ -244,7 +248,10 @@ def test_completions_of_several_prompts(served, client, kind) -> None:
             logprobs = choice.logprobs
             assert logprobs.token_logprobs == pytest.approx(completion.logps, abs=1e-4)
             assert len(logprobs.tokens) == len(completion.tokens)
-            assert logprobs.top_logprobs is None
+            pairs = zip(logprobs.top_logprobs, logprobs.token_logprobs, strict=True)
+            for best, logp in pairs:
+                assert len(best) in (1, 2) and max(best.values()) >= logp
+                assert logp in best.values()
             offsets = logprobs.text_offset
             assert offsets[0] == 0 and offsets == sorted(offsets)
             assert offsets[-1] <= len(choice.text)
@@ -252,6 +259,106 @@ def test_completions_of_several_prompts(served, client, kind) -> None:
     one = client.completions.create(model="tiny", prompt=tokens[1], temperature=0)
     (want,) = alone(served, tokens[1], temperature=0.0, max_new_tokens=16)
     assert one.choices[0].text == want.text and one.choices[0].logprobs is None
+
+
+def name_of(served: Served, token: int) -> str:
+    tokenizer = served.service.made.tokenizer
+    text = tokenizer.decode([token])
+    return tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text else text
+
+
+def judged(served: Served, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return log p of each token but the first, and of all tokens in its place.
+
+    In one pass over the whole text, without a cache.
+    """
+    made = served.service.made
+    whole = np.asarray([tokens], np.int32)
+    ones = np.ones_like(whole)
+    places = np.arange(len(tokens), dtype=np.int32)[None]
+    arrays: Any = map(jnp.asarray, (whole, places, ones, 0 * ones))
+    inputs = ModelInputs(*arrays)
+    hidden = made.model.hidden_fn(made.variables, inputs)
+    logps = jax.nn.log_softmax(made.model.logits_fn(made.variables, hidden)[0])
+    logps = np.asarray(logps[:-1])
+    return logps[np.arange(len(logps)), tokens[1:]], logps
+
+
+@pytest.mark.parametrize("characters", [3, 40, 160])
+def test_an_echoed_prompt_is_judged(served, client, characters) -> None:
+    """As lm-eval asks for the likelihood of a text: pieces of 32 and 128 tokens."""
+    text = " ".join(f"the river {n}" for n in range(20))[:characters]
+    tokens = tokens_of(served, text)
+    want, table = judged(served, tokens)
+    made = client.completions.create(
+        model="tiny", prompt=tokens, max_tokens=1, logprobs=3, echo=True, temperature=0
+    )
+    (choice,) = made.choices
+    found, names = choice.logprobs.token_logprobs, choice.logprobs.tokens
+    assert len(found) == len(names) == len(tokens) + 1
+    assert found[0] is None and choice.logprobs.top_logprobs[0] is None
+    assert found[1:-1] == pytest.approx(want, abs=1e-4)
+    assert names[:-1] == [name_of(served, token) for token in tokens]
+    for best, logps in zip(choice.logprobs.top_logprobs[1:-1], table, strict=True):
+        top = np.sort(logps)[::-1][:3]
+        assert sorted(best.values())[-3:] == pytest.approx(sorted(top), abs=1e-4)
+        assert name_of(served, int(logps.argmax())) in best
+    offsets = choice.logprobs.text_offset
+    assert offsets[0] == 0 and offsets == sorted(offsets)
+    assert choice.text.startswith(text) and made.usage.completion_tokens == 1
+    (alone_,) = alone(served, tokens, temperature=0.0, max_new_tokens=1)
+    assert choice.text == text + alone_.text
+    assert found[-1] == pytest.approx(alone_.logps[0], abs=1e-4)
+
+
+def test_a_prompt_alone_is_echoed_and_judged(served, client) -> None:
+    prompts = ["the answer is", "Über 好"]
+    made = client.completions.create(
+        model="tiny", prompt=prompts, max_tokens=0, logprobs=0, echo=True, n=2
+    )
+    assert [choice.text for choice in made.choices] == [
+        p for p in prompts for _ in "12"
+    ]
+    assert made.usage.completion_tokens == 0
+    for choice, prompt in zip(made.choices[::2], prompts, strict=True):
+        want, _ = judged(served, tokens_of(served, prompt))
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(want, abs=1e-4)
+        assert choice.logprobs.top_logprobs is None
+        assert choice.finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="needs echo: true"):
+        client.completions.create(model="tiny", prompt="x", max_tokens=0)
+
+
+def test_an_echo_streams_first(served, client) -> None:
+    options: dict[str, Any] = {"model": "tiny", "prompt": "the answer is", "seed": 3}
+    whole = client.completions.create(**options, echo=True).choices[0].text
+    chunks = list(client.completions.create(**options, echo=True, stream=True))
+    assert chunks[0].choices[0].text == "the answer is"
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole
+    plain = client.completions.create(**options).choices[0].text
+    assert whole == "the answer is" + plain
+
+
+def test_the_most_probable_tokens_of_a_chat(served, client) -> None:
+    """Beside a request that wants none, and whatever the temperature is."""
+    made = client.chat.completions.create(
+        model="tiny",
+        messages=TURNS,
+        seed=2,
+        temperature=1.7,
+        max_tokens=10,
+        logprobs=True,
+        top_logprobs=20,
+    )
+    prompt = tokens_of(served, TURNS)
+    (text,) = alone(served, prompt, seed=2, temperature=1.7, max_new_tokens=10)
+    _, table = judged(served, prompt + text.tokens)
+    content = made.choices[0].logprobs.content
+    assert len(content) == len(text.tokens)
+    for entry, logps in zip(content, table[len(prompt) - 1 :], strict=True):
+        found = [best.logprob for best in entry.top_logprobs]
+        assert found == pytest.approx(np.sort(logps)[::-1][:20], abs=1e-4)
+        assert entry.top_logprobs[0].token == name_of(served, int(logps.argmax()))
 
 
 def streamed(chunks: Any) -> tuple[dict[int, str], dict[int, list[Any]], Any]:
@@ -440,8 +547,8 @@ MALFORMED_IN = {
             ),
             *([5] * 500, [5] * 9999 + ["x"], ["x"] * 2049),
         ),
-        "logprobs": (2, 5, -1, True, "x", 0.5),
-        "echo": (True, "x", 1.5),
+        "logprobs": (21, -1, True, "x", 0.5),
+        "echo": ("x", 1.5),
         "suffix": ("x", 1),
         "best_of": (2, 0, "x"),
         "messages": (TURNS,),
@@ -496,7 +603,8 @@ def test_1000_malformed_requests(served, client) -> None:
         ({"tools": [{}]}, "tools is not supported: the server calls", "tools"),
         ({"frequency_penalty": 1}, "frequency_penalty is not", "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "free text", "response_format"),
-        ({"top_logprobs": 3}, "only the chosen token's", "top_logprobs"),
+        ({"top_logprobs": 3}, "goes with logprobs: true", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "equal to 20", "top_logprobs"),
         ({"messages": None}, "messages is missing", "messages"),
         ({"n": "x"}, "n: input should be a valid integer: got 'x'", "n"),
         (

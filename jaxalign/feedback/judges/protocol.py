@@ -130,7 +130,7 @@ def request_key(request: Request, settings: Mapping[str, Any]) -> str:
     >>> asked = Request("verify", ({"role": "user", "content": "?"},), {},
     ...                 Subject("p", "r"))
     >>> request_key(asked, {"model": "m"})[:8]
-    '58207437'
+    '8388c23e'
     """
     messages = [
         {**m, "content": digest(m["content"])} if isinstance(m["content"], str) else m
