@@ -4,13 +4,13 @@
     python experiments/bench/generate_vs_hf.py --model smollm2 \
         --prompts mt_bench/question.jsonl --out experiments/bench/generate_vs_hf.md
 
-The first turns of MT-Bench, each with 1, 4 and 10 samples at temperature 1, up to
-``--max_new_tokens``. Both sides run in fresh processes, one after the other, on the
-same prompts, in float32, with all cores. transformers gets left-padded batches and
-several sizes of them; its best is what counts. jaxalign's compiling is left out of the
-rate (and shown), its prefill, scheduling and text are in. Tokens are those up to the
-end of a text: what transformers computes for texts that have ended counts for nothing,
-as in use.
+The first turns of MT-Bench, each with 1, 4 and 10 samples at temperature 1 and
+``--top_p``, up to ``--max_new_tokens``. Both sides run in fresh processes, one after
+the other, on the same prompts, in float32, with all cores. transformers gets batches
+padded on the left, of several sizes; its best is what counts. jaxalign's compiling is
+left out of the rate (and shown), its prefill, scheduling and text are in. Tokens are
+those up to the end of a text: what transformers computes for texts that have ended
+counts for nothing, as in use.
 
 ``--parity`` instead compares greedy texts of all prompts token by token.
 
@@ -50,6 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 10])
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--batch_slots", type=int, default=64)
+    parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--hf_rows", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
@@ -88,6 +89,7 @@ def _jaxalign(args: argparse.Namespace, greedy: bool = False) -> dict[str, Any]:
                 num_samples=args.num_samples,
                 max_new_tokens=args.max_new_tokens,
                 temperature=0.0 if greedy else 1.0,
+                top_p=args.top_p,
                 seed=seed,
             ),
             made.stop_tokens,
@@ -137,7 +139,7 @@ def _transformers(args: argparse.Namespace) -> dict[str, Any]:
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
-                top_p=1.0,
+                top_p=args.top_p,
                 num_return_sequences=args.num_samples,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -195,7 +197,7 @@ SIDES = {
 def _measure(args: argparse.Namespace, side: str, **options: Any) -> dict[str, Any]:
     """Run a side in a process of its own."""
     names = ("model", "prompts", "num_prompts", "max_new_tokens", "batch_slots")
-    given = {**{name: getattr(args, name) for name in names}, **options}
+    given = {name: getattr(args, name) for name in (*names, "top_p")} | options
     flags = [f"--{name}={value}" for name, value in given.items()]
     out = subprocess.run(
         [sys.executable, __file__, f"--side={side}", *flags],
@@ -211,7 +213,8 @@ def _measure(args: argparse.Namespace, side: str, **options: Any) -> dict[str, A
 def _table(args: argparse.Namespace) -> str:
     lines = [
         f"{args.num_prompts} first turns of MT-Bench, up to {args.max_new_tokens} new "
-        f"tokens, temperature 1, float32, {args.batch_slots} slots.",
+        f"tokens, temperature 1, top_p {args.top_p}, float32, "
+        f"{args.batch_slots} slots.",
         "",
         "| samples | side | tokens | tokens/s | ratio | peak GB | compiling s |",
         "|---:|---|---:|---:|---:|---:|---:|",
