@@ -14,7 +14,7 @@ a step; ``jaxalign rlaif`` is the same in one command, several times over.
 
 Without ``--base_url`` the model is its own judge, by likelihood. Every step's file is
 kept: what is there is not made again. With 24 + 12 prompts and SmolLM2 as its own judge
-about 8 minutes on two quiet cores.
+about 10 minutes on two quiet cores.
 """
 
 import argparse

@@ -42,7 +42,6 @@ CREATE TABLE requests (
     wording TEXT REFERENCES wordings,
     subject TEXT NOT NULL      -- JSON: the rest of what it is about
 );
-CREATE INDEX requests_question ON requests (question);
 CREATE TABLE verdicts (
     key TEXT PRIMARY KEY REFERENCES requests,
     state TEXT NOT NULL CHECK (state IN ('judged', 'failed')),
