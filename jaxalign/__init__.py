@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from jaxalign.checkpoints.export import save_hf
     from jaxalign.checkpoints.load import load as load_hf
 
-_submodule = submodules(__name__, __all__)
+_submodule, _ = submodules(__name__, __all__)
 
 _FUNCTIONS = {"load_hf": ("load", "load"), "save_hf": ("export", "save_hf")}
 

@@ -8,8 +8,10 @@ from types import ModuleType
 __all__ = ["submodules"]
 
 
-def submodules(package: str, names: Collection[str]) -> Callable[[str], ModuleType]:
-    """Return the ``__getattr__`` of a package that imports its modules on first use.
+def submodules(
+    package: str, names: Collection[str]
+) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package that imports on first use.
 
     So a command that needs no array imports no JAX: that takes seconds.
     """
@@ -19,4 +21,4 @@ def submodules(package: str, names: Collection[str]) -> Callable[[str], ModuleTy
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return importlib.import_module(f"{package}.{name}")
 
-    return import_named
+    return import_named, lambda: sorted(names)

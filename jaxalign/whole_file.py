@@ -34,22 +34,15 @@ def whole(path: Path, kept: str) -> Iterator[TextIO]:
       UserError: the disk is full or the place cannot be written.
     """
     check_target(path)
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
+        with _complete(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error}. Make room, or give another file; "
             f"{kept}"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -59,9 +52,19 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file of a directory that is our own; errors are the system's."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with _complete(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _complete(path: Path) -> Iterator[TextIO]:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["chat", "loader", "packing", "pairs", "records", "rows", "spans"]
 
-__getattr__ = submodules(__name__, __all__)
+__getattr__, __dir__ = submodules(__name__, __all__)

@@ -36,4 +36,4 @@ __all__ = [
     "votes",
 ]
 
-__getattr__ = submodules(__name__, __all__)
+__getattr__, __dir__ = submodules(__name__, __all__)

@@ -8,7 +8,6 @@ of power. Two processes may use a store at the same time; they take turns in wri
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import sqlite3
 import threading
@@ -32,8 +31,8 @@ __all__ = ["Judgement", "Pair", "Store", "sample_id", "text_of"]
 
 _AT_ONCE = 500  # places in one SELECT; SQLite has had a limit of 999
 
-_ADD_VERDICTS = """
-INSERT INTO verdicts VALUES {rows}
+_ADD_VERDICT = """
+INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET
     state = excluded.state, value = excluded.value, reason = excluded.reason,
     raw = ifnull(excluded.raw, raw), instant = excluded.instant,
@@ -149,8 +148,8 @@ class Store:
             rows.append((*ids, pair.gap, time.time()))
         self._write(
             [
-                ("INSERT OR IGNORE INTO samples VALUES {rows}", samples),
-                ("INSERT OR REPLACE INTO pairs VALUES {rows}", rows),
+                ("INSERT OR IGNORE INTO samples VALUES (?, ?, ?)", samples),
+                ("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", rows),
             ]
         )
 
@@ -177,30 +176,12 @@ class Store:
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 for statement, rows in statements:
-                    _insert(self._writer, statement, rows)
+                    self._writer.executemany(statement, rows)
                 self._writer.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise explained(error, self.path) from None
-
-
-def _insert(
-    connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]]
-) -> None:
-    """Insert many rows with few statements.
-
-    SQLite runs without Python's lock, which has to be taken again after each statement:
-    one for every row would make the other threads change with this one at every row.
-    """
-    most = _AT_ONCE // len(rows[0]) if rows else 1
-    for first in range(0, len(rows), most):
-        some = rows[first : first + most]
-        row = f"({', '.join('?' * len(some[0]))})"
-        places = ", ".join([row] * len(some))
-        connection.execute(
-            statement.format(rows=places), list(itertools.chain.from_iterable(some))
-        )
 
 
 class _Rows:
@@ -219,14 +200,17 @@ class _Rows:
     def statements(self) -> list[tuple[str, Sequence[Any]]]:
         """Return what writes them, rows before those that refer to them."""
         return [
-            ("INSERT OR IGNORE INTO samples VALUES {rows}", self.samples),
-            ("INSERT OR IGNORE INTO units VALUES {rows}", self.units),
+            ("INSERT OR IGNORE INTO samples VALUES (?, ?, ?)", self.samples),
+            ("INSERT OR IGNORE INTO units VALUES (?, ?)", self.units),
             (
-                "INSERT OR IGNORE INTO wordings VALUES {rows}",
+                "INSERT OR IGNORE INTO wordings VALUES (?, ?)",
                 list(self.wordings.items()),
             ),
-            ("INSERT OR IGNORE INTO requests VALUES {rows}", self.requests),
-            (_ADD_VERDICTS, self.verdicts),
+            (
+                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                self.requests,
+            ),
+            (_ADD_VERDICT, self.verdicts),
         ]
 
     def add(self, judgement: Judgement) -> None:

@@ -80,10 +80,6 @@ class Growing:
         infos, self._infos = self._infos, []
         return Piece(text, infos, event.finish_reason)
 
-    def rest(self) -> list[TokenInfo]:
-        """Return the tokens whose text is not certain yet."""
-        return self._infos
-
     def _decoded(self, is_last: bool) -> str:
         before = self._text_of(self._tokens[self._begin : self._known])
         text = self._text_of(self._tokens[self._begin :])
@@ -122,10 +118,10 @@ def echoed(
     if not request.judged:
         return Piece(text, [], None)
     growing = Growing(Request(request.tokens), text_of)
-    first = Event(0, None, request.tokens[0], 0.0, None)
-    pieces = [growing.add(event) for event in (first, *told)]
+    events = [Event(0, None, request.tokens[0], 0.0, None), *told]
+    events[-1] = events[-1]._replace(finish_reason="length")  # so that all is certain
+    pieces = [growing.add(event) for event in events]
     infos = [info for piece in pieces if piece is not None for info in piece.tokens]
-    infos += growing.rest()
     return Piece(text, [infos[0]._replace(logp=None), *infos[1:]], None)
 
 
@@ -227,7 +223,7 @@ class Answer:
     def _logprobs(self, infos: Sequence[TokenInfo]) -> dict[str, Any]:
         if not self.asked.is_chat:
             return {
-                "tokens": [self._name(info.token) for info in infos],
+                "tokens": [self._name(info.token)[0] for info in infos],
                 "token_logprobs": [_finite(info.logp) for info in infos],
                 "top_logprobs": (
                     [self._by_name(info) for info in infos]
@@ -245,26 +241,27 @@ class Answer:
         ]
         return {"content": content, "refusal": None}
 
-    def _name(self, token: int) -> str:
-        """Return a token's text; of a part of a character, the vocabulary's name."""
-        name = self.tokenizer.decode([token])
-        return self.tokenizer.convert_ids_to_tokens(token) if _PARTIAL in name else name
+    def _name(self, token: int) -> tuple[str, list[int] | None]:
+        """Return a token's text and its bytes.
+
+        A part of a character has bytes of its own, which its text hides: it gets the
+        vocabulary's name and no bytes.
+        """
+        text = self.tokenizer.decode([token])
+        if _PARTIAL in text:
+            return self.tokenizer.convert_ids_to_tokens(token), None
+        return text, list(text.encode())
 
     def _by_name(self, info: TokenInfo) -> dict[str, float | None] | None:
         """Return the most probable tokens and the one that is there."""
         if info.logp is None:
             return None
-        found = {self._name(info.token): _finite(info.logp)}
-        return found | {self._name(t): _finite(p) for t, p in reversed(info.best)}
+        listed = [(info.token, info.logp), *reversed(info.best)]
+        return {self._name(token)[0]: _finite(logp) for token, logp in listed}
 
     def _entry(self, token: int, logp: float | None) -> dict[str, Any]:
-        text = self.tokenizer.decode([token])
-        return {
-            "token": self._name(token),
-            "logprob": _finite(logp),
-            # A part of a character has bytes of its own, which its text hides.
-            "bytes": None if _PARTIAL in text else list(text.encode()),
-        }
+        name, data = self._name(token)
+        return {"token": name, "logprob": _finite(logp), "bytes": data}
 
 
 def _finite(logp: float | None) -> float | None:

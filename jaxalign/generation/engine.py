@@ -169,7 +169,6 @@ _empty = jax.jit(
 _prefill = jax.jit(
     steps.prefill, static_argnames=("model", "mesh"), donate_argnames="cache"
 )
-_read = jax.jit(steps.read, static_argnames=("model", "mesh"), donate_argnames="cache")
 _admit = jax.jit(
     steps.admit, static_argnames=("extent", "mesh"), donate_argnames="slots"
 )
@@ -363,33 +362,28 @@ class Engine:
         count = min(rest, size)
         piece = np.zeros((1, size), np.int32)
         piece[0, :count] = tokens[prompt.begin : prompt.begin + count]
-        place = (np.int32(prompt.begin), np.int32(count), np.int32(len(tokens)))
-        given = {"model": self.model, "mesh": self.mesh}
-        events = []
-        if not prompt.request.judged:
-            prompt.logits, prompt.row = self._timed(
-                ("prefill", size),
-                _prefill,
-                *(self.variables, prompt.row, piece, *place),
-                **given,
-            )
-        else:
+        behind = tokens[prompt.begin + 1 : prompt.begin + count + 1]
+        following = None
+        if prompt.request.judged:
             following = np.zeros(size, np.int32)
-            behind = tokens[prompt.begin + 1 : prompt.begin + count + 1]
             following[: len(behind)] = behind
-            prompt.logits, prompt.row, said = self._timed(
-                ("read", size),
-                _read,
-                *(self.variables, prompt.row, piece, following, *place),
-                **given,
-            )
-            said = jax.device_get(said)
-            events = [
-                _event(prompt.number, None, prompt.request, said, n, None)
-                for n in range(len(behind))
-            ]
+        prompt.logits, prompt.row, said = self._timed(
+            ("prefill", size, prompt.request.judged),
+            _prefill,
+            *(self.variables, prompt.row, piece),
+            *(np.int32(prompt.begin), np.int32(count), np.int32(len(tokens))),
+            following,
+            model=self.model,
+            mesh=self.mesh,
+        )
         prompt.begin += count
-        return events
+        if said is None:
+            return []
+        said = jax.device_get(said)
+        return [
+            _event(prompt.number, None, prompt.request, said, n, None)
+            for n in range(len(behind))
+        ]
 
     def _begin(self, prompt: _Prompt) -> None:
         """Give a prompt's next sample a slot."""

@@ -113,6 +113,7 @@ async def _pieces(
     """Yield (index of the choice, piece) as texts grow."""
     growing: dict[int, Growing] = {}
     told: dict[int, list[Event]] = {}
+    prompts: dict[int, Piece] = {}
     asked = answer.asked
     async for number, event in call.events():
         if event.sample is None:
@@ -123,11 +124,11 @@ async def _pieces(
         if index not in growing:
             offset = 0
             if asked.echo:
-                prompt = echoed(
-                    request, told.get(number, ()), asked.text(number), text_of
-                )
-                offset = len(prompt.text)
-                yield index, prompt
+                if number not in prompts:
+                    events, text = told.pop(number, ()), asked.text(number)
+                    prompts[number] = echoed(request, events, text, text_of)
+                offset = len(prompts[number].text)
+                yield index, prompts[number]
             growing[index] = Growing(request, text_of, offset)
         if asked.only_prompt:
             yield index, Piece("", [], "length")

@@ -24,7 +24,6 @@ __all__ = [
     "admit",
     "empty",
     "prefill",
-    "read",
     "step",
     "vocab_size",
 ]
@@ -152,10 +151,11 @@ def prefill(
     begin: Int[Array, ""],
     count: Int[Array, ""],
     length: Int[Array, ""],
+    following: Int[Array, " c"] | None = None,
     *,
     model: Model,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "1 v"], Any]:
+) -> tuple[Float[Array, "1 v"], Any, Said | None]:
     """Put a piece of a prompt in a cache of one row.
 
     Args:
@@ -165,59 +165,25 @@ def prefill(
       begin: place of the first.
       count: how many there are.
       length: tokens of the whole prompt.
+      following: the token behind each, to be judged; default none is.
       model: a language model.
       mesh: devices, if several.
     Returns:
-      The logits that the last one predicts the next by, and the cache.
+      The logits that the last one predicts the next by, the cache, and what the model
+      thought of ``following``.
     """
-    hidden, cache = _decoded(variables, cache, tokens, begin, count, length, model)
-    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
-    logits = _everywhere(model.logits_fn(variables, last), mesh)
-    return logits, _placed_cache(cache, mesh)
-
-
-def read(
-    variables: Variables,
-    cache: Any,
-    tokens: Int[Array, "1 c"],
-    following: Int[Array, " c"],
-    begin: Int[Array, ""],
-    count: Int[Array, ""],
-    length: Int[Array, ""],
-    *,
-    model: Model,
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, "1 v"], Any, Said]:
-    """Put a piece of a prompt in a cache as :func:`prefill` does, and judge the prompt.
-
-    Args:
-      following: the token that follows each of the piece's; other arguments are
-        :func:`prefill`'s.
-    Returns:
-      What :func:`prefill` returns, and what the model thought of ``following``.
-    """
-    hidden, cache = _decoded(variables, cache, tokens, begin, count, length, model)
-    logits = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
-    last = jax.lax.dynamic_slice_in_dim(logits, count - 1, 1, axis=0)
-    said = _said(logits, following, jnp.ones((), bool))
-    return last, _placed_cache(cache, mesh), _everywhere(said, mesh)
-
-
-def _decoded(
-    variables: Variables,
-    cache: Any,
-    tokens: Array,
-    begin: Array,
-    count: Array,
-    length: Array,
-    model: Model,
-) -> tuple[Float[Array, "1 c d"], Any]:
-    """Run the model on a piece of a prompt."""
     assert model.decode_fn is not None
     index = jnp.arange(tokens.shape[1])[None]
-    return model.decode_fn(
+    hidden, cache = model.decode_fn(
         variables, cache, tokens, begin + index, index < count, length[None]
     )
+    said = None
+    if following is not None:
+        logits = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
+        said = _everywhere(_said(logits, following, jnp.ones((), bool)), mesh)
+    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
+    logits = _everywhere(model.logits_fn(variables, last), mesh)
+    return logits, _placed_cache(cache, mesh), said
 
 
 def _said(

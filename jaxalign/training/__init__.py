@@ -10,4 +10,4 @@ if TYPE_CHECKING:
 
 __all__ = ["loop", "metrics", "optimizer", "step"]
 
-__getattr__ = submodules(__name__, __all__)
+__getattr__, __dir__ = submodules(__name__, __all__)

@@ -78,7 +78,7 @@ def test_rows_stay_as_they_are_and_get_segments(source, tmp_path, capsys) -> Non
     ]
     assert made[1]["rejected_segments"] == []
     assert made[2]["completion_segments"] == spans("One. Two.")
-    assert not list(out.parent.glob("*.tmp"))
+    assert not [*out.parent.glob("*.tmp"), *out.parent.glob(".*.part")]
 
 
 def test_with_scores_added_the_segments_are_a_valid_record(source, tmp_path) -> None:
