@@ -171,8 +171,10 @@ def _longrope_factor(fields: Mapping[str, Any]) -> float:
 class Tables(NamedTuple):
     """What rotates queries and keys, for every kind of layer."""
 
-    cos: Float[Array, "k b t 1 half"]
-    sin: Float[Array, "k b t 1 half"]
+    cos: Float[Array, "k b t 1 dims"]
+    """Of each pair's angle, for both its dimensions."""
+    sin: Float[Array, "k b t 1 dims"]
+    """Likewise; for the first of the two it is negated."""
     speeds: Float[Array, "k half"]
 
     def of(self, kind: Int[Array, ""] | int) -> "Tables":
@@ -197,20 +199,20 @@ def make_tables(
     for rotary in rotaries:
         speeds = speeds_of(rotary)
         near = jnp.asarray(speeds.near)
-        turn: Any = near[None, None]
+        turn: Any = near[None, None, None]
         if rotary.kind == "dynamic":
-            turn = _dynamic(rotary, lengths)
+            turn = _dynamic(rotary, lengths)[..., None, :]
         elif rotary.kind == "longrope":
-            long = (lengths > speeds.limit)[..., None]
-            shape = (*lengths.shape, near.shape[0])
+            long = (lengths > speeds.limit)[..., None, None]
+            shape = (*lengths.shape, 1, near.shape[0])
             turn = jnp.where(
                 jnp.broadcast_to(long, shape),
                 jnp.broadcast_to(jnp.asarray(speeds.far), shape),
                 jnp.broadcast_to(near, shape),
             )
-        angles = positions[..., None].astype(jnp.float32) * turn
-        cos.append(jnp.cos(angles)[..., None, :] * speeds.factor)
-        sin.append(jnp.sin(angles)[..., None, :] * speeds.factor)
+        both = _cos_sin(positions[..., None, None].astype(jnp.float32) * turn)
+        cos.append(both[0] * speeds.factor)
+        sin.append(both[1] * speeds.factor)
         plain.append(near)
     return Tables(jnp.stack(cos), jnp.stack(sin), jnp.stack(plain))
 
@@ -232,26 +234,30 @@ def rotate_all(
     speeds: Float[Array, " half"],
 ) -> Float[Array, "g p h"]:
     """Rotate keys that all stand at one position, a negative one too."""
-    angles = position * speeds
-    shape = (*keys.shape[:2], angles.shape[0])
-    cos = jnp.broadcast_to(jnp.cos(angles), shape)
-    sin = jnp.broadcast_to(jnp.sin(angles), shape)
-    return apply_rotary(keys[None], cos[None], sin[None])[0]
+    cos, sin = _cos_sin((position * speeds)[None, None, None])
+    return apply_rotary(keys[None], cos, sin)[0]
+
+
+def _cos_sin(angles: Float[Array, "*n half"]) -> tuple[Array, Array]:
+    """Return cosines and sines in the form of :class:`Tables`."""
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
 
 
 def apply_rotary(
     x: Float[Array, "b t n h"],
-    cos: Float[Array, "b t n_or_1 half"],
-    sin: Float[Array, "b t n_or_1 half"],
+    cos: Float[Array, "b_or_1 t_or_1 n_or_1 dims"],
+    sin: Float[Array, "b_or_1 t_or_1 n_or_1 dims"],
 ) -> Float[Array, "b t n h"]:
     """Rotate dimension i against dimension i + half (the Hugging Face order).
 
-    Dimensions from 2 × half on stay as they are.
+    Dimensions from ``dims``, two halves, on stay as they are.
     """
-    dims = 2 * cos.shape[-1]
+    dims = cos.shape[-1]
     wide = x.astype(jnp.float32)
-    first, second = jnp.split(wide[..., :dims], 2, axis=-1)
-    parts = [first * cos - second * sin, second * cos + first * sin]
-    if dims < x.shape[-1]:
-        parts.append(wide[..., dims:])
-    return jnp.concatenate(parts, axis=-1).astype(x.dtype)
+    turned, rest = wide[..., :dims], wide[..., dims:]
+    # A roll, not two halves put together, which XLA's CPU code does one by one.
+    turned = turned * cos + jnp.roll(turned, dims // 2, axis=-1) * sin
+    if rest.shape[-1]:
+        turned = jnp.concatenate([turned, rest], axis=-1)
+    return turned.astype(x.dtype)
