@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,26 +63,20 @@ def tokens_first(q: Any, k: Any, v: Any, positions: Any, _: Any) -> Any:
 
 
 def heads_first(q: Any, k: Any, v: Any, positions: Any, _: Any) -> Any:
-    """One product over [b, g, s, h]."""
+    """Keys [b, g, h, s] and values [b, g, s, h], in as many arrays as are given."""
     layout = CacheLayout(positions, jnp.ones_like(positions, bool))
-    return cached.attend(q, k, v, layout, scale=1.0, block=k.shape[2])[0]
-
-
-def in_blocks(q: Any, k: Any, v: Any, positions: Any, _: Any) -> Any:
-    """The engine's: [b, g, s, h], no further than the longest text reaches."""
-    layout = CacheLayout(positions, jnp.ones_like(positions, bool))
-    return cached.attend(q, k, v, layout, scale=1.0, block=PAGE)[0]
+    return cached.attend(q, k, v, layout, scale=1.0)[0]
 
 
 def paged(q: Any, k: Any, v: Any, positions: Any, table: Any) -> Any:
-    """Pages [n, g, 64, h] in any order, found through a table [b, pages of a text]."""
+    """Pages of 64 places in any order, found through a table [b, pages of a text]."""
     grouped = q.reshape(-1, GROUPS, SHARED, WIDTH)
 
     def join(index: Any, state: Any) -> Any:
         top, total, out = state
         mine = jax.lax.dynamic_index_in_dim(table, index, axis=1, keepdims=False)
-        scores = jnp.einsum("bgsh,bgmh->bgsm", k[mine], grouped)
-        scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
+        scores = jnp.einsum("bgmh,bghs->bgms", grouped, k[mine])
+        scores = jax.lax.optimization_barrier(scores)
         seen = index * PAGE + jnp.arange(PAGE)[None] <= positions
         scores = jnp.where(seen[:, None, None], scores, LOW)
         new_top = jnp.maximum(top, scores.max(axis=-1))
@@ -100,16 +94,44 @@ def paged(q: Any, k: Any, v: Any, positions: Any, table: Any) -> Any:
     return (out / total[..., None]).reshape(q.shape)
 
 
-LAYOUTS: dict[str, Callable[..., Any]] = {
-    "slots, tokens first, whole": tokens_first,
-    "slots, heads first, whole": heads_first,
-    "slots, heads first, in blocks (the engine's)": in_blocks,
-    "pages of 64": paged,
+class Layout(NamedTuple):
+    """How a cache lies and is read."""
+
+    attend: Callable[..., Any]
+    stored: Callable[..., Any]
+    """Turns keys or values [b, s, g, h] of a layer into what ``attend`` takes."""
+
+
+def _in_blocks(size: int | None) -> Callable[..., Any]:
+    def stored(x: np.ndarray, is_key: bool, _: Any) -> list[Any]:
+        blocks = np.split(x, x.shape[1] // (size or x.shape[1]), axis=1)
+        axes = (0, 2, 3, 1) if is_key else (0, 2, 1, 3)
+        return [jnp.asarray(block.transpose(axes)) for block in blocks]
+
+    return stored
+
+
+def _in_pages(x: np.ndarray, is_key: bool, table: np.ndarray) -> Any:
+    slots, length = x.shape[:2]
+    cut = x.reshape(slots, -1, PAGE, GROUPS, WIDTH)
+    cut = cut.transpose((0, 1, 3, 4, 2) if is_key else (0, 1, 3, 2, 4))
+    pages = np.empty((slots * length // PAGE, *cut.shape[2:]), np.float32)
+    pages[table] = cut
+    return jnp.asarray(pages)
+
+
+LAYOUTS = {
+    "slots, tokens first, whole": Layout(tokens_first, lambda x, *_: jnp.asarray(x)),
+    "slots, heads first, whole": Layout(heads_first, _in_blocks(None)),
+    "slots, heads first, in blocks of 128 (the engine's)": Layout(
+        heads_first, _in_blocks(128)
+    ),
+    "pages of 64": Layout(paged, _in_pages),
 }
 
 
 def measure(
-    layout: Callable[..., Any], slots: int, args: argparse.Namespace
+    layout: Layout, slots: int, args: argparse.Namespace
 ) -> tuple[float, float]:
     """Return milliseconds, and megabytes of scratch memory."""
     rng = np.random.default_rng(0)
@@ -118,18 +140,18 @@ def measure(
     positions = rng.integers(20, args.longest, (slots, 1)).astype(np.int32)
     q = rng.standard_normal((slots, 1, HEADS, WIDTH), dtype=np.float32)
     table = rng.permutation(slots * args.length // PAGE).reshape(slots, -1)
-    stored = {
-        tokens_first: lambda x: x,
-        heads_first: lambda x: x.swapaxes(1, 2),
-        in_blocks: lambda x: x.swapaxes(1, 2),
-        paged: lambda x: _to_pages(x, table),
-    }[layout]
-    arrays = [[jnp.asarray(stored(x)) for x in plain] for _ in range(LAYERS)]
+    arrays = [
+        [
+            layout.stored(x, is_key, table)
+            for is_key, x in zip((True, False), plain, strict=True)
+        ]
+        for _ in range(LAYERS)
+    ]
 
     def step(q: Any, arrays: Any, positions: Any, table: Any) -> Any:
         first = None
         for k, v in arrays:
-            out = layout(q, k, v, positions, table)
+            out = layout.attend(q, k, v, positions, table)
             first = out if first is None else first
             q = q + 1e-3 * out
         return first, q
@@ -144,13 +166,6 @@ def measure(
         times.append(time.monotonic() - began)
     np.testing.assert_allclose(got[0], want, atol=1e-4)
     return min(times[1:]) * 1e3, program.memory_analysis().temp_size_in_bytes / 1e6
-
-
-def _to_pages(x: np.ndarray, table: np.ndarray) -> np.ndarray:
-    slots, length = x.shape[:2]
-    pages = np.empty((slots * length // PAGE, GROUPS, PAGE, WIDTH), np.float32)
-    pages[table] = x.reshape(slots, -1, PAGE, GROUPS, WIDTH).swapaxes(2, 3)
-    return pages
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Each row has its own controls and its own source of randomness, so what a row ge
 not depend on the rows beside it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,10 @@ _BLOCK = 128
 
 _ABOVE_INFINITY = 0x7F800001
 """The bits of a float32 that follow those of infinity, as an integer."""
+
+
+_Weigh = Callable[[Array], Array]
+"""Gives the weights of tokens from their logits, whose first axis is the rows."""
 
 
 class Controls(NamedTuple):
@@ -94,11 +99,18 @@ def _drawn(
     """Draw a token for every row; a greedy one gets the first that comes."""
     is_greedy = controls.temperature <= 0
     heat = jnp.where(is_greedy, 1.0, controls.temperature)
-    scaled = (logits - logits.max(axis=-1, keepdims=True)) / jnp.broadcast_to(
-        heat[:, None], logits.shape
-    )
-    weights = jnp.exp(scaled)
-    share = _top_k_share(scaled, weights, controls)
+    top = logits.max(axis=-1)
+
+    def weigh(values: Array) -> Array:
+        """Return tokens' weights, 1 for the most probable.
+
+        Made anew wherever they are needed: to keep those of all tokens takes longer.
+        """
+        shape = (-1, *[1] * (values.ndim - 1))
+        depth = values - jnp.broadcast_to(top.reshape(shape), values.shape)
+        return jnp.exp(depth / jnp.broadcast_to(heat.reshape(shape), values.shape))
+
+    share = _top_k_share(logits, weigh, controls)
     cut = _truncates(controls)
     streams = jax.vmap(jax.random.fold_in)(
         jax.random.wrap_key_data(keys, impl="threefry2x32"), counts
@@ -107,21 +119,21 @@ def _drawn(
     def draw(live: Array, attempt: Array | int) -> tuple[Array, Array]:
         """Draw from what is live, and tell whether the truncation keeps it."""
         stream = jax.vmap(jax.random.fold_in, (0, None))(streams, attempt)
-        token = _draw(live, jax.vmap(jax.random.uniform)(stream))
+        token = _draw(live, weigh, jax.vmap(jax.random.uniform)(stream))
         fits = jax.lax.cond(
             cut.any(),
-            lambda: _kept(scaled, weights, token, controls, share) | ~cut,
+            lambda: _kept(logits, weigh, token, controls, share) | ~cut,
             lambda: jnp.ones_like(cut),
         )
         return token, fits
 
     def draw_again(state: Any) -> Any:
         attempt, token, done = state
-        live = jnp.where(_above(scaled, token), weights, 0.0)
+        live = jnp.where(_above(logits, token), logits, -jnp.inf)
         new, fits = draw(live, attempt)
         return attempt + 1, jnp.where(done, token, new), done | fits
 
-    token, fits = draw(weights, 0)
+    token, fits = draw(logits, 0)
     start = (jnp.ones((), jnp.int32), token, fits | is_greedy)
     return jax.lax.while_loop(lambda state: ~state[2].all(), draw_again, start)[1]
 
@@ -132,16 +144,16 @@ def _truncates(controls: Controls) -> Bool[Array, " b"]:
     return some & (controls.temperature > 0)
 
 
-def _above(scaled: Float[Array, "b v"], token: Int[Array, " b"]) -> Bool[Array, "b v"]:
+def _above(logits: Float[Array, "b v"], token: Int[Array, " b"]) -> Bool[Array, "b v"]:
     """Tell which tokens are more probable than one."""
-    level = _at(scaled, token)[:, None]
-    first = jnp.arange(scaled.shape[1])[None] < token[:, None]
-    return (scaled > level) | ((scaled == level) & first)
+    level = _at(logits, token)[:, None]
+    first = jnp.arange(logits.shape[1])[None] < token[:, None]
+    return (logits > level) | ((logits == level) & first)
 
 
 def _kept(
-    scaled: Float[Array, "b v"],
-    weights: Float[Array, "b v"],
+    logits: Float[Array, "b v"],
+    weigh: _Weigh,
     token: Int[Array, " b"],
     controls: Controls,
     share: Float[Array, " b"],
@@ -149,13 +161,13 @@ def _kept(
     """Tell whether the truncation keeps a row's token.
 
     Args:
-      scaled: logits over temperature, the largest of a row 0.
-      weights: its exponential.
+      logits: float32, any penalty applied.
+      weigh: gives tokens' weights.
       token: of every row.
       controls: of every row.
       share: the probability that top-k leaves.
     """
-    higher = _above(scaled, token)
+    higher, weights = _above(logits, token), weigh(logits)
     mass = jnp.where(higher, weights, 0.0).sum(axis=-1) / weights.sum(axis=-1)
     rank = higher.sum(axis=-1)
     in_k = (controls.top_k <= 0) | (rank < controls.top_k)
@@ -163,7 +175,7 @@ def _kept(
     in_p = (
         (mass < controls.top_p * share - _SLACK) | (rank == 0) | (controls.top_p >= 1)
     )
-    in_min = _at(weights, token) >= controls.min_p
+    in_min = weigh(_at(logits, token)) >= controls.min_p
     return in_k & in_p & in_min
 
 
@@ -186,14 +198,17 @@ def _at(values: Float[Array, "b v"], token: Int[Array, " b"]) -> Array:
     return jnp.take_along_axis(values, token[:, None], axis=1)[:, 0]
 
 
-def _draw(weights: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Array:
-    """Return the first token at which the running sum passes its share of the total.
+def _draw(
+    live: Float[Array, "b v"], weigh: _Weigh, uniform: Float[Array, " b"]
+) -> Array:
+    """Return the first token at which the weights' running sum passes its share.
 
     In two steps, blocks and then within one, so that no running sum over all tokens is
     made.
     """
-    rows, vocab = weights.shape
-    padded = jnp.pad(weights, ((0, 0), (0, -vocab % _BLOCK)))
+    rows, vocab = live.shape
+    rest = -vocab % _BLOCK
+    padded = jnp.pad(live, ((0, 0), (0, rest)), constant_values=-jnp.inf)
     blocks = padded.reshape(rows, -1, _BLOCK)
 
     def pick(values: Array, target: Array) -> tuple[Array, Array]:
@@ -205,30 +220,31 @@ def _draw(weights: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Array:
         place = jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), at_last)
         return place, _at(sums, place) - _at(values, place)
 
-    totals = blocks.sum(axis=-1)
+    totals = weigh(blocks).sum(axis=-1)
     target = uniform * totals.sum(axis=-1)
     block, before = pick(totals, target)
     inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    place, _ = pick(inner, target - before)
+    place, _ = pick(weigh(inner), target - before)
     return (block * _BLOCK + place).astype(jnp.int32)
 
 
 def _top_k_share(
-    scaled: Float[Array, "b v"], weights: Float[Array, "b v"], controls: Controls
+    logits: Float[Array, "b v"], weigh: _Weigh, controls: Controls
 ) -> Float[Array, " b"]:
     """Return the probability of the k most probable tokens of rows that need it.
 
     That is where top-p follows top-k; 1 elsewhere. The level of the k-th is found by
     halving the range of the floats' bits, at most 32 times.
     """
-    ones = jnp.ones(scaled.shape[0], jnp.float32)
+    ones = jnp.ones(logits.shape[0], jnp.float32)
     needed = (controls.top_k > 0) & (controls.top_p < 1) & (controls.temperature > 0)
 
     def find() -> Array:
         # The bits of non-negative floats have the floats' order.
-        depth = -scaled
-        bits = jax.lax.bitcast_convert_type(jnp.abs(depth), jnp.int32)
-        want = jnp.minimum(controls.top_k, scaled.shape[1])
+        top = logits.max(axis=-1)
+        depth = jnp.broadcast_to(top[:, None], logits.shape) - logits
+        bits = jax.lax.bitcast_convert_type(depth, jnp.int32)
+        want = jnp.minimum(controls.top_k, logits.shape[1])
 
         def halve(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = state  # fewer than k tokens are at low, k or more at high
@@ -239,11 +255,11 @@ def _top_k_share(
         low = jnp.full(want.shape, -1, jnp.int32)
         high = jnp.full(want.shape, _ABOVE_INFINITY, jnp.int32)
         _, level = jax.lax.fori_loop(0, 32, halve, (low, high))
-        higher = bits < level[:, None]
+        higher, weights = bits < level[:, None], weigh(logits)
         mass = jnp.where(higher, weights, 0.0).sum(axis=-1)
         tied = want - higher.sum(axis=-1)
-        depth = jax.lax.bitcast_convert_type(level, jnp.float32)
-        mass = mass + tied * jnp.exp(-depth)
+        last = top - jax.lax.bitcast_convert_type(level, jnp.float32)
+        mass = mass + tied * weigh(last)
         return jnp.where(needed, mass / weights.sum(axis=-1), 1.0)
 
     return jax.lax.cond(needed.any(), find, lambda: ones)

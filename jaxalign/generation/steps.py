@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxalign.generation import sampling
 from jaxalign.generation.sampling import Controls
+from jaxalign.models.kernels.cached import PLACES_AXIS
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import Model, Variables
@@ -223,11 +224,13 @@ def admit(
     """
 
     def copy(path: Any, leaf: Array, new: Array) -> Array:
-        if new.ndim > 3:  # keys and values [l, b, g, s, h]; a gate's sum is [l, b]
-            count = min(extent - path[-1].idx * new.shape[3], new.shape[3])
+        if new.ndim > 3:  # keys and values; a gate's sum is [l, b]
+            axis = PLACES_AXIS[path[-2].key]
+            size = new.shape[axis]
+            count = min(extent - path[-1].idx * size, size)
             if count <= 0:
                 return leaf
-            new = jax.lax.slice_in_dim(new, 0, count, axis=3)
+            new = jax.lax.slice_in_dim(new, 0, count, axis=axis % new.ndim)
         begin = (0, start.slot, *(0 for _ in new.shape[2:]))
         return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
 

@@ -15,6 +15,7 @@ from jaxalign.adapters.selection import Group, group_name, group_of_name
 from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
 from jaxalign.models.config import DecoderConfig
+from jaxalign.models.kernels import cached
 from jaxalign.models.layers import Runtime
 from jaxalign.types import Model, ModelInputs, RouterSums, Variables
 
@@ -70,9 +71,12 @@ class Decoder(nn.Module):
         block = layers.Block
         if self.remat != "none":
             block = nn.remat(block, policy=remat_policy(self.remat), prevent_cse=False)
+        # Python runs once for all layers that are stacks of their own, and alike: it
+        # would take longer than the compiler.
+        alone = nn.jit(block)
         for group in self.groups:
             scanned = nn.scan(
-                block,
+                alone if group[1] - group[0] == 1 else block,
                 variable_axes=dict.fromkeys(
                     (
                         "params",
@@ -242,8 +246,9 @@ def make_cache(
 ) -> Any:
     """Return an empty cache: keys and values of every layer, and the gates' sums.
 
-    Keys and values are tuples of arrays [layers, slots, kv heads, block, head size],
-    for one stretch of places each; the slots are the second axis of every leaf.
+    Keys are tuples of arrays [layers, slots, kv heads, head size, block], for one
+    stretch of places each, values likewise but for the last two axes, which are the
+    other way round; the slots are the second axis of every leaf.
 
     Args:
       config: of the model.
@@ -259,13 +264,12 @@ def make_cache(
     cache: dict[str, Any] = {}
     block = block or length
     for low, high in groups:
-        shape = (high - low, slots, config.num_kv_heads, block, config.head_dim)
-        cache[group_name((low, high))] = {
-            "self_attn": {
-                name: tuple(jnp.zeros(shape, dtype) for _ in range(-(-length // block)))
-                for name in ("key", "value")
-            }
-        }
+        stack = cache[group_name((low, high))] = {"self_attn": {}}
+        for name, axis in cached.PLACES_AXIS.items():
+            shape = [high - low, slots, config.num_kv_heads, *[config.head_dim] * 2]
+            shape[axis] = block
+            blocks = range(-(-length // block))
+            stack["self_attn"][name] = tuple(jnp.zeros(shape, dtype) for _ in blocks)
     for collection in _ADAPTERS:
         for path in trees.paths(variables.get(collection, {})):
             *module, leaf = path.split("/")

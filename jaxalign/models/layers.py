@@ -301,16 +301,18 @@ class Attention(nn.Module):
         self, name: str, new: Array, layout: attention_lib.CacheLayout
     ) -> tuple[Array, ...]:
         """Put the new tokens' keys or values in the cache and return all of it."""
-        blocks = []
+        blocks, axis = [], cached.PLACES_AXIS[name]
         for number, block in enumerate(self.get_variable(CACHE, name)):
-            size = block.shape[2]
+            size = block.shape[axis]
             places = layout.positions - number * size
             here = layout.valid & (places >= 0)
             # What is not for this block gets a place beyond its end, and is dropped.
             places = jnp.where(here, places, size)
             rows = jnp.arange(block.shape[0])[:, None]
             new = new.astype(block.dtype)
-            blocks.append(block.at[rows, :, places].set(new, mode="drop"))
+            index = [rows, slice(None), slice(None), slice(None)]
+            index[axis] = places
+            blocks.append(block.at[tuple(index)].set(new, mode="drop"))
         self.put_variable(CACHE, name, tuple(blocks))
         return tuple(blocks)
 

@@ -1,5 +1,7 @@
 """Decoding token by token against a cache equals one pass over the whole."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.errors import UserError
+from jaxalign.generation import ready
+from jaxalign.models import layers
 from tests.adapters import scenes
 
 
@@ -70,6 +74,28 @@ def test_decoding_equals_the_full_forward_pass(tiny_llama, config) -> None:
         want = scenes.logits(made, scenes.one_sequence(tokens[row : row + 1, :length]))
         got = model.logits_fn(variables, jnp.asarray(np.stack(found[row])))
         np.testing.assert_allclose(got, want[0], atol=1e-4)
+
+
+def test_layers_that_are_stacks_of_their_own_are_traced_once(
+    tiny_llama, monkeypatch
+) -> None:
+    """Python takes longer than the compiler otherwise."""
+    made = scenes.adapted(tiny_llama, LoRAConfig(rank=2, layers="0-1"))
+    model, variables = ready.cut(made.checkpoint, made.variables, donate=False)
+    traced, attend = [], layers.cached.attend
+
+    def count(*args: Any, **options: Any) -> Any:
+        traced.append(args)
+        return attend(*args, **options)
+
+    monkeypatch.setattr(layers.cached, "attend", count)
+    assert model.decode_fn is not None and model.cache_fn is not None
+    cache = model.cache_fn(variables, 7, 64)
+    one = np.zeros((7, 1), np.int32)
+    jax.eval_shape(model.decode_fn, variables, cache, one, one, one == 0)
+    assert len(cache) == 3
+    # With LoRA and without; flax's scan runs what it repeats twice.
+    assert len(traced) == 2 * 2
 
 
 def test_a_gate_that_reads_ahead_cannot_decode(tiny_llama) -> None:

@@ -1,11 +1,12 @@
 """Attention of new tokens over a cache of keys and values.
 
-Keys and values lie heads first, [b, g, s, h], so that the products of one head read one
-stretch of memory. A cache may be cut into blocks of places that are arrays of their
-own. Those that no text reaches are then left out, and none is copied before it is read,
-as a slice of one array would be: on CPUs that takes half the time
-(``experiments/bench/cache_layouts.py``). Elsewhere one block is best: what to leave out
-is only known when the step runs, and an accelerator would wait for it.
+Keys [b, g, h, s] and values [b, g, s, h] lie heads first, so that the products of one
+head read one stretch of memory, and each as its product takes it. A cache may be cut
+into blocks of places that are arrays of their own. Those that no text reaches are then
+left out, and none is copied before it is read, as a slice of one array would be: on
+CPUs that takes half the time (``experiments/bench/cache_layouts.py``). Elsewhere one
+block is best: what to leave out is only known when the step runs, and an accelerator
+would wait for it.
 """
 
 import functools
@@ -18,7 +19,10 @@ from jaxtyping import Array, Float
 from jaxalign.models.layouts import LOW, CacheLayout, capped
 
 
-__all__ = ["attend"]
+__all__ = ["PLACES_AXIS", "attend"]
+
+PLACES_AXIS = {"key": -1, "value": -2}
+"""Which axis of an array of the cache the places are."""
 
 _State = tuple[Array, Array, Array]
 """Of a softmax in the making: the largest score, the sum, the weighed values."""
@@ -26,7 +30,7 @@ _State = tuple[Array, Array, Array]
 
 def attend(
     q: Float[Array, "b t n h"],
-    keys: Sequence[Float[Array, "b g s h"]],
+    keys: Sequence[Float[Array, "b g h s"]],
     values: Sequence[Float[Array, "b g s h"]],
     layout: CacheLayout,
     *,
@@ -45,7 +49,7 @@ def attend(
       softcap: scores s become ``softcap * tanh(s / softcap)``.
     """
     rows, length, heads, width = q.shape
-    groups, size = keys[0].shape[1:3]
+    groups, size = keys[0].shape[1], keys[0].shape[PLACES_AXIS["key"]]
     # The queries that share a head of keys, and their places, are one product's rows.
     grouped = q.reshape(rows, length, groups, heads // groups, width)
     grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, groups, -1, width)
@@ -54,16 +58,14 @@ def attend(
 
     def join(number: int, state: _State, k: Array, v: Array) -> _State:
         top, total, out = state
-        # On CPUs a product of many keys with few queries takes half as long the first
-        # way round, and one of few weights with many values the other. The barriers
-        # keep the compiler from turning one into the other.
+        # The barriers keep the products as they are: few rows times a long matrix.
         scores = jnp.einsum(
-            "bgsh,bgqh->bgsq",
-            k.astype(q.dtype),
+            "bgqh,bghs->bgqs",
             grouped,
+            k.astype(q.dtype),
             preferred_element_type=jnp.float32,
         )
-        scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
+        scores = jax.lax.optimization_barrier(scores)
         places = number * size + jnp.arange(size)[None, None]
         seen = places <= positions[..., None]
         if layout.window is not None:
