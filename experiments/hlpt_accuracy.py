@@ -4,12 +4,13 @@
 
 ``hlpt_math`` has the paper's ``<set>.test_20.json`` files, ``hlpt`` the results and
 weights of ``hlpt_math.py``. Answers are greedy (the paper: a beam of 4), of at most 128
-tokens, and scored as the paper's code does: a number is right if the last one in the
-answer is within 0.001 of it, a choice (AQuA) if the first letter from A to E is it. The
-first ``--items`` problems of each set are asked. HLPT as published reads later tokens:
-it cannot decode token by token and is left out.
+tokens. As in the paper's code a number is right if the last one in the answer is within
+0.001 of it. A choice (AQuA) is the last letter in brackets, as the training answers
+end; the paper's code takes the first letter from A to E, which is the A of "A:" that
+most of them begin with. The first ``--items`` problems of each set are asked. HLPT as
+published reads later tokens: it cannot decode token by token and is left out.
 
-About a minute a run on two quiet cores for 20 problems a set; give the same command
+About two minutes a run on two cores for 20 problems a set; give the same command
 again to go on after a stop.
 """
 
@@ -60,24 +61,24 @@ def main() -> None:
     for method in METHODS:
         if adapter.averages_ahead(method.adapter):
             continue
-        found = [_run(args, method, seed, problems) for seed in range(args.seeds)]
-        rows.append((method.name, found))
-        print(method.name, [result["mean"] for result in found], flush=True)
-    text = table(rows)
+        texts = [_run(args, method, seed, problems) for seed in range(args.seeds)]
+        rows.append((method.name, [_shares(mine, problems) for mine in texts]))
+        print(method.name, rows[-1][1], flush=True)
+    text = table(rows, {name: len(items) for name, items in problems.items()})
     print(text)
     (Path(args.runs) / "accuracy.md").write_text(text + "\n")
 
 
 def _run(
     args: argparse.Namespace, method: Method, seed: int, problems: dict[str, Any]
-) -> dict[str, Any]:
+) -> list[str]:
     """Answer all problems with one run's weights, or read what was answered."""
     path = Path(args.runs) / f"{method.name}_seed{seed}.accuracy.json"
     asked = [args.items, args.max_new_tokens]
     if path.is_file():
         done = json.loads(path.read_text())
         if done["asked"] == asked:
-            return done
+            return done["texts"]
     model, variables = _load(args, method, seed)
     tokenizer = chat.load_tokenizer(args.model)
     greedy = Sampling(max_new_tokens=args.max_new_tokens, temperature=0.0)
@@ -90,18 +91,18 @@ def _run(
     texts = generate(
         model, variables, requests, slots=64, text_of=ready.text_with(tokenizer)
     )
-    right: dict[str, list[bool]] = {name: [] for name in problems}
-    for (name, item), (completion,) in zip(flat, texts, strict=True):
-        right[name].append(is_right(completion.text, item["answer"], name))
-    shares = {name: statistics.mean(marks) for name, marks in right.items()}
-    done = {
-        "asked": asked,
-        "shares": shares,
-        "mean": statistics.mean(shares.values()),
-        "texts": [completion.text for (completion,) in texts],
-    }
+    done = {"asked": asked, "texts": [completion.text for (completion,) in texts]}
     write_text(path, json.dumps(done, indent=2) + "\n")
-    return done
+    return done["texts"]
+
+
+def _shares(texts: list[str], problems: dict[str, Any]) -> dict[str, float]:
+    """Return which share of each set was answered right."""
+    left, shares = iter(texts), {}
+    for name, items in problems.items():
+        marks = [is_right(next(left), item["answer"], name) for item in items]
+        shares[name] = statistics.mean(marks)
+    return shares
 
 
 def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any]:
@@ -128,29 +129,32 @@ def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any
 def is_right(text: str, answer: Any, name: str) -> bool:
     """Tell whether an answer is right, as the paper's code does.
 
-    >>> is_right("so he has 12 - 4 = 8.", 8, "AddSub"), is_right("B or C", "C", "AQuA")
-    (True, False)
+    >>> is_right("so he has 12 - 4 = 8.", 8, "AddSub")
+    True
+    >>> is_right("A: Not (B). The answer is (C).", "C", "AQuA")
+    True
     """
     if name == "AQuA":
-        found = re.search("[ABCDE]", text)
-        return found is not None and found[0] == answer
+        return re.findall(r"\(([A-E])\)", text)[-1:] == [answer]
     numbers = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
     return bool(numbers) and abs(float(numbers[-1]) - float(answer)) <= 0.001
 
 
-def table(rows: list[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Return a Markdown table: means over seeds, and the mean's standard error."""
+def table(rows: list[tuple[str, list[dict[str, float]]]], sizes: dict[str, int]) -> str:
+    """Return a Markdown table: means over seeds, and the overall mean's standard error.
+
+    Over problems, of one seed's answers: seeds answer the same ones.
+    """
     lines = [
         f"| method | {' | '.join(SETS)} | mean |",
         f"|---|{'---:|' * (len(SETS) + 1)}",
     ]
     for name, found in rows:
-        cells = [statistics.mean(r["shares"][s] for r in found) for s in SETS]
-        means = [result["mean"] for result in found]
-        error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+        cells = [statistics.mean(shares[s] for shares in found) for s in SETS]
+        spread = [p * (1 - p) / sizes[s] for p, s in zip(cells, SETS, strict=True)]
+        mean, error = statistics.mean(cells), sum(spread) ** 0.5 / len(SETS)
         shown = " | ".join(f"{100 * cell:.1f}" for cell in cells)
-        mean = 100 * statistics.mean(means)
-        lines.append(f"| {name} | {shown} | {mean:.1f} ± {100 * error:.1f} |")
+        lines.append(f"| {name} | {shown} | {100 * mean:.1f} ± {100 * error:.1f} |")
     return "\n".join(lines)
 
 
