@@ -303,7 +303,7 @@ def test_a_cache_read_in_blocks_is_the_plain_formula(blocks, window, softcap) ->
 
     rng = np.random.default_rng(0)
     k, v = rng.standard_normal((2, 3, 2, 192, 8)).astype(np.float32)
-    cut = [np.split(x, blocks, axis=2) for x in (k, v)]
+    cut = [np.split(k.swapaxes(2, 3), blocks, axis=3), np.split(v, blocks, axis=2)]
     for begin, count in ((np.array([0, 63, 64]), 1), (np.array([90, 0, 30]), 7)):
         q = rng.standard_normal((3, count, 4, 8)).astype(np.float32)
         places = begin[:, None] + np.arange(count)[None]
