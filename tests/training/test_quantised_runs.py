@@ -90,7 +90,8 @@ def logps(found: list[dict[str, Any]], field: str = "token_logps") -> np.ndarray
 def test_the_run_learns_on_codes(run) -> None:
     assert yaml.safe_load((run / "config.yaml").read_text())["quantize"] == "nf4"
     steps = metrics.read(run / "metrics.jsonl")
-    assert steps[1]["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    # Sums over tens of tokens of two float32 passes: a few roundings apart at most.
+    assert steps[1]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert steps[3]["rewards/margins"] > 0
     restored = restore.load_run(run)
     layer = restored.base["params"]["layers_0_3"]

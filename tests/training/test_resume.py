@@ -118,7 +118,7 @@ def test_a_run_leaves_what_the_design_says(undisturbed) -> None:
     ):  # fmt: skip
         assert name in first, name
     # Step 1 has the values before the first update.
-    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
     assert first["learning_rate"] == pytest.approx(1e-3)
     with_eval = [step for step, values in steps.items() if "eval_loss" in values]
     assert with_eval == [0, 5, 10, STEPS]
@@ -285,4 +285,4 @@ def test_base_weights_by_pattern(files, tmp_path, patterns) -> None:
         p for p in paths if everything or "/mlp/" in p or p == "norm/scale"
     }
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
