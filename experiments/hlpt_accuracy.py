@@ -3,12 +3,14 @@
     python experiments/hlpt_accuracy.py --model smollm2 --tests hlpt_math --runs hlpt
 
 ``hlpt_math`` has the paper's ``<set>.test_20.json`` files, ``hlpt`` the results and
-weights of ``hlpt_math.py``. Answers are greedy (the paper: a beam of 4), of at most 128
-tokens. As in the paper's code a number is right if the last one in the answer is within
-0.001 of it. A choice (AQuA) is the last letter in brackets, as the training answers
-end; the paper's code takes the first letter from A to E, which is the A of "A:" that
-most of them begin with. The first ``--items`` problems of each set are asked. HLPT as
-published reads later tokens: it cannot decode token by token and is left out.
+weights of ``hlpt_math.py``. The first ``--items`` problems of each set are asked;
+answers are greedy (the paper: a beam of 4), of at most 128 tokens. HLPT as published
+reads later tokens: it cannot decode token by token and is left out.
+
+A number is right, as in the paper's code, if the last one in the answer is within 0.001
+of it. A choice (AQuA) is the last letter in brackets, as the training answers end: the
+paper's code takes the first letter from A to E, which is the A of "A:" that most
+answers begin with.
 
 About two minutes a run on two cores for 20 problems a set; give the same command
 again to go on after a stop.
@@ -127,7 +129,7 @@ def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any
 
 
 def is_right(text: str, answer: Any, name: str) -> bool:
-    """Tell whether an answer is right, as the paper's code does.
+    """Tell whether an answer is right, by the rules that the file begins with.
 
     >>> is_right("so he has 12 - 4 = 8.", 8, "AddSub")
     True

@@ -196,8 +196,8 @@ SIDES = {
 
 def _measure(args: argparse.Namespace, side: str, **options: Any) -> dict[str, Any]:
     """Run a side in a process of its own."""
-    names = ("model", "prompts", "num_prompts", "max_new_tokens", "top_p")
-    given = {name: getattr(args, name) for name in (*names, "batch_slots")} | options
+    names = "model prompts num_prompts max_new_tokens batch_slots top_p".split()
+    given = {name: getattr(args, name) for name in names} | options
     flags = [f"--{name}={value}" for name, value in given.items()]
     out = subprocess.run(
         [sys.executable, __file__, f"--side={side}", *flags],

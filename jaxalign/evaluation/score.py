@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import progress, restore
 from jaxalign.training.checks import check_records, check_tokens
 from jaxalign.types import Model, PreferenceBatch, Variables
+from jaxalign.whole_file import check_target, whole
 
 
 __all__ = ["ScoreConfig", "Scorer", "score", "score_records"]
@@ -120,8 +120,7 @@ def score(config: ScoreConfig) -> Path:
       UserError: something the user gave is wrong; nothing is written then.
     """
     out = Path(config.out)
-    if out.is_dir():
-        raise UserError(f"--out {out} is a directory: give a file to write")
+    check_target(out)
     found = records.read(config.data)
     check_records(config.objective, found, records.aspects_of(found))
     tokenizer = chat.load_tokenizer(str(hub.directory_of(config.model, weights=False)))
@@ -162,27 +161,17 @@ def score(config: ScoreConfig) -> Path:
                 progress=show,
             )
         scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        opened = temporary.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error}") from None
-    try:
-        with opened as file:
-            for result in score_records(
-                data,
-                scorer,
-                objective=config.objective,
-                token_logps=config.token_logps,
-                batch_rows=config.batch_rows,
-                row_length=config.row_length,
-                put=functools.partial(sharding.put_batch, mesh=mesh),
-            ):
-                file.write(json.dumps(result) + "\n")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(out, "the checkpoint and the data are as they were") as file:
+        for result in score_records(
+            data,
+            scorer,
+            objective=config.objective,
+            token_logps=config.token_logps,
+            batch_rows=config.batch_rows,
+            row_length=config.row_length,
+            put=functools.partial(sharding.put_batch, mesh=mesh),
+        ):
+            file.write(json.dumps(result) + "\n")
     return out
 
 

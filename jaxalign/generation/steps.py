@@ -178,12 +178,13 @@ def prefill(
     hidden, cache = model.decode_fn(
         variables, cache, tokens, begin + index, index < count, length[None]
     )
-    said = None
-    if following is not None:
-        logits = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
-        said = _everywhere(_said(logits, following, jnp.ones((), bool)), mesh)
-    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
-    logits = _everywhere(model.logits_fn(variables, last), mesh)
+    if following is None:
+        last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
+        logits, said = _everywhere(model.logits_fn(variables, last), mesh), None
+    else:
+        every = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
+        logits = jax.lax.dynamic_slice_in_dim(every, count - 1, 1)
+        said = _everywhere(_said(every, following, jnp.ones((), bool)), mesh)
     return logits, _placed_cache(cache, mesh), said
 
 
@@ -230,7 +231,7 @@ def admit(
             count = min(extent - path[-1].idx * size, size)
             if count <= 0:
                 return leaf
-            new = jax.lax.slice_in_dim(new, 0, count, axis=axis % new.ndim)
+            new = jax.lax.slice_in_dim(new, 0, count, axis=axis)
         begin = (0, start.slot, *(0 for _ in new.shape[2:]))
         return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
 

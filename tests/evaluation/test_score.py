@@ -601,7 +601,7 @@ def test_options_that_cannot_be_met(scene, tmp_path, monkeypatch) -> None:
         "names the aspect 'helpfulnes'.*Did you mean helpfulness",
         objective=DPO2DConfig(aspect_weights=weights),
     )
-    refused("is a directory: give a file", out=str(tmp_path))
+    refused("is not an ordinary file", out=str(tmp_path))
     refused("is no adapter", adapter=str(tmp_path))
     refused("is no directory", reference=str(tmp_path / "absent"))
     refused("batch_rows must be a positive multiple", batch_rows=0)
