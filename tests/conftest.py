@@ -23,6 +23,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# No compiled program is kept in the user's cache; a test may name a place of its own.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
 import functools  # noqa: E402
 import json  # noqa: E402

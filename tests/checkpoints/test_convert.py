@@ -27,11 +27,6 @@ from tests.checkpoints.test_export import random_lora, run
 from tests.checkpoints.test_load import small_tensors, write
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a Llama of three layers in several files of three kinds of numbers."""

@@ -36,11 +36,6 @@ from tests.checkpoints.test_load import small_tensors, write
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-
-
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 

@@ -225,7 +225,6 @@ def test_every_quantisation_that_gguf_reads(
     sizes = {"HIDDEN": 256, "HEADS": 4, "HEAD_DIM": 64, "FFN": 256, "LAYERS": 1}
     for name, size in sizes.items():
         monkeypatch.setitem(globals(), name, size)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     expected = write_gguf(tmp_path / "m.gguf", quant=quant)
     with pytest.raises(SystemExit) as stop:
         main(["export", "--model", f"{tmp_path}/m.gguf", "--out", f"{tmp_path}/hf"])

@@ -32,9 +32,8 @@ from tests import synthetic
 
 
 @pytest.fixture(autouse=True)
-def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep compiled programs and the handler of SIGTERM from the other tests."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+def undisturbed() -> Iterator[None]:
+    """Keep the handler of SIGTERM from the other tests."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -32,11 +32,6 @@ SIDES = ("chosen", "rejected")
 ASPECTS = ("correctness", "helpfulness")
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-
-
 # --- what a record comes to, worked out without jaxalign ---------------------------
 
 

@@ -31,8 +31,22 @@ def questions() -> list[Question]:
     ]
 
 
+@pytest.fixture(scope="module")
+def wanted(made) -> list[np.ndarray]:
+    """Return every answer's log-probability, each from a pass of its own."""
+
+    def logp(prompt: list[int], answer: list[int]) -> float:
+        whole = np.array([*prompt, *answer])
+        logits = scenes.logits(made, scenes.one_sequence(whole[None]))[0]
+        logps = np.asarray(jax.nn.log_softmax(logits, -1))
+        at = np.arange(len(prompt), len(whole))
+        return logps[at - 1, whole[at]].sum()
+
+    return [np.array([logp(p, a) for a in answers]) for p, answers in questions()]
+
+
 @pytest.mark.parametrize("sizes", [(16, 1), (64, 1), (128, 3)])
-def test_the_sums_are_those_of_a_pass_for_each_answer(made, sizes) -> None:
+def test_the_sums_are_those_of_a_pass_for_each_answer(made, wanted, sizes) -> None:
     asked = questions()
     found = choice.choose(
         made.checkpoint.model,
@@ -41,20 +55,12 @@ def test_the_sums_are_those_of_a_pass_for_each_answer(made, sizes) -> None:
         row_length=sizes[0],
         batch_rows=sizes[1],
     )
-    assert len(found) == len(asked)
-    for (prompt, answers), got in zip(asked, found, strict=True):
-        want = []
-        for answer in answers:
-            whole = np.array([*prompt, *answer])
-            logits = scenes.logits(made, scenes.one_sequence(whole[None]))[0]
-            logps = np.asarray(jax.nn.log_softmax(logits, -1))
-            at = np.arange(len(prompt), len(whole))
-            want.append(logps[at - 1, whole[at]].sum())
+    for (_, answers), got, want in zip(asked, found, wanted, strict=True):
         np.testing.assert_allclose(got.logps, want, atol=1e-4)
         shares = np.exp(want) / np.exp(want).sum()
         np.testing.assert_allclose(got.probs, shares, atol=1e-5)
         lengths = [len(answer) for answer in answers]
-        np.testing.assert_allclose(got.mean_logps, np.divide(want, lengths), atol=1e-4)
+        np.testing.assert_allclose(got.mean_logps, want / lengths, atol=1e-4)
 
 
 def test_answers_are_what_the_model_would_write(tiny_llama) -> None:

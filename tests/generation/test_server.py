@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
 import signal
@@ -736,7 +735,6 @@ def command(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
         [sys.executable, "-m", "jaxalign.cli.main", *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": ""},
     )
     assert process.stdout is not None
     with process:
@@ -790,7 +788,6 @@ def test_options_that_are_refused(options, match) -> None:
 def test_without_the_extra_and_without_the_port(
     monkeypatch, capsys, served, tiny_llama
 ) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     port = served.url.rpartition(":")[2]
     with pytest.raises(SystemExit) as stop:
         main(["serve", "--model", str(tiny_llama), "--port", port])

@@ -27,11 +27,6 @@ from tests.checkpoints.test_export import peft_model
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 
 
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-
-
 def shell(*arguments: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])

@@ -69,7 +69,8 @@ def command(values, *extra: str):
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 def comparable(run: Path) -> dict[int, dict]:
