@@ -19,9 +19,16 @@ import openai
 
 __all__ = ["chat_client"]
 
+_SENT = "jaxalign.sent"
+"""What aiohttp is given, in a request's extensions."""
+
 
 class _Direct(httpx2.AsyncClient):
-    """An httpx client whose requests aiohttp makes."""
+    """An httpx client whose requests aiohttp makes.
+
+    Headers and body of a request go past httpx's own types, which would take them apart
+    and put them together several times.
+    """
 
     def __init__(self, session: aiohttp.ClientSession):
         super().__init__(trust_env=False)
@@ -41,18 +48,15 @@ class _Direct(httpx2.AsyncClient):
         parsed = self._urls.get(url)
         if parsed is None:
             parsed = self._urls[url] = httpx2.URL(url)
-        # An encoding that is given is not guessed anew whenever a header is read.
-        sent = httpx2.Headers(headers, encoding="utf-8")
-        return httpx2.Request(method, parsed, content=content, headers=sent)
+        sent = {"url": url, "headers": headers, "data": content}
+        nothing = httpx2.ByteStream(b"")
+        return httpx2.Request(method, parsed, stream=nothing, extensions={_SENT: sent})
 
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        sent = request.extensions[_SENT]
         try:
             async with self._session.request(
-                request.method,
-                str(request.url),
-                headers=request.headers.multi_items(),
-                data=request.content,
-                allow_redirects=False,
+                request.method, **sent, allow_redirects=False
             ) as reply:
                 content = await reply.read()
         except TimeoutError as error:
@@ -61,15 +65,17 @@ class _Direct(httpx2.AsyncClient):
             raise httpx2.ConnectError(str(error), request=request) from error
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.NetworkError(str(error), request=request) from error
-        # aiohttp has undone a compression that the header would announce again.
-        kept = [
-            (name, value)
-            for name, value in reply.headers.items()
-            if name.lower() not in ("content-encoding", "transfer-encoding")
-        ]
-        headers = httpx2.Headers(kept, encoding="utf-8")
+        # Of a success nobody reads the headers. In a failure's, aiohttp has undone a
+        # compression that they would announce again.
+        kept = None
+        if reply.status != 200:
+            kept = [
+                (name, value)
+                for name, value in reply.headers.items()
+                if name.lower() not in ("content-encoding", "transfer-encoding")
+            ]
         return httpx2.Response(
-            reply.status, headers=headers, content=content, request=request
+            reply.status, headers=kept, content=content, request=request
         )
 
 
