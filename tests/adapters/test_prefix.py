@@ -169,7 +169,8 @@ def test_separate_prefixes_start_as_the_base_model(tiny_llama) -> None:
     inputs = scenes.one_sequence(np.arange(12)[None])
     got = scenes.logits(scenes.Adapted(checkpoint, made), inputs)
     base = scenes.logits(scenes.Adapted(checkpoint, {}), inputs)
-    np.testing.assert_array_equal(got, base)
+    # Two programs, whose roundings may differ.
+    np.testing.assert_allclose(got, base, atol=2e-5)
 
 
 @pytest.mark.parametrize("gate", ["none", "static", "token", "sequence"])

@@ -58,9 +58,8 @@ def test_the_balance_is_that_of_transformers(make, model_type) -> None:
     inputs = adapter_scenes.one_sequence(tokens)
     assert checkpoint.model.routed_fn is not None
     hidden, sums = jax.jit(checkpoint.model.routed_fn)(checkpoint.variables, inputs)
-    np.testing.assert_array_equal(
-        hidden, jax.jit(checkpoint.model.hidden_fn)(checkpoint.variables, inputs)
-    )
+    alone = jax.jit(checkpoint.model.hidden_fn)(checkpoint.variables, inputs)
+    np.testing.assert_allclose(hidden, alone, atol=2e-5)
     with torch.no_grad():
         model = scenes.torch_model(make(model_type))
         want = model(torch.from_numpy(tokens), output_router_logits=True).aux_loss

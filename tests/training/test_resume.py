@@ -22,7 +22,7 @@ from tests import synthetic
 
 
 STEPS = 12
-KILLS = int(os.environ.get("JAXALIGN_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("JAXALIGN_TEST_KILLS", "3"))
 """How often the run is killed; 30 takes some five minutes."""
 
 
