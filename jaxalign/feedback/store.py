@@ -292,5 +292,4 @@ def text_of(raw: bytes | None) -> str | None:
     return None if raw is None else bytes(raw).decode("utf-8", "surrogatepass")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=dict)
+_json = json.JSONEncoder(default=dict).encode
