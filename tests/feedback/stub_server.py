@@ -171,7 +171,8 @@ def _reply(
     if behaviour[:3].isdigit():
         date = email.utils.formatdate(time.time() + 2, usegmt=True)
         after = {"429 after": "1", "429 date": date}.get(behaviour)
-        extra = [] if after is None else [f"Retry-After: {after}"]
+        extra = ["X-Note: überlastet"]  # a header need not be ASCII
+        extra += [] if after is None else [f"Retry-After: {after}"]
         # A server that echoes the key in its errors.
         echo = headers.get("authorization", "")
         text = json.dumps({"error": {"message": f"busy; you sent {echo}"}})

@@ -66,13 +66,13 @@ class _Direct(httpx2.AsyncClient):
         except (aiohttp.ClientError, OSError) as error:
             raise httpx2.NetworkError(str(error), request=request) from error
         # Of a success nobody reads the headers. In a failure's, aiohttp has undone a
-        # compression that they would announce again.
+        # compression that they would announce again; as bytes, for not all are ASCII.
         kept = None
         if reply.status != 200:
             kept = [
                 (name, value)
-                for name, value in reply.headers.items()
-                if name.lower() not in ("content-encoding", "transfer-encoding")
+                for name, value in reply.raw_headers
+                if name.lower() not in (b"content-encoding", b"transfer-encoding")
             ]
         return httpx2.Response(
             reply.status, headers=kept, content=content, request=request
