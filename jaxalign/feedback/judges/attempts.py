@@ -42,6 +42,7 @@ class Trouble(Exception):
         raw: str | None = None,
         wait: float | None = None,
         repair: str | None = None,
+        unreached: bool = False,
     ):
         super().__init__(reason)
         self.reason = reason
@@ -52,6 +53,8 @@ class Trouble(Exception):
         """Seconds that the endpoint asks for."""
         self.repair = repair
         """What was wrong with the reply, if telling the judge may mend it."""
+        self.unreached = unreached
+        """Whether there was no connection at all."""
 
 
 def fate_of(status: int, body: str, any_success: bool) -> Fate:

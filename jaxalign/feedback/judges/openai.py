@@ -24,6 +24,7 @@ from jaxalign.feedback.judges.attempts import Trouble, backoff
 from jaxalign.feedback.judges.budget import Budget, cost_of
 from jaxalign.feedback.judges.config import JudgeConfig
 from jaxalign.feedback.judges.protocol import Request, Verdict, schema_text
+from jaxalign.feedback.judges.replies import Post
 
 
 __all__ = ["OpenAIJudge", "make"]
@@ -98,26 +99,26 @@ class OpenAIJudge:
         finished: asyncio.Queue[tuple[int, Verdict] | None] = asyncio.Queue()
         room = asyncio.Semaphore(2 * width)
 
-        async def work(client: Any) -> None:
+        async def work(post: Post) -> None:
             while run.stopped is None:
                 await room.acquire()
                 if (drawn := next(numbered, None)) is None:
                     return
                 number, request = drawn
-                verdict = await self._verdict(client, request, run)
+                verdict = await self._verdict(post, request, run)
                 if verdict is not None:
                     finished.put_nowait((number, verdict))
 
         async def work_all() -> None:
             try:
-                async with transport.chat_client(
+                async with transport.posting(
                     self.url,
                     self._key,
                     concurrency=width,
                     timeout=self.config.timeout,
                     proxy=endpoint.proxy_for(self.url),
-                ) as client:
-                    await _all(asyncio.create_task(work(client)) for _ in range(width))
+                ) as post:
+                    await _all(asyncio.create_task(work(post)) for _ in range(width))
             finally:
                 finished.put_nowait(None)
 
@@ -134,7 +135,7 @@ class OpenAIJudge:
             raise run.stopped
 
     async def _verdict(
-        self, client: Any, request: Request, run: "_Run"
+        self, post: Post, request: Request, run: "_Run"
     ) -> Verdict | None:
         """Return the verdict on a request, or None if the run has to stop."""
         first = self._messages(request)
@@ -146,7 +147,7 @@ class OpenAIJudge:
         while run.may_call():
             attempts += 1
             try:
-                value, raw = await self._call(client, request, first + more, run, spent)
+                value, raw = await self._call(post, request, first + more, run, spent)
                 return self._made(value, None, raw, attempts, spent)
             except Trouble as found:
                 trouble = found
@@ -172,7 +173,7 @@ class OpenAIJudge:
 
     async def _call(
         self,
-        client: Any,
+        post: Post,
         request: Request,
         messages: tuple[Message, ...],
         run: "_Run",
@@ -183,9 +184,8 @@ class OpenAIJudge:
         Raises:
           Trouble: it gave none.
         """
-        choice, usage = await replies.chat(
-            client, self._body(request, messages), self.url, self._key, run.succeeded
-        )
+        reply = await post(self._body(request, messages))
+        choice, usage = replies.choice(reply, self.url, self._key, run.succeeded)
         run.reached()
         if usage is not None:
             spent[0] += usage[0]
@@ -279,7 +279,7 @@ class _Run:
         It is when nobody has ever answered, or when as many requests in a row as are
         on their way together have used up their attempts without a connection.
         """
-        if not trouble.reason.startswith(replies.NO_CONNECTION):
+        if not trouble.unreached:
             self.reached()
             return False
         self._unreached += 1

@@ -1,60 +1,54 @@
-"""One call to the endpoint: its reply as text, or the trouble there was."""
+"""What an endpoint answered: the judge's text, or the trouble there was. Pure."""
 
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
 
 from jaxalign.feedback.judges import endpoint
 from jaxalign.feedback.judges.attempts import Trouble, fate_of, told_to_wait
 
 
-__all__ = ["NO_CONNECTION", "Reply", "chat", "content"]
+__all__ = ["Choice", "Post", "Reply", "choice", "content"]
 
-NO_CONNECTION = "no connection"
-
-Reply = dict[str, Any]
+Choice = dict[str, Any]
 
 
-async def chat(
-    client: Any, body: bytes, url: str, key: str, any_success: bool
-) -> tuple[Reply, tuple[int, int] | None]:
-    """Make one call; return the first choice of the reply, and its tokens if counted.
+class Reply(NamedTuple):
+    """An answer to a call."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By name in any case."""
+    body: bytes
+
+
+Post = Callable[[bytes], Awaitable[Reply]]
+"""Posts the body of a call; raises Trouble where there is no whole reply."""
+
+
+def choice(
+    reply: Reply, url: str, key: str, any_success: bool
+) -> tuple[Choice, tuple[int, int] | None]:
+    """Return the first choice of a chat completion, and its tokens if counted.
+
+    Read by hand: the official client's types would read it leniently, and take longer
+    than the call.
 
     Args:
-      client: the official one.
-      body: of the request.
+      reply: as it came.
       url: base URL of the endpoint.
       key: taken out of everything that comes back.
       any_success: whether any call has succeeded yet.
     Raises:
       Trouble: there is no choice.
     """
-    import httpx2
-    import openai
-
-    try:
-        # The typed `chat.completions.create` would walk through the body and build
-        # models of the reply: more work than all the rest, and a lenient reading.
-        response = await client.post(
-            f"{url}/chat/completions",
-            content=body,
-            cast_to=httpx2.Response,
-            options={"headers": {"Content-Type": "application/json"}},
-        )
-    except openai.APITimeoutError:
-        raise Trouble("time-out: no whole reply in judge.timeout seconds") from None
-    except openai.APIConnectionError as error:
-        cause = endpoint.without_key(str(error.__cause__ or error), key)
-        refused = isinstance(error.__cause__, httpx2.ConnectError)
-        raise Trouble(
-            f"{NO_CONNECTION if refused else 'broken connection'}: {cause}"
-        ) from None
-    except openai.APIStatusError as error:
-        raise _status_trouble(error.response, url, key, any_success) from None
-    text = response.content.decode("utf-8", "replace")
-    return _choice(endpoint.without_key(text, key))
+    text = endpoint.without_key(reply.body.decode("utf-8", "replace"), key)
+    if not 200 <= reply.status < 300:
+        raise _status_trouble(reply, text, url, any_success)
+    return _choice(text)
 
 
-def content(choice: Reply, key: str) -> str:
+def content(choice: Choice, key: str) -> str:
     """Return the judge's text in a choice, without the key.
 
     Raises:
@@ -74,7 +68,7 @@ def content(choice: Reply, key: str) -> str:
     return text
 
 
-def _choice(text: str) -> tuple[Reply, tuple[int, int] | None]:
+def _choice(text: str) -> tuple[Choice, tuple[int, int] | None]:
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError):
@@ -92,8 +86,8 @@ def _choice(text: str) -> tuple[Reply, tuple[int, int] | None]:
     return choices[0], (whole[0], whole[1]) if len(whole) == 2 else None
 
 
-def _status_trouble(response: Any, url: str, key: str, any_success: bool) -> Trouble:
-    status, body = response.status_code, endpoint.without_key(response.text, key)
+def _status_trouble(reply: Reply, body: str, url: str, any_success: bool) -> Trouble:
+    status = reply.status
     fate = fate_of(status, body, any_success)
     said = _said(body)
     if fate == "run":
@@ -102,9 +96,7 @@ def _status_trouble(response: Any, url: str, key: str, any_success: bool) -> Tro
             "judged is in the store",
             fate=fate,
         )
-    return Trouble(
-        f"HTTP {status}{said}", fate=fate, wait=told_to_wait(response.headers)
-    )
+    return Trouble(f"HTTP {status}{said}", fate=fate, wait=told_to_wait(reply.headers))
 
 
 def _said(body: str, most: int = 300) -> str:

@@ -1,89 +1,39 @@
-"""The HTTP below the official client: aiohttp, with little done a call.
+"""The HTTP of a judge's calls: the official client's request, sent by aiohttp.
 
-The client would bring httpx's own machinery for authentication flows, redirects,
-cookies and query strings, which a chat completion has no use for and which is most of
-the client's time when thousands of short calls are made. Here its request goes to
-aiohttp as it is. Redirects are not followed: the key must not travel to another host.
+All calls of a judge are one request with different bodies. The official client makes
+it once: the URL, the key, the organisation and project of the environment, its own
+headers. To make every call through the client costs twice what all else of a call
+does, so aiohttp, the transport it recommends for many calls at a time, is given the
+bodies. Redirects are not followed: the key must not travel to another host.
 
 Imports the extra ``judge``; its parts are imported by :mod:`.openai`.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import httpx2
 import openai
 
-
-__all__ = ["chat_client"]
-
-_SENT = "jaxalign.sent"
-"""What aiohttp is given, in a request's extensions."""
+from jaxalign.feedback.judges import endpoint
+from jaxalign.feedback.judges.attempts import Trouble
+from jaxalign.feedback.judges.replies import Post, Reply
 
 
-class _Direct(httpx2.AsyncClient):
-    """An httpx client whose requests aiohttp makes.
+__all__ = ["posting"]
 
-    Headers and body of a request go past httpx's own types, which would take them apart
-    and put them together several times.
-    """
-
-    def __init__(self, session: aiohttp.ClientSession):
-        super().__init__(trust_env=False)
-        self._session = session
-        self._urls: dict[str, httpx2.URL] = {}
-
-    def build_request(
-        self,
-        method: str,
-        url: Any,
-        *,
-        content: Any = None,
-        headers: Any = None,
-        **_: Any,
-    ) -> httpx2.Request:
-        # All calls of a judge go to one URL, and parsing it is a third of the building.
-        parsed = self._urls.get(url)
-        if parsed is None:
-            parsed = self._urls[url] = httpx2.URL(url)
-        sent = {"url": url, "headers": headers, "data": content}
-        nothing = httpx2.ByteStream(b"")
-        return httpx2.Request(method, parsed, stream=nothing, extensions={_SENT: sent})
-
-    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
-        sent = request.extensions[_SENT]
-        try:
-            async with self._session.request(
-                request.method, **sent, allow_redirects=False
-            ) as reply:
-                content = await reply.read()
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout(str(error), request=request) from error
-        except aiohttp.ClientConnectorError as error:
-            raise httpx2.ConnectError(str(error), request=request) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise httpx2.NetworkError(str(error), request=request) from error
-        # Of a success nobody reads the headers. In a failure's, aiohttp has undone a
-        # compression that they would announce again; as bytes, for not all are ASCII.
-        kept = None
-        if reply.status != 200:
-            kept = [
-                (name, value)
-                for name, value in reply.raw_headers
-                if name.lower() not in (b"content-encoding", b"transfer-encoding")
-            ]
-        return httpx2.Response(
-            reply.status, headers=kept, content=content, request=request
-        )
+_OF_A_CONNECTION = ("host", "connection", "accept-encoding", "content-length")
+"""Headers that aiohttp has its own of."""
 
 
 @asynccontextmanager
-async def chat_client(
+async def posting(
     base_url: str, key: str, *, concurrency: int, timeout: float, proxy: str | None
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    """Give the official client over one pool of connections, without retries.
+) -> AsyncIterator[Post]:
+    """Give what posts the body of a chat completion, over one pool of connections.
+
+    It returns whatever is answered, and raises Trouble where there is no whole reply.
 
     Args:
       base_url: of the endpoint.
@@ -92,13 +42,52 @@ async def chat_client(
       timeout: seconds of a whole call, from connecting to the last byte.
       proxy: URL of a proxy, or None.
     """
+    url, headers = await _request(base_url, key, timeout)
     session = aiohttp.ClientSession(
+        headers=headers,
         connector=aiohttp.TCPConnector(limit=concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=timeout),
         proxy=proxy,
     )
-    async with session, _Direct(session) as http:
-        yield openai.AsyncOpenAI(
-            base_url=base_url, api_key=key, max_retries=0, http_client=http
+
+    async def post(body: bytes) -> Reply:
+        try:
+            async with session.post(url, data=body, allow_redirects=False) as reply:
+                return Reply(reply.status, reply.headers, await reply.read())
+        except TimeoutError:
+            reason = "time-out: no whole reply in judge.timeout seconds"
+            raise Trouble(reason) from None
+        except (aiohttp.ClientError, OSError) as error:
+            unreached = isinstance(error, aiohttp.ClientConnectorError)
+            what = "no connection" if unreached else "broken connection"
+            said = endpoint.without_key(str(error), key)
+            raise Trouble(f"{what}: {said}", unreached=unreached) from None
+
+    async with session:
+        yield post
+
+
+async def _request(
+    base_url: str, key: str, timeout: float
+) -> tuple[str, dict[str, str]]:
+    """Return URL and headers of the official client's chat completions; send none."""
+    made: list[httpx2.Request] = []
+
+    def keep(request: httpx2.Request) -> httpx2.Response:
+        made.append(request)
+        return httpx2.Response(200, json={})
+
+    nowhere = httpx2.MockTransport(keep)
+    async with httpx2.AsyncClient(transport=nowhere, trust_env=False) as http:
+        client = openai.AsyncOpenAI(
+            base_url=base_url, api_key=key, timeout=timeout, http_client=http
         )
+        await client.post("/chat/completions", cast_to=httpx2.Response, body={})
+    (request,) = made
+    headers = {
+        name: value
+        for name, value in request.headers.items()
+        if name.lower() not in _OF_A_CONNECTION
+    }
+    return str(request.url), headers
