@@ -66,7 +66,7 @@ class Pair(NamedTuple):
 
 def sample_id(prompt: str | Sequence[Mapping[str, str]], response: str) -> str:
     """Return what tells equal responses to equal prompts: a SHA-256 in hexadecimal."""
-    text = json.dumps([prompt, response], default=dict, sort_keys=True)
+    text = _SORTED.encode([prompt, response])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -292,4 +292,5 @@ def text_of(raw: bytes | None) -> str | None:
     return None if raw is None else bytes(raw).decode("utf-8", "surrogatepass")
 
 
+_SORTED = json.JSONEncoder(default=dict, sort_keys=True)
 _json = json.JSONEncoder(default=dict).encode

@@ -66,7 +66,9 @@ def first_then_ok(*behaviours: str) -> Callable[..., str]:
     )
 
 
-def test_what_is_sent_and_what_comes_back() -> None:
+def test_what_is_sent_and_what_comes_back(monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-7")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj_8")
     with serving() as stub:
         asked = judge(stub, max_reply_tokens=99, prompt_price=2.0, completion_price=5.0)
         (request,) = requests(1)
@@ -83,6 +85,10 @@ def test_what_is_sent_and_what_comes_back() -> None:
         },
     }
     assert call.headers["authorization"] == f"Bearer {KEY}"
+    assert call.headers["content-type"] == "application/json"
+    assert call.headers["openai-organization"] == "org-7"
+    assert call.headers["openai-project"] == "proj_8"
+    assert not any(name.startswith("x-stainless") for name in call.headers)
     assert verdict.value == {"segments": [{"safety": 3, "clarity": 3}] * 2}
     assert (verdict.attempts, verdict.prompt_tokens, verdict.completion_tokens) == (
         *(1, 100),

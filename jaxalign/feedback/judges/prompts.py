@@ -10,6 +10,7 @@ takes; the schemas keep to what OpenAI's strict mode supports: every property re
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -176,14 +177,11 @@ def parse(raw: str, schema: Mapping[str, Any]) -> Parsed:
     'it is not JSON: Expecting value at character 0'
     """
     try:
-        value = json.loads(
-            raw,
-            parse_float=_Fraction,
-            parse_constant=_no_constant,
-            object_pairs_hook=_no_duplicates,
-        )
-        # What json.loads takes and no JSON text can hold: 1e999 and "\ud800".
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        value = _STRICT.decode(raw)
+        # Halves of surrogate pairs are in the text, or escaped in it ("\ud800").
+        raw.encode()
+        if "\\u" in raw:
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         return Parsed(None, f"it is not JSON: {error.msg} at character {error.pos}")
     except UnicodeEncodeError:
@@ -208,6 +206,12 @@ def _check_of(schema: str) -> Callable[[Any], Any]:
 class _Fraction(float):
     """A number that is written with a point or an exponent."""
 
+    def __new__(cls, text: str) -> "_Fraction":
+        made = super().__new__(cls, text)
+        if math.isinf(made):
+            raise ValueError(f"{text} is out of range")
+        return made
+
     def is_integer(self) -> bool:
         return False
 
@@ -223,7 +227,15 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+_STRICT = json.JSONDecoder(
+    parse_float=_Fraction,
+    parse_constant=_no_constant,
+    object_pairs_hook=_no_duplicates,
+)
+
+
 _MATERIAL = "{{material}}"
+_SHOWN = json.JSONEncoder(ensure_ascii=False, default=dict)
 
 
 def _messages(
@@ -231,7 +243,7 @@ def _messages(
 ) -> tuple[Mapping[str, Any], ...]:
     """Return system and user message with the material as one JSON object."""
     system, user = _worded(template, subject.aspects, own)
-    shown = json.dumps(material, ensure_ascii=False, default=dict)
+    shown = _SHOWN.encode(material)
     filled = {**user, "content": user["content"].replace(_MATERIAL, shown)}
     return system, images.with_images(filled, subject.images)
 

@@ -144,8 +144,10 @@ def request_key(request: Request, settings: Mapping[str, Any]) -> str:
         "vote": request.vote,
         "judge": settings,
     }
-    text = json.dumps(what, sort_keys=True, ensure_ascii=True, default=dict)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_SORTED.encode(what).encode()).hexdigest()
+
+
+_SORTED = json.JSONEncoder(sort_keys=True, default=dict)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,10 +1,10 @@
 """The HTTP of a judge's calls: the official client's request, sent by aiohttp.
 
 All calls of a judge are one request with different bodies. The official client makes
-it once: the URL, the key, the organisation and project of the environment, its own
-headers. To make every call through the client costs twice what all else of a call
-does, so aiohttp, the transport it recommends for many calls at a time, is given the
-bodies. Redirects are not followed: the key must not travel to another host.
+it once: the URL, the key, the organisation and project of the environment. Every call
+through the client would take as long as all else that is done for it, so the bodies go
+to aiohttp, the transport that the client's documentation names for many calls at a
+time. Redirects are not followed: the key must not travel to another host.
 
 Imports the extra ``judge``; its parts are imported by :mod:`.openai`.
 """
@@ -23,8 +23,8 @@ from jaxalign.feedback.judges.replies import Post, Reply
 
 __all__ = ["posting"]
 
-_OF_A_CONNECTION = ("host", "connection", "accept-encoding", "content-length")
-"""Headers that aiohttp has its own of."""
+_LEFT_OUT = ("host", "connection", "accept-encoding", "content-length", "x-stainless")
+"""Headers that aiohttp has its own of, and what the client tells of this machine."""
 
 
 @asynccontextmanager
@@ -88,6 +88,6 @@ async def _request(
     headers = {
         name: value
         for name, value in request.headers.items()
-        if name.lower() not in _OF_A_CONNECTION
+        if not name.lower().startswith(_LEFT_OUT)
     }
     return str(request.url), headers
