@@ -2,8 +2,8 @@
 
     python experiments/bench/judge_throughput.py --calls 10000 --concurrency 64
 
-A server that answers at once, or after 20, 50 or 100 ms, is asked by the cheapest client
-there is (sockets and nothing else), by the judge alone, and by the judge with the store
+A server that answers at once, or after 20, 50 or 100 ms, is asked by the cheapest
+client there is (sockets and nothing else), by the judge alone, and by the judge with the store
 (what ``jaxalign judge`` does). Every client and the server have a process of their own;
 memory is the client's peak above what its imports take. About three minutes on two
 quiet cores. The judge is one Python process: it is as fast as the server up to what one
