@@ -3,12 +3,12 @@
     python experiments/bench/judge_throughput.py --calls 10000 --concurrency 64
 
 A server that answers at once, or after 20, 50 or 100 ms, is asked by the cheapest
-client there is (sockets and nothing else), by the judge alone, and by the judge with the store
-(what ``jaxalign judge`` does). Every client and the server have a process of their own;
-memory is the client's peak above what its imports take. About three minutes on two
-quiet cores. The judge is one Python process: it is as fast as the server up to what one
-core can do, and no faster. Expected: 0.8 to 1.0 ms of a core a call, half of it in
-aiohttp, and some 10 MB whatever the number of calls.
+client there is (sockets and nothing else), by the judge alone, and by the judge with
+the store (what ``jaxalign judge`` does). Every client and the server have a process of
+their own; memory is the client's peak above what its imports take. About three minutes
+on two quiet cores. The judge is one Python process: it is as fast as the server up to
+what one core can do, and no faster. Expected: 0.8 to 1.0 ms of a core a call, half of
+it in aiohttp, and some 10 MB whatever the number of calls.
 """
 
 import argparse
