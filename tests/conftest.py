@@ -6,18 +6,21 @@ from importlib import metadata
 
 # Before jax or transformers is imported: eight CPU devices, and no hub. The tests spend
 # most of their time compiling tiny models. That takes half as long without LLVM's
-# optimisations, and half of that with the elder of XLA's two ways to emit code, which
-# later versions may lack (they end the process at a flag they do not know). Set
-# XLA_FLAGS to test with others. What only a GPU or TPU can show is tested with
-# JAXALIGN_TEST_PLATFORMS=cuda,cpu (or tpu,cpu).
+# optimisations, and half of that with the elder of XLA's two ways to emit code and
+# without splitting programs that small. Later versions may lack these flags, and end
+# the process at one that they do not know. Set XLA_FLAGS to test with others. What only
+# a GPU or TPU can show is tested with JAXALIGN_TEST_PLATFORMS=cuda,cpu (or tpu,cpu).
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXALIGN_TEST_PLATFORMS", "cpu")
+_FAST_COMPILATION = (
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_llvm_disable_expensive_passes=true",
+)
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false"
-        if metadata.version("jaxlib").startswith("0.10.")
-        else "",
+        *(_FAST_COMPILATION if metadata.version("jaxlib").startswith("0.10.") else ()),
         os.environ.get("XLA_FLAGS", ""),
     )
 ).strip()
