@@ -16,6 +16,7 @@ __all__ = [
     "load_tokenizer",
     "prompt_text",
     "prompt_tokens",
+    "special_tokens",
     "stop_tokens",
     "tokenize",
 ]
@@ -208,6 +209,15 @@ def stop_tokens(tokenizer: Any) -> frozenset[int]:
         special = _special_ids(tokenizer)
         found |= set([i for i in tail["input_ids"] if i in special][:1])
     return frozenset(found)
+
+
+def special_tokens(tokenizer: Any, texts: Sequence[str]) -> frozenset[int]:
+    """Return the special tokens that stand among texts; decoding leaves them out."""
+    if not texts:
+        return frozenset()
+    special = sorted(_special_ids(tokenizer))
+    names = tokenizer.convert_ids_to_tokens(special)
+    return frozenset(i for i, n in zip(special, names, strict=True) if n in texts)
 
 
 _Encoded = tuple[list[int], list[spans.Span]]

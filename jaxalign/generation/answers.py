@@ -247,7 +247,7 @@ class Answer:
         A part of a character has bytes of its own, which its text hides: it gets the
         vocabulary's name and no bytes.
         """
-        text = self.tokenizer.decode([token])
+        text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
         if _PARTIAL in text:
             return self.tokenizer.convert_ids_to_tokens(token), None
         return text, list(text.encode())

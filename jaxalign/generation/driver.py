@@ -48,7 +48,8 @@ class Call:
             _Ticket(self, index, request, request.sampling.num_samples)
             for index, request in enumerate(requests)
         ]
-        self.texts_left = sum(r.sampling.num_samples for r in requests)
+        self._texts = sum(r.sampling.num_samples for r in requests)
+        self.texts_left = self._texts
         self._queue: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
@@ -57,7 +58,7 @@ class Call:
         Raises:
           EngineFailed: the engine cannot go on.
         """
-        left = self.texts_left
+        left = self._texts  # some may have come in already
         while left:
             item = await self._queue.get()
             if item is None:

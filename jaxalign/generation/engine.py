@@ -8,6 +8,7 @@ the one before are looked at, so a text that a stop ends costs its slot one step
 
 import collections
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,9 @@ FinishReason = Literal["stop", "length"]
 _CHUNKS = (32, 128)
 """Tokens of a prompt that are read at once: the larger where most of it is filled."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of the numbers that the device takes."""
+
 _MOST_BLOCKS = 8
 """Of a cache on CPUs, see ``models.kernels.cached``: each takes time to compile."""
 
@@ -58,7 +62,8 @@ class Sampling:
       min_p: only tokens at least this share as probable as the most probable one.
       repetition_penalty: positive logits of tokens in prompt and completion are divided
         by it, negative ones multiplied; 1 is none.
-      stop: texts that end a completion, which then ends before them.
+      stop: texts that end a completion, which then ends before them; a command takes a
+        special token by its text.
       seed: the same seed gives the same completions, whatever else is generated.
     """
 
@@ -80,16 +85,16 @@ class Sampling:
             ("max_new_tokens", 1, None),
             ("temperature", 0, None),
             ("top_p", 0, 1),
-            ("top_k", 0, None),
+            ("top_k", 0, 2**31 - 1),
             ("min_p", 0, 1),
             ("seed", 0, 2**32 - 1),
         ):
             value = getattr(self, name)
-            fits = low <= value < float("inf") and (high is None or value <= high)
+            fits = low <= value <= (_LARGEST if high is None else high)
             if not fits:
                 expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
                 raise UserError(f"{name} must be {expected}: got {value}")
-        if not 0 < self.repetition_penalty < float("inf"):
+        if not 0 < self.repetition_penalty <= _LARGEST:
             raise UserError(
                 f"repetition_penalty must be above 0: got {self.repetition_penalty}"
             )
@@ -354,7 +359,9 @@ class Engine:
         """Read a piece of a prompt; return its tokens if they are to be told."""
         if prompt.row is None:
             spare = self._spare_rows
-            prompt.row = spare.pop() if spare else self._empty(1).cache
+            prompt.row = (
+                spare.pop() if spare else self._timed("row", self._empty, 1).cache
+            )
         tokens = prompt.request.tokens
         rest = len(tokens) - prompt.begin
         small, large = _CHUNKS
@@ -392,7 +399,7 @@ class Engine:
         seen = np.zeros(self.vocab, bool)
         if options.repetition_penalty != 1:
             seen[np.asarray(request.tokens)] = True
-        key = sampling.key_of(options.seed, prompt.next_sample)
+        key = self._timed("key", sampling.key_of, options.seed, prompt.next_sample)
         # Of numpy's kinds; on the device they are JAX's.
         fields: dict[str, Any] = {
             "slot": np.int32(slot),
@@ -485,6 +492,11 @@ def _event(
         for n in range(request.ranked)
     )
     token, logp = int(said.tokens[place]), float(said.logps[place])
+    if math.isnan(logp):
+        raise UserError(
+            "the model's logits are not finite: its weights or the adapter's have "
+            "diverged, or float16 is too narrow for them (--dtype bfloat16 or float32)"
+        )
     return Event(number, sample, token, logp, reason, best)
 
 

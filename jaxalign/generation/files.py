@@ -1,5 +1,6 @@
 """From a file of prompts to a file of completions; goes on where it was stopped."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,7 +22,7 @@ from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training import progress, run_directory
 from jaxalign.training.config import to_dict
-from jaxalign.whole_file import write_text
+from jaxalign.whole_file import check_target, write_text
 
 
 __all__ = ["GenerateConfig", "Report", "generate_file", "seed_of"]
@@ -87,11 +88,12 @@ def generate_file(config: GenerateConfig) -> Report:
         settings; nothing is written then.
     """
     out = Path(config.out)
-    if out.is_dir():
-        raise UserError(f"--out {out} is a directory: give a file to write")
+    with _writing(out):
+        check_target(out)
     prompts = records.read_prompts(config.data)
     settings = _settings(config)
-    done = _resume(out, settings, len(prompts))
+    with _writing(out):
+        done = _resume(out, settings, len(prompts))
     if done == len(prompts):
         progress.say(f"{out} is complete: {done} line(s), made with these options")
         return Report(0, 0.0, 0.0)
@@ -122,15 +124,13 @@ def generate_file(config: GenerateConfig) -> Report:
             engine.check(request)
         except UserError as error:
             raise UserError(f"{prompt.where}: {error}") from None
-    try:
+    with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(_settings_file(out), json.dumps(settings, indent=2))
-        opened = out.open("a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error}") from None
     tokens, began = 0, time.monotonic()
     with (
-        opened as file,
+        _writing(out),
+        out.open("a", encoding="utf-8") as file,
         progress.counting("generating", len(prompts), "tokens", done) as show,
     ):
         for index, completions in _in_order(completed(engine, left)):
@@ -143,6 +143,17 @@ def generate_file(config: GenerateConfig) -> Report:
     return Report(tokens, seconds, engine.compile_seconds)
 
 
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written: {error}. Make room, or give another file; "
+            "the lines that are there stay, and the same command goes on behind them"
+        ) from None
+
+
 def _request(
     config: GenerateConfig, prompt: Prompt, line: int, made: ready.Ready
 ) -> Request:
@@ -153,7 +164,7 @@ def _request(
     }
     sampling = Sampling(**options, seed=seed_of(config.seed, line))
     tokens = chat.prompt_tokens(prompt, made.tokenizer)
-    return Request(tokens, sampling, made.stop_tokens)
+    return Request(tokens, sampling, made.ends(sampling.stop))
 
 
 def _in_order(
@@ -192,6 +203,7 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return all that decides the texts."""
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     found["model"] = contents.fingerprint(config.model)
+    found["tokenizer"] = ready.fingerprint(config.model)
     found["data"] = rows.fingerprint(config.data)
     if config.adapter is not None:
         path = Path(config.adapter)

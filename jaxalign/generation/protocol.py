@@ -95,6 +95,9 @@ class _Turn(pydantic.BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[_Part], _Some]
+    # Of no consequence for the answer: who said it; what lm-eval adds to every turn.
+    name: str | None = None
+    type: Literal["text"] | None = None
 
 
 class _StreamOptions(pydantic.BaseModel):

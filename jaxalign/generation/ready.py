@@ -1,5 +1,6 @@
 """A checkpoint, with an adapter or without, made ready to generate."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,13 @@ from jaxalign.training import restore
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Ready", "check_slots", "cut", "load", "text_with"]
+__all__ = ["Ready", "check_slots", "cut", "fingerprint", "load", "text_with"]
+
+
+_TEXT_FILES = (
+    *("tokenizer*", "*tokens*.json", "vocab.*", "merges.txt"),
+    *("chat_template*", "generation_config.json"),
+)
 
 
 class Ready(NamedTuple):
@@ -32,6 +39,10 @@ class Ready(NamedTuple):
     """EOS and end of turn, by the tokenizer and by generation_config.json."""
     name: str
     """Of the model."""
+
+    def ends(self, stop: Sequence[str]) -> frozenset[int]:
+        """Return ``stop_tokens`` and those of stop texts, which no text would show."""
+        return self.stop_tokens | chat.special_tokens(self.tokenizer, stop)
 
 
 def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -> None:
@@ -115,6 +126,15 @@ def _configured(directory: Path) -> frozenset[int]:
     ends = tensor_files.read_json(path).get("eos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(end for end in listed if isinstance(end, int))
+
+
+def fingerprint(model: str) -> str:
+    """Return a hash of what turns messages into tokens, them into text, and ends it."""
+    directory = hub.directory_of(model, weights=False)
+    digest = hashlib.sha256()
+    for path in sorted({path for name in _TEXT_FILES for path in directory.glob(name)}):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def text_with(tokenizer: Any) -> Any:

@@ -100,6 +100,7 @@ def _drawn(
     is_greedy = controls.temperature <= 0
     heat = jnp.where(is_greedy, 1.0, controls.temperature)
     top = logits.max(axis=-1)
+    hopeless = ~jnp.isfinite(top)  # nothing would ever be kept
 
     def weigh(values: Array) -> Array:
         """Return tokens' weights, 1 for the most probable.
@@ -125,7 +126,7 @@ def _drawn(
             lambda: _kept(logits, weigh, token, controls, share) | ~cut,
             lambda: jnp.ones_like(cut),
         )
-        return token, fits
+        return token, fits | hopeless
 
     def draw_again(state: Any) -> Any:
         attempt, token, done = state
@@ -225,7 +226,8 @@ def _draw(
     block, before = pick(totals, target)
     inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     place, _ = pick(weigh(inner), target - before)
-    return (block * _BLOCK + place).astype(jnp.int32)
+    # Where weights are no numbers it is the last place, which may be padding.
+    return jnp.minimum(block * _BLOCK + place, vocab - 1).astype(jnp.int32)
 
 
 def _top_k_share(

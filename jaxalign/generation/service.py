@@ -161,10 +161,11 @@ class Service:
                     tokens = chat.prompt_tokens(prompt, self.made.tokenizer)
                 options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
                 options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
+                sampling = Sampling(**options)
                 request = Request(
                     tokens,
-                    Sampling(**options),
-                    self.made.stop_tokens,
+                    sampling,
+                    self.made.ends(sampling.stop),
                     ranked=asked.logprobs or 0,
                     judged=asked.echo and asked.logprobs is not None,
                 )

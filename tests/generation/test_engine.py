@@ -317,6 +317,14 @@ def test_options_that_are_refused(options, match) -> None:
         Sampling(**options)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_have_diverged_are_told(tiny, temperature) -> None:
+    variables = jax.tree.map(lambda leaf: leaf * np.nan, tiny.variables)
+    asked = Request([5, 9], Sampling(temperature=temperature, top_p=0.5))
+    with pytest.raises(UserError, match="logits are not finite"):
+        generate(tiny.model, variables, [asked])
+
+
 def test_an_adapter_that_reads_ahead_is_refused(tiny_llama) -> None:
     made = scenes.adapted(tiny_llama, HLPTConfig(rank=2, faithful=True))
     with pytest.raises(UserError, match="cannot decode token by token"):

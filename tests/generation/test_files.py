@@ -16,6 +16,7 @@ from jaxalign.adapters.hybrid import H2LPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import adapter_files
 from jaxalign.cli.main import main
+from jaxalign.data import records
 from jaxalign.errors import UserError
 from jaxalign.generation import files, ready
 from jaxalign.generation.engine import Request, Sampling, generate
@@ -128,6 +129,28 @@ def test_what_is_there_is_not_made_again(config) -> None:
     assert out.read_bytes() == before
 
 
+def test_another_tokenizer_makes_another_file(config, make_llama) -> None:
+    model = make_llama()
+    config |= {"model": str(model), "max_new_tokens": 2}
+    files.generate_file(GenerateConfig(**config))
+    ends = model / "generation_config.json"
+    ends.write_text(json.dumps({"eos_token_id": 7}))
+    with pytest.raises(UserError, match="other settings: tokenizer"):
+        files.generate_file(GenerateConfig(**config))
+
+
+def test_a_special_token_is_a_stop_text(config, tiny_llama) -> None:
+    """Decoding leaves it out, so no text would ever show it."""
+    made = ready.load(str(tiny_llama))
+    begin = made.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert begin not in made.stop_tokens
+    asked = GenerateConfig(**config, stop=("<|im_start|>", "a"))
+    (prompt, *_) = records.read_prompts(config["data"])
+    request = files._request(asked, prompt, 0, made)
+    assert request.stop_tokens == made.stop_tokens | {begin}
+    assert made.ends(("a", "im_start")) == made.stop_tokens
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_lines(config, tmp_path) -> None:
     """kill -9 as soon as two lines are there."""
@@ -180,7 +203,8 @@ def test_an_adapter_on_top(tiny_llama, tmp_path, options) -> None:
         ({}, {"prompt": ""}, r"bad.jsonl:1: .*no token"),
         ({}, {"prompt": [{"role": "user"}]}, "field prompt.*content is missing"),
         ({}, {"prompt": "hi", "images": ["a.png"]}, "no vision-language model"),
-        ({"out": "."}, {"prompt": "hi"}, "is a directory"),
+        ({"out": "."}, {"prompt": "hi"}, "not an ordinary file"),
+        ({"out": "x" * 300}, {"prompt": "hi"}, "cannot be written"),
         ({"adapter": "nowhere"}, {"prompt": "hi"}, "nowhere"),
     ],
 )
@@ -197,6 +221,8 @@ def test_bad_input_is_refused_and_nothing_written(
     ("flags", "match"),
     [
         (["--temperature", "-1"], "temperature must be at least 0"),
+        (["--temperature", "1e39"], "temperature must be at least 0"),
+        (["--top_k", "3000000000"], "top_k must be in"),
         (["--top_p", "1.5"], "top_p must be in"),
         (["--batch_slots", "0"], "batch_slots must be at least 1"),
         (["--num_sample", "2"], "Did you mean --num_samples"),

@@ -164,3 +164,17 @@ def test_the_penalty_is_that_of_transformers() -> None:
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
     same = sampling.penalised(jnp.asarray(logits), jnp.ones(2), jnp.asarray(seen))
     np.testing.assert_array_equal(same, logits)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"min_p": 0.1}, {"top_k": 2}])
+@pytest.mark.parametrize("every", [True, False])
+def test_logits_that_are_no_numbers_end_too(wrong, options, every) -> None:
+    """The engine tells the user; the device must not draw for ever."""
+    logits = np.full(130, wrong, np.float32)
+    if not every:
+        logits[1:] = np.linspace(-1, 1, 129)
+    drawn = draws(logits, 64, **options)
+    assert ((drawn >= 0) & (drawn < 130)).all()
+    if not every and wrong == -np.inf:
+        assert (drawn > 0).all()

@@ -27,7 +27,15 @@ from jaxalign.data import chat, records
 from jaxalign.errors import UserError
 from jaxalign.generation import protocol, ready, server, service
 from jaxalign.generation.answers import Growing
-from jaxalign.generation.engine import Completion, Event, Request, Sampling, generate
+from jaxalign.generation.driver import Driver
+from jaxalign.generation.engine import (
+    Completion,
+    Engine,
+    Event,
+    Request,
+    Sampling,
+    generate,
+)
 from jaxalign.types import ModelInputs
 
 
@@ -193,8 +201,8 @@ def test_a_chat_is_what_the_engine_makes(served, client) -> None:
 def test_parts_roles_and_nulls(served, client) -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "it?"}]
     turns: Any = [
-        {"role": "developer", "content": "Answer."},
-        {"role": "user", "content": parts},
+        {"role": "developer", "content": "Answer.", "type": "text"},
+        {"role": "user", "content": parts, "name": "me"},
     ]
     made = client.chat.completions.create(
         model="tiny",
@@ -651,6 +659,43 @@ def test_unknown_paths_and_methods(served) -> None:
         answer = httpx.request(method, served.url + path)
         assert answer.status_code == status
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+class _Done(Engine):
+    """Has said everything at its first step."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._asked)
+
+    def submit(self, request: Request) -> int:
+        self._asked = request.sampling.num_samples
+        return 0
+
+    def step(self, *, chunks: int | None = None) -> list[Event]:
+        count, self._asked = self._asked, 0
+        return [Event(0, sample, 7, -1.0, "length", ()) for sample in range(count)]
+
+
+def test_texts_that_are_done_before_anybody_listens() -> None:
+    """A stream begins in a task of its own, which may come late."""
+
+    async def late() -> list[Event]:
+        driver = Driver(_Done(), most=8)
+        driver.start()
+        sampling = Sampling(max_new_tokens=1, num_samples=2)
+        call = driver.submit([Request([5, 9], sampling)])
+        while call.texts_left:
+            await asyncio.sleep(0.01)
+        found = [event async for _, event in call.events()]
+        driver.stop()
+        return found
+
+    found = asyncio.run(late())
+    assert [event.sample for event in found] == [0, 1]
 
 
 def test_too_many_at_once(served, client, monkeypatch) -> None:
