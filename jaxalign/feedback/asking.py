@@ -8,7 +8,13 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import NamedTuple
 
-from jaxalign.feedback.judges.protocol import Judge, Request, Verdict, request_key
+from jaxalign.feedback.judges.protocol import (
+    Judge,
+    Proven,
+    Request,
+    Verdict,
+    request_key,
+)
 from jaxalign.feedback.store import Judgement, Store
 
 
@@ -50,6 +56,8 @@ async def ask(
     Raises:
       UserError: from the judge or the store; what was judged until then is written.
     """
+    if isinstance(judge, Proven):
+        judge.proven = judge.proven or store.has_judged(judge.settings)
     pending = _Pending(judge, requests, store)
     while not pending.exhausted:
         missing = pending.missing()

@@ -80,7 +80,10 @@ def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> Report:
     """
     out = Path(config.out)
     check_target(out)
-    same = [p for p in (Path(config.data), config.store_path) if _same(p, out)]
+    store_path = config.store_path
+    journals = [store_path.with_name(store_path.name + end) for end in ("-wal", "-shm")]
+    read = (Path(config.data), store_path, *journals)
+    same = [path for path in read if _same(path, out)]
     if same:
         raise UserError(f"--out {out} is also read: give another file")
     total = sum(len(item.responses) * config.judge.votes for item in _items(config))
@@ -214,4 +217,6 @@ def _line(record: dict[str, Any], source: str) -> str:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()  # the store may not be there yet

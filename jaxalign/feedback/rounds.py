@@ -39,6 +39,7 @@ from jaxalign.feedback.decompose import claims, hops, risks, segments
 from jaxalign.feedback.decompose.protocol import Decompose
 from jaxalign.feedback.gate import Decision
 from jaxalign.feedback.judges.config import make_judge
+from jaxalign.feedback.judges.openai import OpenAIJudge
 from jaxalign.feedback.judges.protocol import Judge
 from jaxalign.feedback.store import Pair, Store
 from jaxalign.generation.files import GenerateConfig, generate_file
@@ -78,6 +79,9 @@ class _Run:
         if config.gate.judge_model is not None:
             other = dataclasses.replace(config.judge, model=config.gate.judge_model)
             self.gate_judge = make_judge(other)
+            if isinstance(self.judge, OpenAIJudge):
+                assert isinstance(self.gate_judge, OpenAIJudge)
+                self.gate_judge.budget = self.judge.budget  # one for the run
         self.decompose = _decomposer(config)
         self.references = {
             name: references_of(name, config.decomposer.name == "hops")
@@ -97,6 +101,16 @@ def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
       UserError: something the user gave is wrong; before anything is computed.
       Preempted: SIGTERM came; all is saved.
     """
+    try:
+        return _rlaif(config, preemption)
+    except OSError as error:
+        raise UserError(
+            f"a file of the run {config.out} cannot be read or written: {error}. What "
+            "is finished stays: make room, and the same command goes on from there"
+        ) from None
+
+
+def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
     _check_prompts(config)
     sources = {
         "model": contents.fingerprint(config.model),

@@ -120,6 +120,14 @@ class Store:
             found.update((row[-1], _verdict(row)) for row in rows)
         return found
 
+    def has_judged(self, settings: Mapping[str, Any]) -> bool:
+        """Tell whether a judge with these settings has ever given a value."""
+        query = (
+            "SELECT 1 FROM requests JOIN verdicts USING (key) "
+            "WHERE judge = ? AND state = 'judged' LIMIT 1"
+        )
+        return bool(self.select(query, (_json(settings),)))
+
     def add(self, judgements: Iterable[Judgement], settings: Mapping[str, Any]) -> None:
         """Write judgements; all of them are on the disk afterwards, or none.
 

@@ -1,6 +1,7 @@
 """The tables of a store, and how a file is known to be one."""
 
 import sqlite3
+import time
 from pathlib import Path
 
 from jaxalign.errors import UserError
@@ -129,9 +130,14 @@ def explained(error: sqlite3.Error, path: Path) -> UserError:
 
 def _prepare(connection: sqlite3.Connection, path: Path, create: bool) -> None:
     """Check that it is a store of ours, and make the tables of a new one."""
-    application = _pragma(connection, "application_id")
-    version = _pragma(connection, "user_version")
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    # In one transaction: another process may be making the store.
+    connection.execute("BEGIN IMMEDIATE" if create else "BEGIN")
+    try:
+        application = _pragma(connection, "application_id")
+        version = _pragma(connection, "user_version")
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    finally:
+        connection.execute("ROLLBACK")
     used = tables or application or version or not create
     if application != APPLICATION and used:
         raise UserError(
@@ -143,7 +149,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, create: bool) -> None:
             f"{path} was made by a newer jaxalign (its version is {version}, ours "
             f"{VERSION}): update jaxalign, or give another file"
         )
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    mode = _set_ahead(connection)
     if mode != "wal":
         raise UserError(
             f"the store {path} cannot be kept in write-ahead mode (it is {mode}): the "
@@ -166,6 +172,22 @@ def _prepare(connection: sqlite3.Connection, path: Path, create: bool) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _set_ahead(connection: sqlite3.Connection) -> str:
+    """Ask for write-ahead mode and return the mode there is.
+
+    SQLite does not wait for other processes here, as it does elsewhere.
+    """
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

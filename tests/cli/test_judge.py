@@ -399,4 +399,11 @@ def test_the_data_are_not_written_over(tmp_path, key, capsys) -> None:
     with serving() as stub:
         assert run("judge", *options(data, stub, out=data)) == 2
     assert "is also read" in capsys.readouterr().err
+
+    store = tmp_path / "judged.jsonl"  # which is not there yet
+    with serving() as stub:
+        assert run("judge", *options(data, stub, out=store, store=store)) == 2
+        wal = f"{store}-wal"
+        assert run("judge", *options(data, stub, out=wal, store=store)) == 2
+        assert stub.total == 0
     assert data.read_bytes() == before

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -176,7 +177,8 @@ def test_what_no_retry_can_mend_stops_the_run(status, body, match) -> None:
     with serving(lambda *_: f"status {status} {body}") as stub:
         with pytest.raises(UserError, match=match) as stopped:
             graded(judge(stub), requests(100))
-    assert stub.total <= 8
+    # What may be one request's own fault is tried once more.
+    assert stub.total <= (16 if status == 400 else 8)
     assert KEY not in str(stopped.value)
 
 
@@ -197,6 +199,18 @@ def test_what_concerns_one_request_fails_it_alone(status, body) -> None:
         found = graded(judge(stub, concurrency=1), mine)
     assert [n for n in found if found[n].failure is not None] == [0]
     assert found[0].attempts == 1 and str(found[0].failure).startswith(f"HTTP {status}")
+
+
+def test_a_bad_request_before_a_success_is_that_requests() -> None:
+    """The first request of a run, and the only one that a killed run has left."""
+    mine = requests(9)
+    bad = question({"messages": mine[0].messages})
+    with serving(lambda q, *_: "status 400 odd" if q == bad else "ok") as stub:
+        found = graded(judge(stub, concurrency=2), mine)
+        assert [n for n in found if found[n].failure is not None] == [0]
+        again = judge(stub)
+        again.proven = True  # by the store
+        assert graded(again, mine[:1])[0].failure == "HTTP 400: odd"
 
 
 def test_a_bad_request_after_a_success_is_that_requests() -> None:
@@ -398,3 +412,78 @@ def test_options_that_are_refused(options, match) -> None:
 )
 def test_how_long_it_says_to_wait(headers, want) -> None:
     assert attempts.told_to_wait(headers, now=60.0) == want
+
+
+ESCAPED = "".join(f"\\u{ord(c):04x}" if c in "-9" else c for c in KEY)
+
+
+def test_a_key_in_escapes_is_taken_out_too() -> None:
+    """JSON undoes the escapes after the text was searched."""
+    body = f'{{"error": {{"message": "Bearer {ESCAPED}"}}}}'
+    with serving(lambda *_: f"status 413 {body}") as stub:
+        found = graded(judge(stub), requests(1))
+    assert found[0].failure == "HTTP 413: Bearer [OPENAI_API_KEY]"
+    with serving(lambda *_: f"status 401 {body}") as stub:
+        with pytest.raises(UserError, match="Bearer .OPENAI_API_KEY") as stopped:
+            graded(judge(stub), requests(1))
+    assert KEY not in str(stopped.value)
+    assert endpoint.holds_key({"claims": [f"it is {KEY}"]}, KEY)
+    assert not endpoint.holds_key({"claims": ["it is blue"]}, KEY)
+
+
+def test_a_placeholder_is_no_secret() -> None:
+    assert endpoint.without_key("the fox, safe", "x") == "the fox, safe"
+
+
+def test_a_proxy_never_sees_the_key(monkeypatch) -> None:
+    """Nor does anybody see the proxy's password."""
+    seen: list[bytes] = []
+
+    async def proxied(reader: asyncio.StreamReader, writer: Any) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(proxied, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("https_proxy", f"me:hunter2@127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        config = JudgeConfig(base_url="https://judge.example/v1", model="m")
+        async with server:
+            with pytest.raises(UserError, match="proxy .*HTTP 407") as stopped:
+                async for _ in make_judge(config).grade(requests(3)):
+                    raise AssertionError
+        assert "hunter2" not in str(stopped.value)
+
+    asyncio.run(run())
+    assert seen and all(asked.startswith(b"CONNECT judge.example") for asked in seen)
+    assert not any(KEY.encode() in asked for asked in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("OPENAI_ORG_ID", "orgé", "OPENAI_ORG_ID"),
+        ("OPENAI_PROJECT_ID", "a\nb", "OPENAI_PROJECT_ID"),
+        ("https_proxy", "socks5://127.0.0.1:1", "socks5: only http"),
+    ],
+)
+def test_an_environment_that_cannot_be(monkeypatch, name, value, match) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv("no_proxy", raising=False)
+    config = JudgeConfig(base_url="https://judge.example/v1", model="m")
+    with pytest.raises(UserError, match=match):
+        graded(make_judge(config), requests(1))
+
+
+def test_a_stop_does_not_wait_for_retries(monkeypatch) -> None:
+    mine = requests(2)
+    bad = question({"messages": mine[1].messages})
+    monkeypatch.setattr(openai, "backoff", lambda *_, **__: 60.0)
+    began = time.monotonic()
+    with serving(lambda q, *_: "status 401 x" if q == bad else "503") as stub:
+        with pytest.raises(UserError, match="HTTP 401"):
+            graded(judge(stub), mine)
+    assert time.monotonic() - began < 20

@@ -138,3 +138,16 @@ def test_it_is_a_judge() -> None:
         (0, {"grade": "correct"}),
         (1, {"grade": "incorrect"}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("2 × 10", 2), ("2e30 kg", 2 * 10**30), ("9" * 40, 10**40), ("1e999", 10**999)],
+)
+def test_numbers_of_many_digits(text, want) -> None:
+    number = numerals.numbers(text)[0]
+    assert abs(number.value - want) <= Decimal(want) / 10**27
+
+
+def test_years_of_any_length() -> None:
+    assert numerals.chinese("一" * 5000) is not None

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import resource
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,32 @@ def test_the_table_has_the_counts(tmp_path, capsys) -> None:
     for words in ("test model=m", "HTTP 500", "0.5000", "verdicts"):
         assert words in shown
     assert "busy" not in shown
+
+
+def _open_often(path: str, instant: float) -> str:
+    while time.time() < instant:
+        pass
+    try:
+        Store(path).close()
+    except UserError as error:
+        return str(error)
+    return "open"
+
+
+def test_several_processes_may_make_a_store(tmp_path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4) as pool:
+        for n in range(15):
+            given = (str(tmp_path / f"{n}.db"), time.time() + 0.05)
+            assert pool.starmap(_open_often, [given] * 4, chunksize=1) == ["open"] * 4
+
+
+def test_a_judge_is_told_that_it_was_right_before(tmp_path) -> None:
+    """What is left of a killed run may be what an endpoint always refuses."""
+    with Store(tmp_path / "s.db") as store:
+        first, later = Scripted(), Scripted()
+        first.proven = later.proven = False
+        answers(first, [request("a")], store)
+        answers(later, [request("b")], store)
+        assert (first.proven, later.proven) == (False, True)
+        assert not store.has_judged({**SETTINGS, "model": "other"})

@@ -43,6 +43,7 @@ class Trouble(Exception):
         wait: float | None = None,
         repair: str | None = None,
         unreached: bool = False,
+        unclear: bool = False,
     ):
         super().__init__(reason)
         self.reason = reason
@@ -55,6 +56,8 @@ class Trouble(Exception):
         """What was wrong with the reply, if telling the judge may mend it."""
         self.unreached = unreached
         """Whether there was no connection at all."""
+        self.unclear = unclear
+        """Whether its fate rests on no other call having succeeded yet."""
 
 
 def fate_of(status: int, body: str, any_success: bool) -> Fate:

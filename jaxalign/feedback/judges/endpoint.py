@@ -1,18 +1,29 @@
 """Where an endpoint is, and the key that goes there and nowhere else."""
 
 import ipaddress
+import json
 import os
 import urllib.parse
 import urllib.request
+from typing import Any
 
 from jaxalign.errors import UserError
 
 
-__all__ = ["OPENAI", "check_base_url", "is_own", "proxy_for", "read_key", "without_key"]
+__all__ = [
+    "OPENAI",
+    "check_base_url",
+    "holds_key",
+    "is_own",
+    "proxy_for",
+    "read_key",
+    "without_key",
+]
 
 OPENAI = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client insists on one
+_SHORTEST_SECRET = 7
 
 
 def check_base_url(url: str) -> str:
@@ -39,6 +50,10 @@ def check_base_url(url: str) -> str:
         )
     if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"judge.base_url is no http(s) URL: got {url!r}; {expected}")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise UserError(f"judge.base_url has no host's name: {error}") from None
     path = parts.path.rstrip("/")
     if path.endswith(("/completions", "/responses", "/models")):
         raise UserError(
@@ -91,12 +106,27 @@ def read_key(url: str) -> str:
 
 
 def without_key(text: str, key: str) -> str:
-    """Return a text from the endpoint without the key, should it hold it."""
-    return text if key == _NO_KEY else text.replace(key, f"[{KEY_VARIABLE}]")
+    """Return a text from the endpoint without the key, should it hold it.
+
+    What servers of one's own are given for a key (EMPTY, token, x) is no secret, and
+    may be a word of the reply.
+    """
+    if len(key) < _SHORTEST_SECRET:
+        return text
+    return text.replace(key, f"[{KEY_VARIABLE}]")
+
+
+def holds_key(value: Any, key: str) -> bool:
+    """Tell whether a JSON value has the key in one of its texts."""
+    shown = json.dumps(value, ensure_ascii=False)
+    return without_key(shown, key) != shown
 
 
 def proxy_for(url: str) -> str | None:
     """Return the proxy that the environment sets for a URL; none for this machine.
+
+    Raises:
+      UserError: it is of a kind that is not supported.
 
     >>> proxy_for("http://127.0.0.1:8000/v1") is None
     True
@@ -109,4 +139,13 @@ def proxy_for(url: str) -> str | None:
         loopback = host == "localhost"
     if loopback or urllib.request.proxy_bypass(host):
         return None
-    return urllib.request.getproxies().get(parts.scheme)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None:
+        return None
+    kind, found, _ = proxy.partition("://")
+    if found and kind not in ("http", "https"):
+        raise UserError(
+            f"the environment's {parts.scheme}_proxy is of the kind {kind}: only http "
+            f"and https are supported. Unset it, or put {host} into no_proxy"
+        )
+    return proxy if found else f"http://{proxy}"

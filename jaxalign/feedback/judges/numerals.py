@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import NamedTuple
 
 
@@ -64,14 +64,14 @@ def numbers(text: str) -> list[Number]:
     for match in _ARABIC.finditer(plain):
         sign, whole, fraction, exponent, word = match.groups()
         digits = whole.replace(",", "") + (fraction or "")
-        power = int(exponent or 0) + _FACTORS.get(word or "", 0)
-        scale = Decimal(1).scaleb(power)
         try:
-            value = Decimal(f"{sign}{digits}") * scale
-        except InvalidOperation:
+            power = int(exponent or 0) + _FACTORS.get(word or "", 0)
+            scale = Decimal(1).scaleb(power)
+            value = _plain(Decimal(f"{sign}{digits}") * scale)
+            last = Decimal(1).scaleb(-len(fraction or ".") + 1) * scale
+        except (ArithmeticError, ValueError):  # of more digits than anybody counts
             continue
-        last = Decimal(1).scaleb(-len(fraction or ".") + 1)
-        found.append(Number(_plain(value), last * scale))
+        found.append(Number(value, last))
     rest = _NO_NUMBER.sub(" ", _ARABIC.sub(" ", plain))
     for match in _CHINESE.finditer(rest):
         number = chinese(match[0])
@@ -93,14 +93,14 @@ def chinese(text: str) -> Number | None:
         return None
     step = Decimal(1).scaleb(-len(fraction))
     digits = "".join(str(_DIGITS[c]) for c in fraction)
-    return Number(sign * (value + (int(digits) * step if digits else 0)), step)
+    return Number(sign * (value + (Decimal(digits) * step if digits else 0)), step)
 
 
 def _chinese_whole(text: str) -> Decimal | None:
     if not text:
         return None
     if all(c in _DIGITS for c in text):  # digit by digit, as years are
-        return Decimal(int("".join(str(_DIGITS[c]) for c in text)))
+        return Decimal("".join(str(_DIGITS[c]) for c in text))
     total = section = digit = 0
     last = 1  # the unit before, for 三万五: 5 of the next lower unit
     for c in text:
@@ -119,5 +119,6 @@ def _chinese_whole(text: str) -> Decimal | None:
 
 
 def _plain(value: Decimal) -> Decimal:
-    """Return a number without an exponent in its print."""
-    return value.quantize(Decimal(1)) if value == value.to_integral_value() else value
+    """Return a number without an exponent in its print, if it has one to lose."""
+    is_whole = value == value.to_integral_value() and value.adjusted() < 100
+    return Decimal(int(value)) if is_whole else value

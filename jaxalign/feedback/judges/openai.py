@@ -11,6 +11,7 @@ judge is shown its reply and what was wrong with it; after that every attempt is
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import random
@@ -52,7 +53,11 @@ def make(
 
 
 class OpenAIJudge:
-    """See the module; ``budget`` counts what this judge has used so far."""
+    """See the module; ``budget`` counts what this judge has used so far.
+
+    Once ``proven``, a call with these settings has succeeded: an endpoint that refuses
+    one (400, 422) then means that request, not every request.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class OpenAIJudge:
         self.config = config
         self.url = url
         self.budget = Budget(config)
+        self.proven = False
         self._key = key
         self._load_image = load_image
         self._chance = random.Random()
@@ -94,7 +100,7 @@ class OpenAIJudge:
         from jaxalign.feedback.judges import transport
 
         width = self.config.concurrency
-        run = _Run(self.budget, width)
+        run = _Run(self.budget, width, self.proven)
         numbered = enumerate(requests)
         finished: asyncio.Queue[tuple[int, Verdict] | None] = asyncio.Queue()
         room = asyncio.Semaphore(2 * width)
@@ -143,7 +149,7 @@ class OpenAIJudge:
         spent = [0, 0]
         raw: str | None = None
         in_a_row = attempts = 0
-        repaired = False
+        repaired = doubted = False
         while run.may_call():
             attempts += 1
             try:
@@ -152,8 +158,14 @@ class OpenAIJudge:
             except Trouble as found:
                 trouble = found
             raw = raw if trouble.raw is None else trouble.raw
+            # JSON can say the key in escapes, which are undone after it was taken out.
+            reason = endpoint.without_key(trouble.reason, self._key)
+            if trouble.unclear and not doubted:
+                doubted = True  # by then others may have succeeded, and it is its own
+                await run.pause(backoff(1, self._chance.random()))
+                continue
             if trouble.fate == "run":
-                run.stop(trouble.reason)
+                run.stop(reason)
                 return None
             too_long = (trouble.wait or 0) > self.config.max_wait
             last = attempts >= self.config.max_attempts
@@ -161,14 +173,14 @@ class OpenAIJudge:
                 if run.is_unreachable(trouble):
                     run.stop(f"the judge at {self.url} cannot be reached")
                     return None
-                return self._made(None, trouble.reason, raw, attempts, spent)
+                return self._made(None, reason, raw, attempts, spent)
             more = ()
             if trouble.repair is not None:
                 if not repaired:
                     repaired, more = True, _repair(trouble)
                 continue
             in_a_row += 1
-            await asyncio.sleep(backoff(in_a_row, self._chance.random(), trouble.wait))
+            await run.pause(backoff(in_a_row, self._chance.random(), trouble.wait))
         return None
 
     async def _call(
@@ -195,7 +207,9 @@ class OpenAIJudge:
         value, problem = prompts.parse(content, request.schema)
         if problem is not None:
             raise Trouble(f"outside the schema: {problem}", raw=content, repair=problem)
-        run.succeeded = True
+        if "\\" in content and endpoint.holds_key(value, self._key):
+            raise Trouble("the reply repeats the key in escapes")
+        run.succeeded = self.proven = True
         return value, content
 
     def _messages(self, request: Request) -> tuple[Message, ...]:
@@ -213,8 +227,8 @@ class OpenAIJudge:
         body: dict[str, Any] = {"model": config.model}
         if config.temperature is not None:
             body["temperature"] = config.temperature
-            if config.temperature > 0:
-                body["seed"] = request.vote
+        if config.temperature or request.vote:
+            body["seed"] = request.vote
         if config.max_reply_tokens is not None:
             body["max_completion_tokens"] = config.max_reply_tokens
         # Put together from parts that most requests share and that are encoded once.
@@ -247,9 +261,10 @@ class OpenAIJudge:
 class _Run:
     """What the workers of one call of ``grade`` share."""
 
-    def __init__(self, budget: Budget, patience: int):
+    def __init__(self, budget: Budget, patience: int, succeeded: bool):
         self.stopped: UserError | None = None
-        self.succeeded = False
+        self.succeeded = succeeded
+        self._stopping = asyncio.Event()
         self._budget = budget
         self._patience = patience
         self._never_reached = True
@@ -258,6 +273,13 @@ class _Run:
     def stop(self, reason: str) -> None:
         if self.stopped is None:
             self.stopped = UserError(reason)
+            self._stopping.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until the run is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     def may_call(self) -> bool:
         if self.stopped is None and (spent := self._budget.draw()) is not None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 __all__ = [
     "Judge",
+    "Proven",
     "Request",
     "Schema",
     "Subject",
@@ -122,6 +123,13 @@ class Judge(Protocol):
         further request pointless (a refused key, a spent budget) raises.
         """
         ...
+
+
+@runtime_checkable
+class Proven(Protocol):
+    """A judge that goes by whether a call with its settings has ever succeeded."""
+
+    proven: bool
 
 
 def request_key(request: Request, settings: Mapping[str, Any]) -> str:

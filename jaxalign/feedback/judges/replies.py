@@ -89,12 +89,14 @@ def _choice(text: str) -> tuple[Choice, tuple[int, int] | None]:
 def _status_trouble(reply: Reply, body: str, url: str, any_success: bool) -> Trouble:
     status = reply.status
     fate = fate_of(status, body, any_success)
+    unclear = fate != fate_of(status, body, any_success=True)
     said = _said(body)
     if fate == "run":
         return Trouble(
             f"the judge at {url} answers HTTP {status}{said}. {_cure(status)} What was "
             "judged is in the store",
             fate=fate,
+            unclear=unclear,
         )
     return Trouble(f"HTTP {status}{said}", fate=fate, wait=told_to_wait(reply.headers))
 

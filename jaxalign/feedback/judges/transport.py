@@ -16,6 +16,7 @@ import aiohttp
 import httpx2
 import openai
 
+from jaxalign.errors import UserError
 from jaxalign.feedback.judges import endpoint
 from jaxalign.feedback.judges.attempts import Trouble
 from jaxalign.feedback.judges.replies import Post, Reply
@@ -25,6 +26,8 @@ __all__ = ["posting"]
 
 _LEFT_OUT = ("host", "connection", "accept-encoding", "content-length", "x-stainless")
 """Headers that aiohttp has its own of, and what the client tells of this machine."""
+
+_CONNECT_SECONDS = 30.0
 
 
 @asynccontextmanager
@@ -41,23 +44,36 @@ async def posting(
       concurrency: connections at most.
       timeout: seconds of a whole call, from connecting to the last byte.
       proxy: URL of a proxy, or None.
+    Raises:
+      UserError: the environment holds what no header can.
     """
     url, headers = await _request(base_url, key, timeout)
+    # Headers are not the session's: those it would show to a proxy too, with the key.
     session = aiohttp.ClientSession(
-        headers=headers,
         connector=aiohttp.TCPConnector(limit=concurrency),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=timeout),
+        timeout=aiohttp.ClientTimeout(
+            total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS)
+        ),
         proxy=proxy,
     )
 
     async def post(body: bytes) -> Reply:
         try:
-            async with session.post(url, data=body, allow_redirects=False) as reply:
+            async with session.post(
+                url, data=body, headers=headers, allow_redirects=False
+            ) as reply:
                 return Reply(reply.status, reply.headers, await reply.read())
+        except aiohttp.ConnectionTimeoutError:
+            reason = f"no connection in {min(timeout, _CONNECT_SECONDS):g} s"
+            raise Trouble(reason, unreached=True) from None
         except TimeoutError:
             reason = "time-out: no whole reply in judge.timeout seconds"
             raise Trouble(reason) from None
+        except aiohttp.ClientHttpProxyError as error:
+            # Its text has the proxy's URL, which may hold a password.
+            reason = f"the proxy of the environment answers HTTP {error.status}"
+            raise Trouble(reason, fate="run") from None
         except (aiohttp.ClientError, OSError) as error:
             unreached = isinstance(error, aiohttp.ClientConnectorError)
             what = "no connection" if unreached else "broken connection"
@@ -79,15 +95,26 @@ async def _request(
         return httpx2.Response(200, json={})
 
     nowhere = httpx2.MockTransport(keep)
-    async with httpx2.AsyncClient(transport=nowhere, trust_env=False) as http:
-        client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=key, timeout=timeout, http_client=http
-        )
-        await client.post("/chat/completions", cast_to=httpx2.Response, body={})
+    try:
+        async with httpx2.AsyncClient(transport=nowhere, trust_env=False) as http:
+            client = openai.AsyncOpenAI(
+                base_url=base_url, api_key=key, timeout=timeout, http_client=http
+            )
+            await client.post("/chat/completions", cast_to=httpx2.Response, body={})
+    except ValueError as error:  # of characters
+        raise UserError(
+            f"no request can be made for {base_url}: {error}. Check what the variables "
+            "OPENAI_ORG_ID and OPENAI_PROJECT_ID hold"
+        ) from None
     (request,) = made
     headers = {
         name: value
         for name, value in request.headers.items()
         if not name.lower().startswith(_LEFT_OUT)
     }
+    if unsendable := [n for n, v in headers.items() if not v.isprintable()]:
+        raise UserError(
+            f"the headers {', '.join(unsendable)} hold characters that cannot be sent: "
+            "check the variables OPENAI_ORG_ID and OPENAI_PROJECT_ID"
+        )
     return str(request.url), headers
