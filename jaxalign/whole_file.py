@@ -10,16 +10,18 @@ from typing import Any, TextIO
 from jaxalign.errors import UserError
 
 
-__all__ = ["check_target", "whole", "write_lines", "write_text"]
+__all__ = ["check_target", "whole", "write_lines", "write_text", "writing"]
 
 
 def check_target(path: Path) -> None:
     """Refuse to put a file in the place of a directory or a device.
 
     Raises:
-      UserError: there is one.
+      UserError: there is one, or no file can have that name.
     """
-    if path.exists() and not path.is_file():
+    with writing(path, "nothing was written"):
+        taken = path.exists() and not path.is_file()
+    if taken:
         raise UserError(f"{path} is not an ordinary file: give a file to write")
 
 
@@ -34,13 +36,27 @@ def whole(path: Path, kept: str) -> Iterator[TextIO]:
       UserError: the disk is full or the place cannot be written.
     """
     check_target(path)
-    try:
+    with writing(path, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _complete(path) as file:
             yield file
+
+
+@contextlib.contextmanager
+def writing(what: object, kept: str) -> Iterator[None]:
+    """Turn the system's errors into the user's.
+
+    Args:
+      what: is being written, for the message.
+      kept: what the user has not lost, for the message.
+    Raises:
+      UserError: in the place of an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error}. Make room, or give another file; "
+            f"{what} cannot be written: {error}. Make room, or give another file; "
             f"{kept}"
         ) from None
 

@@ -13,7 +13,7 @@ from jaxalign.data import tables
 from jaxalign.errors import UserError
 
 
-__all__ = ["fingerprint", "read_rows"]
+__all__ = ["fingerprint", "hash_files", "read_rows"]
 
 
 def read_rows(source: str | Path) -> Iterator[tuple[Any, str]]:
@@ -64,11 +64,11 @@ def fingerprint(source: str) -> str:
         directory, split = tfds_rows.located(source)
         if directory is None:
             return source
-        return f"{_hash_files(sorted(directory.iterdir()))}:{split}"
+        return f"{hash_files(sorted(directory.iterdir()))}:{split}"
     if Path(source).is_dir():
-        return _hash_files(tables.saved_files(Path(source)))
+        return hash_files(tables.saved_files(Path(source)))
     files = _files(source)
-    return _hash(files[0]) if len(files) == 1 else _hash_files(files)
+    return _hash(files[0]) if len(files) == 1 else hash_files(files)
 
 
 def _files(source: str) -> list[Path]:
@@ -88,7 +88,8 @@ def _hash(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _hash_files(files: list[Path]) -> str:
+def hash_files(files: list[Path]) -> str:
+    """Return the SHA-256 of files' names and contents, in their order."""
     digest = hashlib.sha256()
     for path in files:
         if path.is_file():

@@ -7,7 +7,6 @@ of power. Two processes may use a store at the same time; they take turns in wri
 """
 
 import dataclasses
-import hashlib
 import json
 import sqlite3
 import threading
@@ -22,6 +21,7 @@ from jaxalign.feedback.judges.protocol import (
     Subject,
     Verdict,
     digest,
+    hash_of,
     request_key,
 )
 from jaxalign.feedback.store_schema import explained, open_database
@@ -66,8 +66,7 @@ class Pair(NamedTuple):
 
 def sample_id(prompt: str | Sequence[Mapping[str, str]], response: str) -> str:
     """Return what tells equal responses to equal prompts: a SHA-256 in hexadecimal."""
-    text = _SORTED.encode([prompt, response])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of([prompt, response])
 
 
 class Store:
@@ -300,5 +299,4 @@ def text_of(raw: bytes | None) -> str | None:
     return None if raw is None else bytes(raw).decode("utf-8", "surrogatepass")
 
 
-_SORTED = json.JSONEncoder(default=dict, sort_keys=True)
 _json = json.JSONEncoder(default=dict).encode

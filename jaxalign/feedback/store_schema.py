@@ -100,7 +100,7 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
 def explained(error: sqlite3.Error, path: Path) -> UserError:
     """Return SQLite's error as the user's, with the cure."""
     text = str(error)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _code(error)
     kept = "What was judged before is kept; the same command goes on from there"
     if code == sqlite3.SQLITE_FULL:
         return UserError(
@@ -184,10 +184,13 @@ def _set_ahead(connection: sqlite3.Connection) -> str:
         try:
             return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         except sqlite3.OperationalError as error:
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > end:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                 raise
         time.sleep(0.01)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

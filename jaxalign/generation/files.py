@@ -1,6 +1,5 @@
 """From a file of prompts to a file of completions; goes on where it was stopped."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,13 +21,15 @@ from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training import progress, run_directory
 from jaxalign.training.config import to_dict
-from jaxalign.whole_file import check_target, write_text
+from jaxalign.whole_file import check_target, write_text, writing
 
 
 __all__ = ["GenerateConfig", "Report", "generate_file", "seed_of"]
 
 _FREE = ("out", "batch_slots", "mesh", "model", "adapter", "data")
 """Changing these changes no text, or is seen by what the files hold."""
+
+_KEPT = "the lines that are there stay, and the same command goes on behind them"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +89,10 @@ def generate_file(config: GenerateConfig) -> Report:
         settings; nothing is written then.
     """
     out = Path(config.out)
-    with _writing(out):
-        check_target(out)
+    check_target(out)
     prompts = records.read_prompts(config.data)
     settings = _settings(config)
-    with _writing(out):
+    with writing(f"--out {out}", _KEPT):
         done = _resume(out, settings, len(prompts))
     if done == len(prompts):
         progress.say(f"{out} is complete: {done} line(s), made with these options")
@@ -124,12 +124,12 @@ def generate_file(config: GenerateConfig) -> Report:
             engine.check(request)
         except UserError as error:
             raise UserError(f"{prompt.where}: {error}") from None
-    with _writing(out):
+    with writing(f"--out {out}", _KEPT):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(_settings_file(out), json.dumps(settings, indent=2))
     tokens, began = 0, time.monotonic()
     with (
-        _writing(out),
+        writing(f"--out {out}", _KEPT),
         out.open("a", encoding="utf-8") as file,
         progress.counting("generating", len(prompts), "tokens", done) as show,
     ):
@@ -141,17 +141,6 @@ def generate_file(config: GenerateConfig) -> Report:
             show(line + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
     return Report(tokens, seconds, engine.compile_seconds)
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written: {error}. Make room, or give another file; "
-            "the lines that are there stay, and the same command goes on behind them"
-        ) from None
 
 
 def _request(

@@ -1,6 +1,5 @@
 """A checkpoint, with an adapter or without, made ready to generate."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from jax.sharding import Mesh
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint, DType
-from jaxalign.data import chat
+from jaxalign.data import chat, rows
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.quantised import Quantize
@@ -131,10 +130,8 @@ def _configured(directory: Path) -> frozenset[int]:
 def fingerprint(model: str) -> str:
     """Return a hash of what turns messages into tokens, them into text, and ends it."""
     directory = hub.directory_of(model, weights=False)
-    digest = hashlib.sha256()
-    for path in sorted({path for name in _TEXT_FILES for path in directory.glob(name)}):
-        digest.update(f"{path.name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
+    found = {path for name in _TEXT_FILES for path in directory.glob(name)}
+    return rows.hash_files(sorted(found))
 
 
 def text_with(tokenizer: Any) -> Any:

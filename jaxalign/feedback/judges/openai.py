@@ -100,7 +100,7 @@ class OpenAIJudge:
         from jaxalign.feedback.judges import transport
 
         width = self.config.concurrency
-        run = _Run(self.budget, width, self.proven)
+        run = _Run(self.budget, width)
         numbered = enumerate(requests)
         finished: asyncio.Queue[tuple[int, Verdict] | None] = asyncio.Queue()
         room = asyncio.Semaphore(2 * width)
@@ -197,7 +197,7 @@ class OpenAIJudge:
           Trouble: it gave none.
         """
         reply = await post(self._body(request, messages))
-        choice, usage = replies.choice(reply, self.url, self._key, run.succeeded)
+        choice, usage = replies.choice(reply, self.url, self._key, self.proven)
         run.reached()
         if usage is not None:
             spent[0] += usage[0]
@@ -209,7 +209,7 @@ class OpenAIJudge:
             raise Trouble(f"outside the schema: {problem}", raw=content, repair=problem)
         if "\\" in content and endpoint.holds_key(value, self._key):
             raise Trouble("the reply repeats the key in escapes")
-        run.succeeded = self.proven = True
+        self.proven = True
         return value, content
 
     def _messages(self, request: Request) -> tuple[Message, ...]:
@@ -261,9 +261,8 @@ class OpenAIJudge:
 class _Run:
     """What the workers of one call of ``grade`` share."""
 
-    def __init__(self, budget: Budget, patience: int, succeeded: bool):
+    def __init__(self, budget: Budget, patience: int):
         self.stopped: UserError | None = None
-        self.succeeded = succeeded
         self._stopping = asyncio.Event()
         self._budget = budget
         self._patience = patience

@@ -23,6 +23,7 @@ __all__ = [
     "Task",
     "Verdict",
     "digest",
+    "hash_of",
     "request_key",
     "schema_text",
 ]
@@ -152,7 +153,16 @@ def request_key(request: Request, settings: Mapping[str, Any]) -> str:
         "vote": request.vote,
         "judge": settings,
     }
-    return hashlib.sha256(_SORTED.encode(what).encode()).hexdigest()
+    return hash_of(what)
+
+
+def hash_of(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON, whatever the order of its keys.
+
+    >>> hash_of({"a": 1, "b": 2}) == hash_of({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(_SORTED.encode(value).encode()).hexdigest()
 
 
 _SORTED = json.JSONEncoder(sort_keys=True, default=dict)

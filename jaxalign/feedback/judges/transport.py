@@ -17,7 +17,6 @@ import httpx2
 import openai
 
 from jaxalign.errors import UserError
-from jaxalign.feedback.judges import endpoint
 from jaxalign.feedback.judges.attempts import Trouble
 from jaxalign.feedback.judges.replies import Post, Reply
 
@@ -77,8 +76,7 @@ async def posting(
         except (aiohttp.ClientError, OSError) as error:
             unreached = isinstance(error, aiohttp.ClientConnectorError)
             what = "no connection" if unreached else "broken connection"
-            said = endpoint.without_key(str(error), key)
-            raise Trouble(f"{what}: {said}", unreached=unreached) from None
+            raise Trouble(f"{what}: {error}", unreached=unreached) from None
 
     async with session:
         yield post
