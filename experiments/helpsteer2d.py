@@ -24,14 +24,15 @@ from pathlib import Path
 
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.cli import devices
-from jaxalign.evaluation import report
 from jaxalign.feedback import candidates, pairing
 from jaxalign.feedback.decompose import segments
-from jaxalign.feedback.judges.config import JudgeConfig, make_judge
 from jaxalign.feedback.segmenters import SegmenterConfig
-from jaxalign.feedback.store import Store
 from jaxalign.generation.files import GenerateConfig, generate_file
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.make import make_judge
+from jaxalign.judging.store import Store
 from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.reports import run as run_report
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.run import train
@@ -83,7 +84,7 @@ def main() -> None:
         )
     )
     print("| held out | before | after |\n|---|---:|---:|")
-    for figure in report.held_out_figures(run):
+    for figure in run_report.held_out_figures(run):
         print(f"| {figure.name} | {figure.before:.3f} | {figure.after:.3f} |")
 
 

@@ -30,12 +30,12 @@ from hlpt_math import METHODS, Method, prompt
 from jaxalign import trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
+from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat
 from jaxalign.generation import ready
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.models import decoder
-from jaxalign.training import adapters
 from jaxalign.whole_file import write_text
 
 
@@ -115,7 +115,7 @@ def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any
     checkpoint = load_lib.load(args.model, groups=groups)
     variables = dict(checkpoint.variables)
     if not isinstance(chosen, NoAdapter):
-        variables |= adapters.make(jax.random.key(seed), chosen, checkpoint)
+        variables |= adapter_start.make(jax.random.key(seed), chosen, checkpoint)
     with np.load(Path(args.runs) / f"{method.name}_seed{seed}.npz") as trained:
         left = set(trained.files)
 

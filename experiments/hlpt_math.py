@@ -41,17 +41,18 @@ from jaxalign.adapters.adapter import Adapter, NoAdapter
 from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.configs import to_dict
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.packing import BatchShape
 from jaxalign.data.pairs import PairDataset
 from jaxalign.models import decoder
 from jaxalign.objectives import objective
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.training import adapters, optimizer
+from jaxalign.training import optimizer
 from jaxalign.training import step as step_lib
-from jaxalign.training.config import to_dict
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.whole_file import write_text
 
@@ -340,7 +341,7 @@ def _split(config: Adapter, checkpoint: Checkpoint, *, seed: int) -> tuple[Any, 
     if isinstance(config, NoAdapter):
         mask = jax.tree.map(lambda _: True, variables)
     else:
-        variables |= adapters.make(jax.random.key(seed), config, checkpoint)
+        variables |= adapter_start.make(jax.random.key(seed), config, checkpoint)
         mask = adapter.trained(variables)
     trainable, frozen = trees.partition(variables, mask)
     return jax.tree.map(jnp.copy, trainable), frozen

@@ -32,10 +32,11 @@ from jaxalign.data import records
 from jaxalign.data.tfds_builders import qa_feedback
 from jaxalign.feedback.candidates import judge_candidates
 from jaxalign.feedback.decompose import segments
-from jaxalign.feedback.decompose.protocol import Candidate
-from jaxalign.feedback.judges.config import JudgeConfig, make_judge
+from jaxalign.feedback.decompose.decomposition import Candidate
 from jaxalign.feedback.segmenters import sentences
-from jaxalign.feedback.store import Store
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.make import make_judge
+from jaxalign.judging.store import Store
 
 
 PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))

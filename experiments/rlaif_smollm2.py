@@ -31,10 +31,12 @@ from jaxalign.feedback.config import (
     RLAIFConfig,
     TrainingOptions,
 )
-from jaxalign.feedback.judges.config import JudgeConfig
 from jaxalign.feedback.pairing import PairingConfig
-from jaxalign.feedback.rounds import rlaif
+from jaxalign.feedback.rounds import rlaif, store_path
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.store import Store
 from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.reports import rounds as rounds_report
 from jaxalign.training.optimizer import OptimizerConfig
 
 
@@ -51,28 +53,29 @@ def main() -> None:
     out = Path(args.out)
     train, held = _prompts(out.with_name(f"{out.name}_prompts"))
     devices.set_up_jax()
-    rlaif(
-        RLAIFConfig(
-            model=args.model,
-            prompts=str(train),
-            out=str(out),
-            rounds=args.rounds,
-            judge=JudgeConfig(name="local", model=args.model, method="likelihood"),
-            generation=GenerationOptions(num_samples=4, max_new_tokens=96),
-            pairing=PairingConfig(
-                min_gap=0.1, max_pairs_per_prompt=2, max_length_ratio=2.0
-            ),
-            objective=DPO2DConfig(rejected_weight="inverted", normalize="mean1"),
-            adapter=LoRAConfig(rank=16, alpha=32.0),
-            optimizer=OptimizerConfig(
-                learning_rate=2e-4, schedule="cosine", warmup_steps=2
-            ),
-            training=TrainingOptions(
-                max_steps=args.max_steps, batch_rows=1, row_length=768, logging_steps=1
-            ),
-            gate=GateConfig(prompts=str(held), num_samples=2),
-        )
+    config = RLAIFConfig(
+        model=args.model,
+        prompts=str(train),
+        out=str(out),
+        rounds=args.rounds,
+        judge=JudgeConfig(name="local", model=args.model, method="likelihood"),
+        generation=GenerationOptions(num_samples=4, max_new_tokens=96),
+        pairing=PairingConfig(
+            min_gap=0.1, max_pairs_per_prompt=2, max_length_ratio=2.0
+        ),
+        objective=DPO2DConfig(rejected_weight="inverted", normalize="mean1"),
+        adapter=LoRAConfig(rank=16, alpha=32.0),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-4, schedule="cosine", warmup_steps=2
+        ),
+        training=TrainingOptions(
+            max_steps=args.max_steps, batch_rows=1, row_length=768, logging_steps=1
+        ),
+        gate=GateConfig(prompts=str(held), num_samples=2),
     )
+    rlaif(config)
+    with Store(store_path(config)) as store:
+        rounds_report.write(out, config, store)
     print("| round | candidates' score | words | gate before | after | ± | accepted |")
     print("|---:|---:|---:|---:|---:|---:|---|")
     for number in range(1, args.rounds + 1):

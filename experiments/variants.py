@@ -23,6 +23,7 @@ from jaxalign import trees
 from jaxalign.adapters import adapter, lora, selection
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors
+from jaxalign.configs import to_dict
 from jaxalign.data import chat, loader, pairs, records, reference_cache
 from jaxalign.data.pairs import PairDataset
 from jaxalign.data.records import Record, Segment
@@ -30,7 +31,6 @@ from jaxalign.objectives import objective, policy
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import optimizer, reference
 from jaxalign.training import step as step_lib
-from jaxalign.training.config import to_dict
 from jaxalign.whole_file import write_text
 
 

@@ -22,12 +22,12 @@ from jaxalign.adapters import adapter
 from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.checkpoints import adapter_start
 from jaxalign.models import decoder
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.rotary import Rotary
 from jaxalign.objectives import objective
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.training import adapters
 from jaxalign.training import step as step_lib
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 from jaxalign.types import Completions, ModelInputs, PreferenceBatch
@@ -76,7 +76,7 @@ def batch(accumulation: int, rows: int = 4, length: int = 512) -> PreferenceBatc
 
 def measure(config: Any, remat: decoder.Remat, accumulation: int) -> tuple[float, ...]:
     """Return temporaries and outputs of a compiled step, in MiB."""
-    params, made = adapters.shapes(config, MODEL)
+    params, made = adapter_start.shapes(config, MODEL)
     groups = adapter.groups(config, params, MODEL.num_layers)
     model = decoder.make_model(MODEL, groups=groups, remat=remat)
     variables = {"params": params, **made}

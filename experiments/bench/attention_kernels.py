@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.models import attention
-from jaxalign.models.kernels import choice
+from jaxalign.models.attention import choice
 from jaxalign.types import ModelInputs
 
 

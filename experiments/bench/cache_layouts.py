@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.models.kernels import cached
-from jaxalign.models.layouts import CacheLayout
+from jaxalign.models.attention import cached
+from jaxalign.models.attention.mask import CacheLayout
 
 
 LAYERS, GROUPS, SHARED, WIDTH, PAGE = 30, 3, 3, 64, 64

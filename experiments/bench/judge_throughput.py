@@ -25,11 +25,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxalign.feedback.asking import ask
-from jaxalign.feedback.judges import prompts
-from jaxalign.feedback.judges.config import ASPECTS, JudgeConfig, make_judge
-from jaxalign.feedback.judges.protocol import Request, Subject
-from jaxalign.feedback.store import Store
+from jaxalign.judging import prompts
+from jaxalign.judging.asking import ask
+from jaxalign.judging.config import ASPECTS, JudgeConfig
+from jaxalign.judging.judge import JudgeRequest, Subject
+from jaxalign.judging.make import make_judge
+from jaxalign.judging.store import Store
 
 
 WORDS = "the river runs past seven blue houses and nobody there has seen the sea . "
@@ -37,7 +38,7 @@ SPANS = tuple((80 * n, 80 * n + 80) for n in range(4))
 LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 
 
-def requests(count: int) -> Iterator[Request]:
+def requests(count: int) -> Iterator[JudgeRequest]:
     """Yield requests of the usual size: four segments, five aspects."""
     for number in range(count):
         response = (f"{number} " + WORDS * 5)[:320]

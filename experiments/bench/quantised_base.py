@@ -26,12 +26,12 @@ import numpy as np
 
 from jaxalign import trees
 from jaxalign.adapters import adapter, lora
-from jaxalign.adapters.selection import group_of_name
 from jaxalign.checkpoints.load import load
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.objectives import objective, policy
 from jaxalign.objectives.pairwise import PairwiseConfig
+from jaxalign.stacks import group_of_name
 from jaxalign.training import step as step_lib
 from jaxalign.training.optimizer import OptimizerConfig, make_optimizer
 

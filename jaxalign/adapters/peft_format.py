@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign import trees
-from jaxalign.adapters import gates, selection, sites
+from jaxalign import stacks, trees
+from jaxalign.adapters import gates, sites
 from jaxalign.errors import UserError
 
 
@@ -82,7 +82,7 @@ def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
                 walk(child, (*path, name))
             return
         leaf = {name: np.asarray(tree[name], np.float32) for name in tree}
-        group = selection.group_of_name(path[0])
+        group = stacks.group_of_name(path[0])
         if group is None:
             found["/".join(path), ()] = _folded(leaf)
             return
@@ -298,18 +298,15 @@ def from_peft(
         factors[module][match.group(2)] = np.asarray(value, np.float32)
     adapters: dict[str, Any] = {}
     for path, kind, weight in sites.weights(params):
-        head, _, rest = path.partition("/")
-        group = selection.group_of_name(head)
+        _, group, rest = stacks.split(path)
         stack = weight.shape[:-2] if group else ()
-        modules = [
-            (rest if group else path, _absolute(group, i)) for i in np.ndindex(stack)
-        ]
+        modules = [(rest, _absolute(group, i)) for i in np.ndindex(stack)]
         present = [module for module in modules if module in factors]
         if not present:
             continue
         if len(present) != len(modules):
             raise ValueError(
-                f"the group {head} is cut through: load it with other groups"
+                f"the stack of {path} is cut through: load it with other groups"
             )
         leaves = [
             _leaf(
@@ -351,7 +348,7 @@ def from_peft(
     return adapters
 
 
-def _absolute(group: selection.Group | None, index: tuple[int, ...]) -> tuple[int, ...]:
+def _absolute(group: stacks.Group | None, index: tuple[int, ...]) -> tuple[int, ...]:
     return index if group is None else (group[0] + index[0], *index[1:])
 
 

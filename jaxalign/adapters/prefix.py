@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxalign import stacks
 from jaxalign.adapters import gates, selection
 from jaxalign.errors import UserError
 
@@ -119,14 +120,14 @@ def init(
     Raises:
       ValueError: the groups were cut elsewhere, or the text is missing.
     """
-    groups = [g for g in map(selection.group_of_name, params) if g is not None]
+    groups = [g for g in map(stacks.group_of_name, params) if g is not None]
     num_layers = max(high for _, high in groups)
     chosen = set(selection.parse_layers(config.prefix_layers, num_layers))
     adapters: dict[str, Any] = {}
     for index, (low, high) in enumerate(sorted(groups)):
         if not chosen & set(range(low, high)):
             continue
-        name = selection.group_name((low, high))
+        name = stacks.group_name((low, high))
         if not chosen >= set(range(low, high)):
             raise ValueError(
                 f"prefix_layers {config.prefix_layers!r} cut through the group {name}: "

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.adapters import prefix, selection
+from jaxalign import stacks
+from jaxalign.adapters import prefix
 from jaxalign.errors import UserError
 
 
@@ -35,7 +36,7 @@ def _layers(adapters: Any) -> dict[int, dict[str, np.ndarray]]:
     """Take the stacks apart: the leaves of each layer."""
     found = {}
     for name, tree in adapters.items():
-        group = selection.group_of_name(name)
+        group = stacks.group_of_name(name)
         assert group is not None
         for i, layer in enumerate(range(*group)):
             found[layer] = {
@@ -193,7 +194,7 @@ def from_files(
             raise ValueError("a group is cut through: load it with other groups")
         if mine:
             leaves = {name: np.stack([leaf[name] for leaf in mine]) for name in mine[0]}
-            adapters[selection.group_name((low, high))] = {"self_attn": leaves}
+            adapters[stacks.group_name((low, high))] = {"self_attn": leaves}
     return adapters
 
 

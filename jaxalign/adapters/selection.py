@@ -4,20 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 
 from jaxalign.errors import UserError, did_you_mean
+from jaxalign.stacks import Group
 
 
 __all__ = [
-    "Group",
     "check_regex",
     "check_targets",
     "cut_groups",
-    "group_name",
-    "group_of_name",
     "parse_layers",
 ]
-
-Group = tuple[int, int]
-"""Half-open range of layers that share one stack of weights and one scan."""
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _SHARE = re.compile(r"(bottom|top):(\d+(?:\.\d+)?)")
@@ -89,17 +84,6 @@ def cut_groups(num_layers: int, choices: Iterable[Sequence[int]]) -> tuple[Group
         if any((layer in choice) != (layer - 1 in choice) for choice in chosen):
             cuts.append(layer)
     return tuple(zip(cuts, [*cuts[1:], num_layers], strict=True))
-
-
-def group_name(group: Group) -> str:
-    """Return the name of a group's subtree, ``layers_0_30`` for layers 0 to 29."""
-    return f"layers_{group[0]}_{group[1]}"
-
-
-def group_of_name(name: str) -> Group | None:
-    """Return the group of a subtree's name, None for any other name."""
-    match = re.fullmatch(r"layers_(\d+)_(\d+)", name)
-    return (int(match.group(1)), int(match.group(2))) if match else None
 
 
 def check_regex(field: str, pattern: str) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxalign import stacks
 from jaxalign.adapters import selection
 from jaxalign.errors import UserError, did_you_mean
 
@@ -50,8 +51,7 @@ def sites_of(path: str) -> list[Site]:
     >>> sites_of("layers_2_4/mlp/up_proj")[1]
     Site(path='mlp/up_proj', layer=3)
     """
-    head, _, rest = path.partition("/")
-    group = selection.group_of_name(head)
+    _, group, rest = stacks.split(path)
     if group is None:
         return [Site(path, None)]
     return [Site(rest, layer) for layer in range(*group)]

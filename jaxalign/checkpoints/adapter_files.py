@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxalign import trees
+from jaxalign import stacks, trees
 from jaxalign.adapters import lora, peft_format, prefix_format, selection
-from jaxalign.adapters.selection import Group
 from jaxalign.checkpoints import contents, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
+from jaxalign.stacks import Group
 from jaxalign.types import Variables
 
 
@@ -321,7 +321,7 @@ def groups_of(collections: Variables, num_layers: int) -> tuple[Group, ...]:
         group
         for tree in collections.values()
         for name in tree
-        if (group := selection.group_of_name(name)) is not None
+        if (group := stacks.group_of_name(name)) is not None
     }
     return selection.cut_groups(num_layers, [range(*group) for group in sorted(found)])
 

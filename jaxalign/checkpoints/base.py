@@ -23,11 +23,11 @@ import jax
 import numpy as np
 import tensorstore
 
-from jaxalign import trees
-from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign import stacks, trees
 from jaxalign.checkpoints import tensors
 from jaxalign.checkpoints.tensors import TensorInfo
 from jaxalign.errors import UserError
+from jaxalign.stacks import Group
 
 
 __all__ = [
@@ -99,7 +99,7 @@ class Base(NamedTuple):
             single = _single_stack(path, num_layers)
             info = self.params.get(single)
             shape = leaf.shape
-            if group_of_name(path.partition("/")[0]) is not None:
+            if stacks.split(path).group is not None:
                 shape = (num_layers, *shape[1:])
             if info is None or info.shape != shape:
                 raise _broken(self.path, f"{single} is not of shape {list(shape)}")
@@ -121,12 +121,12 @@ class Base(NamedTuple):
         """
         for path in self.params:
             stored = self.open(path)
-            head, _, rest = path.partition("/")
-            if group_of_name(head) is None:
+            place = stacks.split(path)
+            if place.group is None:
                 yield path, (), View(stored, self.path)
                 continue
             for low, high in groups:
-                name = f"{group_name((low, high))}/{rest}"
+                name = stacks.join(place._replace(group=(low, high)))
                 if not by_layer(name):
                     yield name, (), View(stored[low:high].translate_to[0], self.path)
                     continue
@@ -176,10 +176,10 @@ def is_base(directory: Path) -> bool:
 
 def _single_stack(path: str, num_layers: int) -> str:
     """Return the path of a parameter as it is where all layers are in one stack."""
-    head, _, rest = path.partition("/")
-    if group_of_name(head) is None:
+    place = stacks.split(path)
+    if place.group is None:
         return path
-    return f"{group_name((0, num_layers))}/{rest}"
+    return stacks.join(place._replace(group=(0, num_layers)))
 
 
 def read_base(directory: Path) -> Base:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxalign import trees
-from jaxalign.adapters.selection import group_of_name
+from jaxalign import stacks, trees
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import contents, export, hub
 from jaxalign.checkpoints import load as load_lib
@@ -124,7 +123,7 @@ def _write_params(params: Any, path: Path) -> None:
 
 def _save_args(path: str, leaf: Any) -> ocp.SaveArgs:
     """Cut stacks into layers, and large layers into parts of 4 MB."""
-    stacked = group_of_name(path.partition("/")[0]) is not None
+    stacked = stacks.split(path).group is not None
     return ocp.SaveArgs(
         chunk_byte_size=max(_CHUNK, leaf.dtype.itemsize),
         shard_axes=(0,) if stacked else (),

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxalign import trees
-from jaxalign.adapters import gates, lora, selection
-from jaxalign.adapters.selection import Group
+from jaxalign import stacks, trees
+from jaxalign.adapters import gates, lora
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import contents, hub
 from jaxalign.checkpoints import load as load_lib
@@ -24,6 +23,7 @@ from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.tensors import TensorInfo
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig
+from jaxalign.stacks import Group
 from jaxalign.types import Variables
 
 
@@ -153,7 +153,7 @@ def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
     found = sorted(
         group
         for name in variables["params"]
-        if (group := selection.group_of_name(name)) is not None
+        if (group := stacks.group_of_name(name)) is not None
     )
     return _Base(path, config, family, tuple(found))
 

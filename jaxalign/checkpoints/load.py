@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxalign import trees
-from jaxalign.adapters.selection import Group, group_name, group_of_name
+from jaxalign import stacks, trees
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
@@ -26,6 +25,7 @@ from jaxalign.models.families import family_of
 from jaxalign.models.families.rules import Rule
 from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.parallel import sharding
+from jaxalign.stacks import Group, group_name
 from jaxalign.types import Model, Variables
 
 
@@ -378,8 +378,8 @@ def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place |
         layer, *expert = index
         for low, high in groups:
             if low <= layer < high:
-                rest = rule.path.removeprefix("layers/")
-                path = f"{group_name((low, high))}/{rest}"
+                stack = f"{group_name((low, high))}/"
+                path = rule.path.replace("layers/", stack, 1)
                 return Place(rule, path, (layer - low, *expert))
         return Place(rule, f"(layer {layer})", index)
     return None
@@ -389,9 +389,9 @@ def tensor_names(
     path: str, shape: Sequence[int], rules: Sequence[Rule]
 ) -> Iterator[str]:
     """Yield the Hugging Face names of all tensors that a parameter is made of."""
-    head, _, rest = path.partition("/")
-    group = group_of_name(head)
-    wanted = path if group is None else f"layers/{rest}"
+    group = stacks.split(path).group
+    stack = "" if group is None else f"{group_name(group)}/"
+    wanted = path.replace(stack, "layers/", 1) if stack else path
     found = [rule for rule in rules if rule.path == wanted]
     if not found:
         raise ValueError(f"no rule gives the parameter {path}")

@@ -33,8 +33,8 @@ class ConvertConfig:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and convert."""
+    from jaxalign import progress
     from jaxalign.checkpoints import convert
-    from jaxalign.training import progress
 
     parser = parsing.make_parser("convert", ConvertConfig, description=__doc__ or "")
     config = parsing.parse(parser, arguments, ConvertConfig)

@@ -82,13 +82,14 @@ def _sample_and_judge(
 
     import numpy as np
 
+    from jaxalign import progress
     from jaxalign.feedback import candidates, pairing
     from jaxalign.feedback.decompose import segments
-    from jaxalign.feedback.judges.config import JudgeConfig, make_judge
     from jaxalign.feedback.segmenters import SegmenterConfig
-    from jaxalign.feedback.store import Store
     from jaxalign.generation.files import GenerateConfig, generate_file
-    from jaxalign.training import progress
+    from jaxalign.judging.config import JudgeConfig
+    from jaxalign.judging.make import make_judge
+    from jaxalign.judging.store import Store
 
     out.mkdir(exist_ok=True)
     lines = records_file.read_text(encoding="utf-8").splitlines()[:SAMPLED]
@@ -135,17 +136,18 @@ def _sample_and_judge(
 
 
 def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
+    from jaxalign import progress
     from jaxalign.adapters.lora import LoRAConfig
     from jaxalign.checkpoints import hub
     from jaxalign.checkpoints.fetch import fetch
     from jaxalign.data import chat, pairs, records
-    from jaxalign.evaluation import report
-    from jaxalign.evaluation.score import Scorer, score_records
+    from jaxalign.evaluation.score import PolicyAndReference, score_records
     from jaxalign.objectives.dpo2d import DPO2DConfig
     from jaxalign.objectives.objective import beta_of
     from jaxalign.parallel import sharding
     from jaxalign.parallel.mesh import MeshConfig, make_mesh
-    from jaxalign.training import metrics, progress, publish, restore
+    from jaxalign.reports import run as run_report
+    from jaxalign.training import metrics, publish, restore
     from jaxalign.training.config import TrainConfig
     from jaxalign.training.optimizer import OptimizerConfig
     from jaxalign.training.run import train
@@ -178,7 +180,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     run = train(run_config, preemption=preemption)
     steps = metrics.read(run / "metrics.jsonl")
     figures = [
-        figure for figure in report.held_out_figures(run) if figure.name != "loss"
+        figure for figure in run_report.held_out_figures(run) if figure.name != "loss"
     ]
     restored = restore.load_run(run)
     if not (out / "merged").exists():
@@ -194,17 +196,17 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     policy = restored.checkpoint.model
     results = score_records(
         data,
-        Scorer(policy, restored.variables, policy, restored.base),
+        PolicyAndReference(policy, restored.variables, policy, restored.base),
         objective=run_config.objective,
         row_length=768,
         put=functools.partial(sharding.put_batch, mesh=make_mesh(MeshConfig())),
     )
     examples = [
-        report.Example(record, result)
+        run_report.Example(record, result)
         for record, result in zip(found, results, strict=True)
     ]
     seconds = time.monotonic() - began
-    page = report.write_report(
+    page = run_report.write_report(
         out / "report.html",
         title="jaxalign demo: 2D-DPO on SmolLM2-135M-Instruct",
         run=run,

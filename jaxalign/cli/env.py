@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     import jax
 
     from jaxalign import __version__
-    from jaxalign.models.kernels.choice import available, machine_of
+    from jaxalign.models.attention.choice import available, machine_of
 
     lines = [
         ("jaxalign", __version__),

@@ -10,7 +10,7 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and judge; the last line says how many responses have no verdict."""
-    from jaxalign.feedback.judging import JudgeFileConfig, judge_file
+    from jaxalign.feedback.judge_file import JudgeFileConfig, judge_file
 
     parser = parsing.make_parser("judge", JudgeFileConfig, description=__doc__ or "")
     config = parsing.parse(parser, arguments, JudgeFileConfig)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from jaxalign import configs
 from jaxalign.errors import UserError, did_you_mean
 
 
@@ -116,7 +116,7 @@ def parse(
       UserError: an unknown option (with the near names), a value of the wrong kind, or
         a combination that the dataclass refuses.
     """
-    return _build(config_class, _parse(parser, arguments), dict(parts or {}))
+    return configs.build(config_class, _parse(parser, arguments), parts)
 
 
 def _parse(
@@ -150,28 +150,7 @@ def parse_with(
 ) -> tuple[Any, Any]:
     """Parse a command that has one more argument than its dataclass has fields."""
     values = _parse(parser, arguments)
-    return values.pop(name), _build(config_class, values, dict(parts or {}))
-
-
-def _build(
-    cls: type, values: dict[str, Any], parts: dict[str, type], prefix: str = ""
-) -> Any:
-    from jaxalign.training.config import check_kind
-
-    made = {}
-    for field in dataclasses.fields(cls):
-        if field.name not in values:
-            continue
-        name, value = f"{prefix}{field.name}", values[field.name]
-        inner: Any = parts.get(field.name, field.type)
-        if not dataclasses.is_dataclass(inner):
-            made[field.name] = check_kind(value, inner, name)
-        elif isinstance(value, dict):
-            part: Any = inner
-            made[field.name] = _build(part, value, {}, f"{name}.")
-        else:
-            raise UserError(f"{name} must be a mapping of options: got {value!r}")
-    return cls(**made)
+    return values.pop(name), configs.build(config_class, values, parts)
 
 
 def _readable(error: Exception, known: Sequence[str]) -> str:

@@ -10,9 +10,11 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and run all rounds; 42 asks to be run again (after SIGTERM)."""
+    from jaxalign import progress
     from jaxalign.feedback.config import RLAIFConfig
-    from jaxalign.feedback.rounds import rlaif
-    from jaxalign.training import progress
+    from jaxalign.feedback.rounds import rlaif, store_path
+    from jaxalign.judging.store import Store
+    from jaxalign.reports import rounds as rounds_report
     from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
 
     parts = {
@@ -32,5 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingDiverged as error:
         progress.say(f"jaxalign: error: {error}")
         return 1
+    with Store(store_path(config)) as store:
+        rounds_report.write(out, config, store)
     print(f"report: {out / 'report.html'}")
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign.cli import parsing
-from jaxalign.feedback.segmenters.files import SegmentConfig, segment_file
+from jaxalign.feedback.segmenters.segment_file import SegmentConfig, segment_file
 
 
 __all__ = ["run"]

@@ -10,7 +10,7 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and serve, until SIGTERM or Ctrl-C has let the last answer go."""
-    from jaxalign.generation.server import ServeConfig, serve
+    from jaxalign.generation.serving.server import ServeConfig, serve
 
     parser = parsing.make_parser("serve", ServeConfig, description=__doc__ or "")
     config = parsing.parse(parser, arguments, ServeConfig)

@@ -13,8 +13,8 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and show or export."""
-    from jaxalign.feedback import store_report
-    from jaxalign.feedback.store import Store
+    from jaxalign.judging import store_report
+    from jaxalign.judging.store import Store
 
     parser = argparse.ArgumentParser(
         prog="jaxalign store", description=__doc__, exit_on_error=False

@@ -11,10 +11,10 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and train; 42 asks to be run again (after SIGTERM)."""
-    from jaxalign.evaluation import report
+    from jaxalign import progress
     from jaxalign.objectives.objective import beta_of
+    from jaxalign.reports import run as run_report
     from jaxalign.training import config as config_lib
-    from jaxalign.training import progress
     from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
     from jaxalign.training.run import train
 
@@ -37,11 +37,11 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingDiverged as error:
         progress.say(f"jaxalign: error: {error}")
         return 1
-    report.write_report(
+    run_report.write_report(
         out / "report.html",
         title=f"jaxalign: {config.objective.name} on {Path(config.model).name}",
         run=out,
-        figures=report.held_out_figures(out),
+        figures=run_report.held_out_figures(out),
         examples=(),
         facts={"data": Path(config.data).name, "adapter": config.adapter.name},
         beta=beta_of(config.objective),

@@ -107,7 +107,7 @@ class _OneSided(pydantic.BaseModel):
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
 
 
-class _Asked(pydantic.BaseModel):
+class _PromptRow(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="ignore")
 
     prompt: str | list[Message]
@@ -251,7 +251,7 @@ def parse_prompt(columns: Any, where: str = "prompt") -> Prompt:
             "Leave the column out"
         )
     try:
-        asked = _Asked.model_validate(columns)
+        asked = _PromptRow.model_validate(columns)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error, where)) from None
     return Prompt(_prompt(asked.prompt, where), columns["prompt"], where)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import progress
 from jaxalign.adapters import adapter
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import load as load_lib
@@ -35,13 +36,13 @@ from jaxalign.objectives.policy import pair_logps
 from jaxalign.objectives.sft import SFTConfig
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import progress, restore
+from jaxalign.training import restore
 from jaxalign.training.checks import check_records, check_tokens
 from jaxalign.types import Model, PreferenceBatch, Variables
 from jaxalign.whole_file import check_target, whole
 
 
-__all__ = ["ScoreConfig", "Scorer", "score", "score_records"]
+__all__ = ["ScoreConfig", "PolicyAndReference", "score", "score_records"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class ScoreConfig:
             raise UserError(f"row_length must be at least 2: got {self.row_length}")
 
 
-class Scorer(NamedTuple):
+class PolicyAndReference(NamedTuple):
     """A policy and a reference, ready to score."""
 
     model: Model
@@ -149,7 +150,7 @@ def score(config: ScoreConfig) -> Path:
             "responses that score compares. Train with gate token or sequence instead"
         )
     model = restored.checkpoint.model
-    scorer = Scorer(model, restored.variables, model, restored.base)
+    scorer = PolicyAndReference(model, restored.variables, model, restored.base)
     if config.reference is not None:
         own = "none" if restored.config is None else restored.config.quantize
         with progress.reading(f"loading {config.reference}") as show:
@@ -177,7 +178,7 @@ def score(config: ScoreConfig) -> Path:
 
 def score_records(
     data: pairs.PairDataset,
-    scorer: Scorer,
+    scorer: PolicyAndReference,
     *,
     objective: Objective,
     token_logps: bool = False,

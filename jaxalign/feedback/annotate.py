@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 from jaxalign.data import records
 from jaxalign.errors import UserError
-from jaxalign.feedback.judges import prompts
-from jaxalign.feedback.judges.protocol import Request, Subject, Verdict
-from jaxalign.feedback.votes import merged
+from jaxalign.judging import prompts
+from jaxalign.judging.agreement import Agreement, agreement_of
+from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
+from jaxalign.judging.votes import merged
 
 
 __all__ = [
-    "Agreement",
     "Item",
     "Response",
     "agreement",
-    "agreement_of",
     "annotated",
     "read_item",
     "references_of",
@@ -47,20 +46,6 @@ class Item(NamedTuple):
     """All of the record, as it was read."""
     responses: tuple[Response, ...]
     """Those that have a segment."""
-
-
-class Agreement(NamedTuple):
-    """How far several votes on the same thing agree; sums, see :func:`agreement`."""
-
-    equal: int
-    """Pairs of votes with the same score, over segments and aspects."""
-    pairs: int
-    distance: int
-    """Sum of the absolute differences over the pairs."""
-
-    def plus(self, other: "Agreement") -> "Agreement":
-        """Return the sums of both."""
-        return Agreement(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
@@ -106,7 +91,7 @@ def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
 
 def requests_of(
     item: Item, *, votes: int = 1, own: Path | None = None
-) -> Iterator[Request]:
+) -> Iterator[JudgeRequest]:
     """Yield the requests for a record's scores: for each response, all its votes.
 
     Args:
@@ -118,7 +103,7 @@ def requests_of(
         request = prompts.scores_request(response.subject, own)
         yield request
         for vote in range(1, votes):
-            yield Request(
+            yield JudgeRequest(
                 request.task, request.messages, request.schema, request.subject, vote
             )
 
@@ -163,20 +148,6 @@ def agreement(item: Item, verdicts: Sequence[Verdict]) -> Agreement:
         for one, other in itertools.combinations(good, 2):
             total = total.plus(agreement_of(one, other))
     return total
-
-
-def agreement_of(one: Any, other: Any) -> Agreement:
-    """Return how far two values of a ``scores`` request agree.
-
-    >>> agreement_of({"segments": [{"a": 1, "b": 4}]}, {"segments": [{"a": 3, "b": 4}]})
-    Agreement(equal=1, pairs=2, distance=2)
-    """
-    distances = [
-        abs(left[aspect] - right[aspect])
-        for left, right in zip(one["segments"], other["segments"], strict=True)
-        for aspect in left
-    ]
-    return Agreement(distances.count(0), len(distances), sum(distances))
 
 
 def _by_response(

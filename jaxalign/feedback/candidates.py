@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxalign import progress
 from jaxalign.data.records import Segment
 from jaxalign.errors import UserError
-from jaxalign.feedback.asking import ask
-from jaxalign.feedback.decompose.protocol import (
+from jaxalign.feedback.decompose.decomposition import (
     Candidate,
     Decompose,
     Failure,
@@ -18,12 +18,12 @@ from jaxalign.feedback.decompose.protocol import (
     Judged,
     Unit,
 )
-from jaxalign.feedback.judges.protocol import Judge, Request, Verdict
 from jaxalign.feedback.pairing import ScoredPrompt, ScoredResponse
 from jaxalign.feedback.segmenters import SegmenterConfig, segment
-from jaxalign.feedback.store import Store
-from jaxalign.feedback.votes import merged
-from jaxalign.training import progress
+from jaxalign.judging.asking import ask
+from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
+from jaxalign.judging.store import Store
+from jaxalign.judging.votes import merged
 
 
 __all__ = [
@@ -110,7 +110,7 @@ async def judge_candidates(
     found: dict[int, Judged] = {}
     so_far: list[list[list[Verdict]]] = [[] for _ in candidates]
     while len(found) < len(candidates):
-        steps: dict[int, list[Request]] = {}
+        steps: dict[int, list[JudgeRequest]] = {}
         for number, candidate in enumerate(candidates):
             if number not in found:
                 now = decompose(candidate, so_far[number])
@@ -134,7 +134,7 @@ async def judge_candidates(
 
 
 async def _voted(
-    requests: Sequence[Request],
+    requests: Sequence[JudgeRequest],
     judge: Judge,
     store: Store,
     votes: int,

@@ -8,10 +8,10 @@ from jaxalign.adapters.adapter import Adapter, NoAdapter, PeftConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints.load import DType
 from jaxalign.errors import UserError
-from jaxalign.feedback.judges.config import JudgeConfig
 from jaxalign.feedback.pairing import PairingConfig
 from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.generation.engine import Sampling
+from jaxalign.judging.config import JudgeConfig
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import Objective, needs

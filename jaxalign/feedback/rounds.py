@@ -29,28 +29,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign import progress
 from jaxalign.checkpoints import contents
+from jaxalign.configs import read_yaml
 from jaxalign.data import records, rows
 from jaxalign.errors import UserError
-from jaxalign.feedback import annotate, candidates, gate, pairing, round_report
+from jaxalign.feedback import annotate, candidates, gate, pairing
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose import claims, hops, risks, segments
-from jaxalign.feedback.decompose.protocol import Decompose
+from jaxalign.feedback.decompose.decomposition import Decompose
 from jaxalign.feedback.gate import Decision
-from jaxalign.feedback.judges.config import make_judge
-from jaxalign.feedback.judges.openai import OpenAIJudge
-from jaxalign.feedback.judges.protocol import Judge
-from jaxalign.feedback.store import Pair, Store
 from jaxalign.generation.files import GenerateConfig, generate_file
-from jaxalign.training import progress, publish, run_directory
-from jaxalign.training.config import read_yaml
+from jaxalign.judging.judge import Judge
+from jaxalign.judging.make import make_judge
+from jaxalign.judging.openai import OpenAIJudge
+from jaxalign.judging.store import Store, StoredPair
+from jaxalign.training import publish, run_directory
 from jaxalign.training.loop import Preemption
 from jaxalign.training.run import train
 from jaxalign.whole_file import write_lines, write_text
 
 
-__all__ = ["CONFIG", "rlaif"]
+__all__ = ["CONFIG", "rlaif", "store_path"]
 
 CONFIG = "rlaif.yaml"
 
@@ -124,15 +125,19 @@ def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
         free=_FREE,
         before=lambda out: read_yaml(out / CONFIG),
     ) as out:
-        with Store(config.store or out / "store.db") as store:
+        with Store(store_path(config)) as store:
             run = _Run(config, out, store)
             policy: int | None = None
             for number in range(1, config.rounds + 1):
                 if _round(run, number, policy, preemption).accepted:
                     policy = number
             _export(out, policy)
-            round_report.write(out, config, store)
     return out
+
+
+def store_path(config: RLAIFConfig) -> Path:
+    """Return where a run keeps its judgements."""
+    return Path(config.store or Path(config.out) / "store.db")
 
 
 def references_of(prompts: str, needed: bool) -> list[tuple[str, ...]]:
@@ -296,9 +301,9 @@ def _pair(run: _Run, judged: list[JudgedPrompt], here: Path) -> int:
     return out.read_text(encoding="utf-8").count("\n")
 
 
-def _pair_of(record: Mapping[str, Any]) -> Pair:
+def _pair_of(record: Mapping[str, Any]) -> StoredPair:
     given = record["prompt"]
-    return Pair(
+    return StoredPair(
         given if isinstance(given, str) else tuple(given),
         record["chosen"],
         record["rejected"],

@@ -1,6 +1,13 @@
-"""Text from a model: the engine, sampling, constrained choice, and files of prompts."""
+"""Text from a model: the engine, sampling, given answers, files, and a server."""
 
-from jaxalign.generation import choice, engine, files, ready, sampling, steps
+from typing import TYPE_CHECKING
+
+from jaxalign.lazy import submodules
 
 
-__all__ = ["choice", "engine", "files", "ready", "sampling", "steps"]
+if TYPE_CHECKING:
+    from jaxalign.generation import answer_logps, engine, files, ready, sampling, steps
+
+__all__ = ["answer_logps", "engine", "files", "ready", "sampling", "steps"]
+
+__getattr__, __dir__ = submodules(__name__, __all__)

@@ -45,7 +45,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 """Of the numbers that the device takes."""
 
 _MOST_BLOCKS = 8
-"""Of a cache on CPUs, see ``models.kernels.cached``: each takes time to compile."""
+"""Of a cache on CPUs, see ``models.attention.cached``: each takes time to compile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

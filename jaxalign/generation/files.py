@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign import progress
 from jaxalign.checkpoints import adapter_files, contents
 from jaxalign.checkpoints.load import DType
+from jaxalign.configs import to_dict
 from jaxalign.data import chat, records, rows
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
@@ -19,12 +21,11 @@ from jaxalign.generation import ready
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
-from jaxalign.training import progress, run_directory
-from jaxalign.training.config import to_dict
+from jaxalign.training import run_directory
 from jaxalign.whole_file import check_target, write_text, writing
 
 
-__all__ = ["GenerateConfig", "Report", "generate_file", "seed_of"]
+__all__ = ["GenerateConfig", "GenerationReport", "generate_file", "seed_of"]
 
 _FREE = ("out", "batch_slots", "mesh", "model", "adapter", "data")
 """Changing these changes no text, or is seen by what the files hold."""
@@ -67,7 +68,7 @@ class GenerateConfig(Sampling):
         ready.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
 
 
-class Report(NamedTuple):
+class GenerationReport(NamedTuple):
     """What a run of the engine took."""
 
     tokens: int
@@ -81,7 +82,7 @@ def seed_of(seed: int, line: int) -> int:
     return int(np.random.SeedSequence([seed, line]).generate_state(1)[0])
 
 
-def generate_file(config: GenerateConfig) -> Report:
+def generate_file(config: GenerateConfig) -> GenerationReport:
     """Complete every prompt of a file that has no line in the output yet.
 
     Raises:
@@ -96,7 +97,7 @@ def generate_file(config: GenerateConfig) -> Report:
         done = _resume(out, settings, len(prompts))
     if done == len(prompts):
         progress.say(f"{out} is complete: {done} line(s), made with these options")
-        return Report(0, 0.0, 0.0)
+        return GenerationReport(0, 0.0, 0.0)
     made = ready.load(
         config.model,
         config.adapter,
@@ -140,7 +141,7 @@ def generate_file(config: GenerateConfig) -> Report:
             file.flush()
             show(line + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
-    return Report(tokens, seconds, engine.compile_seconds)
+    return GenerationReport(tokens, seconds, engine.compile_seconds)
 
 
 def _request(

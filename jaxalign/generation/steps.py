@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxalign.generation import sampling
 from jaxalign.generation.sampling import Controls
-from jaxalign.models.kernels.cached import PLACES_AXIS
+from jaxalign.models.attention.cached import PLACES_AXIS
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import Model, Variables

@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign import trees
-from jaxalign.adapters.selection import Group, group_name, group_of_name
 from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
+from jaxalign.models.attention import cached
 from jaxalign.models.config import DecoderConfig
-from jaxalign.models.kernels import cached
 from jaxalign.models.layers import Runtime
+from jaxalign.stacks import Group, group_name, group_of_name
 from jaxalign.types import Model, ModelInputs, RouterSums, Variables
 
 
@@ -257,7 +257,7 @@ def make_cache(
       slots: rows.
       length: most tokens of a row.
       dtype: of keys and values.
-      block: places of an array, see ``kernels.cached``; default all in one.
+      block: places of an array, see ``attention.cached``; default all in one.
     Raises:
       UserError: a gate that reads later tokens, which are not there yet.
     """

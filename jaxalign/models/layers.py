@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from jaxalign.adapters import gates, lora, prefix
 from jaxalign.models import attention as attention_lib
 from jaxalign.models import quantised, rotary, routing
+from jaxalign.models.attention import cached
 from jaxalign.models.config import DecoderConfig, Mixture
-from jaxalign.models.kernels import cached
 from jaxalign.models.quantised import Quantised
 
 

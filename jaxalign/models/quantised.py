@@ -26,8 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from jaxalign import trees
-from jaxalign.adapters.selection import group_of_name
+from jaxalign import stacks, trees
 from jaxalign.parallel import sharding
 
 
@@ -182,8 +181,7 @@ def holds_codes(path: str) -> bool:
     Linear layers of attention, MLPs and experts are; embeddings, head, routers, norms
     and biases are not.
     """
-    inside = group_of_name(path.split("/")[0]) is not None
-    return inside and path.endswith("_proj/kernel")
+    return stacks.split(path).group is not None and path.endswith("_proj/kernel")
 
 
 def quantise_params(params: Any, kind: Quantize) -> Any:

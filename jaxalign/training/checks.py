@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxalign import progress
 from jaxalign.data import records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
@@ -11,7 +12,6 @@ from jaxalign.objectives import dpo2d, objective
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig
 from jaxalign.objectives.token_level import SePOConfig, TISConfig
-from jaxalign.training import progress
 
 
 __all__ = ["check_records", "check_tokens"]

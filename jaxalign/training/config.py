@@ -1,24 +1,22 @@
 """What a training run is made of, as frozen dataclasses, and their YAML form."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import pydantic
-import yaml
-
+from jaxalign import configs
 from jaxalign.adapters.adapter import CONFIGS as ADAPTERS
 from jaxalign.adapters.adapter import Adapter, NoAdapter, averages_ahead
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints.load import DType
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
+from jaxalign.models.attention.choice import AttentionOption
 from jaxalign.models.decoder import Remat
-from jaxalign.models.kernels.choice import Asked
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.objective import CONFIGS, Objective, needs, weight_models
+from jaxalign.objectives.objective import CONFIGS as OBJECTIVES
+from jaxalign.objectives.objective import Objective, needs, weight_models
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training.metrics import parse_report_to
 from jaxalign.training.optimizer import OptimizerConfig
@@ -27,12 +25,9 @@ from jaxalign.training.optimizer import OptimizerConfig
 __all__ = [
     "TrainConfig",
     "check_branches",
-    "check_kind",
     "check_trainable",
     "default_objective",
     "from_dict",
-    "read_yaml",
-    "to_dict",
 ]
 
 
@@ -107,7 +102,7 @@ class TrainConfig:
     dtype: DType = "float32"
     quantize: Quantize = "none"
     remat: Remat = "dots"
-    attention: Asked = "auto"
+    attention: AttentionOption = "auto"
     attention_block: int = 64
     router_weight: float = 0.0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -236,19 +231,16 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
       UserError: an unknown objective, adapter or field, or a value of the wrong kind.
     """
-    flat = dict(values)
-    options = _mapping(flat.pop("objective", {}), "objective")
     parts = {
-        "objective": _by_name(
-            options, CONFIGS, "objective", default_objective(options)
-        ),
-        "adapter": _by_name(
-            _mapping(flat.pop("adapter", {}), "adapter"), ADAPTERS, "adapter", "lora"
-        ),
+        "objective": _class_of(values, "objective", OBJECTIVES, default_objective),
+        "adapter": _class_of(values, "adapter", ADAPTERS, lambda _: "lora"),
     }
-    for name, cls in (("optimizer", OptimizerConfig), ("mesh", MeshConfig)):
-        parts[name] = _make(cls, _mapping(flat.pop(name, {}), name), f"{name}.")
-    return _make(TrainConfig, {**flat, **parts}, "")
+    named = {
+        field: {**values.get(field, {}), "name": name}
+        for field, (name, _) in parts.items()
+    }
+    classes = {field: cls for field, (_, cls) in parts.items()}
+    return configs.build(TrainConfig, {**values, **named}, classes)
 
 
 def default_objective(options: Iterable[str]) -> str:
@@ -256,66 +248,19 @@ def default_objective(options: Iterable[str]) -> str:
     return "mix" if "mix" in options else "dpo2d"
 
 
-def _mapping(values: Any, field: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{field} must be a mapping of options: got {values!r}")
-    return values
-
-
-def _by_name(
-    values: Mapping[str, Any], classes: Mapping[str, type], field: str, default: str
-) -> Any:
-    name = values.get("name", default)
+def _class_of(
+    values: Mapping[str, Any],
+    field: str,
+    classes: Mapping[str, type],
+    default: Callable[[Iterable[str]], str],
+) -> tuple[str, type]:
+    """Return the name of the part that the values choose, and its class."""
+    options = values.get(field, {})
+    if not isinstance(options, Mapping):
+        raise UserError(f"{field} must be a mapping of options: got {options!r}")
+    name = options.get("name", default(options))
     if not isinstance(name, str) or name not in classes:
         raise UserError(
             f"{field}.name {name!r} is not known. {did_you_mean(str(name), classes)}"
         )
-    return _make(classes[name], {**values, "name": name}, f"{field}.")
-
-
-def _make(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise UserError(
-                f"unknown option {prefix}{name}. {did_you_mean(str(name), fields)}"
-            )
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and (
-            field.default_factory is dataclasses.MISSING and name not in values
-        ):
-            raise UserError(f"the option {prefix}{name} is missing")
-    return cls(
-        **{k: check_kind(v, fields[k].type, f"{prefix}{k}") for k, v in values.items()}
-    )
-
-
-def check_kind(value: Any, kind: Any, name: str) -> Any:
-    """Return the value of an option if it is of its field's kind; a list as a tuple.
-
-    Raises:
-      UserError: it is not.
-    """
-    if dataclasses.is_dataclass(value):
-        return value
-    value = tuple(value) if isinstance(value, list) else value
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(value, strict=True)
-    except pydantic.ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"]
-        raise UserError(f"the option {name}: {reason}: got {value!r}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-      UserError: it is not there or is none.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of options: got {values!r}")
-    return values
+    return name, classes[name]

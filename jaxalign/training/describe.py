@@ -8,8 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxalign import trees
-from jaxalign.adapters import selection
+from jaxalign import stacks, trees
 from jaxalign.adapters.adapter import (
     COLLECTIONS,
     Adapter,
@@ -17,6 +16,7 @@ from jaxalign.adapters.adapter import (
     trained,
 )
 from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.errors import UserError
@@ -24,7 +24,6 @@ from jaxalign.models import decoder, quantised
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.decoder import Remat
 from jaxalign.models.quantised import Quantised, Quantize
-from jaxalign.training import adapters
 from jaxalign.training.config import check_trainable
 
 
@@ -90,7 +89,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
         files = AdapterFiles(Path(config.adapter.path), config.model)
         params, made = decoder.param_shapes(model, files.groups()), files.collections()
     else:
-        params, made = adapters.shapes(config.adapter, model)
+        params, made = adapter_start.shapes(config.adapter, model)
     variables = {"params": params, **made}
     base = trees.mask_from_patterns(params, config.trainable)
     mask = {**trained(variables), "params": base}
@@ -118,8 +117,8 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
 
 def _layer_groups(params: Any) -> list[str]:
     return sorted(
-        (name for name in params if selection.group_of_name(name)),
-        key=lambda name: selection.group_of_name(name) or (0, 0),
+        (name for name in params if stacks.group_of_name(name)),
+        key=lambda name: stacks.group_of_name(name) or (0, 0),
     )
 
 
@@ -155,7 +154,7 @@ def _group(
         functools.partial(quantised.quantise_params, kind=config.quantize),
         {name: variables["params"][name]},
     )
-    layers = selection.group_of_name(name)
+    layers = stacks.group_of_name(name)
     activations = 0
     if layers is not None and backward:
         rank = sum(

@@ -6,15 +6,17 @@ from typing import Any, Literal
 import yaml
 
 import jaxalign
+from jaxalign import progress
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.checkpoints import adapter_files, contents, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.gguf import convert_llama_gguf
+from jaxalign.configs import to_dict
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import progress, restore, run_directory
-from jaxalign.training.config import TrainConfig, to_dict
+from jaxalign.training import restore, run_directory
+from jaxalign.training.config import TrainConfig
 from jaxalign.training.restore import Restored
 
 

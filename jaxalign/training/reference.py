@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign import progress
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.data import loader, packing, reference_cache
@@ -18,7 +19,6 @@ from jaxalign.data.pairs import PairDataset
 from jaxalign.objectives import objective, policy, token_level
 from jaxalign.objectives.token_level import SePOConfig, TISConfig
 from jaxalign.parallel import sharding
-from jaxalign.training import progress
 from jaxalign.training.config import TrainConfig
 from jaxalign.types import Variables
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxalign import trees
-from jaxalign.checkpoints import contents
+from jaxalign import progress, trees
+from jaxalign.checkpoints import adapter_start, contents
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
@@ -18,9 +18,9 @@ from jaxalign.errors import UserError
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import adapters, progress, run_directory
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import run as run_lib
+from jaxalign.training import run_directory
 from jaxalign.training import step as step_lib
 from jaxalign.training.config import TrainConfig
 from jaxalign.types import Variables
@@ -80,7 +80,7 @@ def load_adapted(
         )
     variables = {
         **checkpoint.variables,
-        **adapters.place(collections, mesh, checkpoint.family),
+        **adapter_start.place(collections, mesh, checkpoint.family),
     }
     return Restored(checkpoint, variables, checkpoint.variables, None, None)
 

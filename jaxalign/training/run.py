@@ -12,36 +12,30 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxalign import trees
+from jaxalign import progress, trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter, PeftConfig
-from jaxalign.checkpoints import adapter_files, contents, hub
+from jaxalign.checkpoints import adapter_files, adapter_start, contents, hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
+from jaxalign.configs import to_dict
 from jaxalign.data import chat, loader, packing, pairs, records, rows
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
+from jaxalign.models.attention.choice import Implementation, KernelChoice
 from jaxalign.models.config import DecoderConfig
-from jaxalign.models.kernels.choice import Choice, Implementation
 from jaxalign.objectives import objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import (
-    adapters,
-    attention,
-    loop,
-    progress,
-    reference,
-    run_directory,
-)
+from jaxalign.training import attention, loop, reference, run_directory
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import step as step_lib
 from jaxalign.training.checks import check_records, check_tokens
-from jaxalign.training.config import TrainConfig, check_branches, to_dict
+from jaxalign.training.config import TrainConfig, check_branches
 from jaxalign.training.loop import Preemption
 from jaxalign.training.step import LossFn, TrainState
 from jaxalign.types import Metrics, Variables
@@ -111,8 +105,8 @@ def load_policy(
     else:
         if collections is None:
             key = jax.random.fold_in(jax.random.key(config.seed), 1)
-            collections = adapters.make(key, config.adapter, checkpoint)
-        variables |= adapters.place(collections, mesh, family)
+            collections = adapter_start.make(key, config.adapter, checkpoint)
+        variables |= adapter_start.place(collections, mesh, family)
         # By the plain shapes, so that a checkpoint does not tell how the base was held.
         mask = adapter.trained({**variables, "params": shapes})
     trainable, frozen = trees.partition(variables, mask)
@@ -184,7 +178,7 @@ def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
         )
     made = _given_adapter(config)
     if made is None:
-        made = adapters.shapes(config.adapter, model_config)[1]
+        made = adapter_start.shapes(config.adapter, model_config)[1]
     if adapter.reads_ahead(made):
         check_branches(config.objective, "the adapter's mean_gate")
     optimizer_lib.check_rates(config.optimizer, made)
@@ -295,7 +289,7 @@ def _train(
     data: _Data,
     source: loader.StepSource,
     sources: dict[str, str],
-    chosen: Choice,
+    chosen: KernelChoice,
     preemption: Preemption | None,
 ) -> None:
     if source.num_steps in store.steps():

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from jaxalign.configs import read_yaml, to_dict
 from jaxalign.errors import UserError
-from jaxalign.training.config import TrainConfig, from_dict, read_yaml, to_dict
+from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.whole_file import write_text
 
 

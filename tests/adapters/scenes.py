@@ -9,10 +9,10 @@ import numpy as np
 
 from jaxalign import trees
 from jaxalign.adapters import adapter
+from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.models import decoder
-from jaxalign.training import adapters
 from jaxalign.types import ModelInputs
 
 
@@ -43,7 +43,7 @@ def adapted(
 ) -> Adapted:
     """Load a checkpoint and make an adapter whose every trained leaf is random."""
     checkpoint = load(directory, config, **options)
-    made = adapters.make(jax.random.key(seed), config, checkpoint)
+    made = adapter_start.make(jax.random.key(seed), config, checkpoint)
     return Adapted(checkpoint, shaken(made, seed=seed, size=size))
 
 

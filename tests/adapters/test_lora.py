@@ -107,11 +107,11 @@ def test_the_written_out_derivative() -> None:
     ids=["plain", "dora", "gated", "pissa", "all"],
 )
 def test_an_adapter_starts_as_the_base_model(tiny_llama, config) -> None:
-    from jaxalign.training import adapters
+    from jaxalign.checkpoints import adapter_start
 
     checkpoint = scenes.load(tiny_llama, config)
     made = scenes.Adapted(
-        checkpoint, adapters.make(jax.random.key(0), config, checkpoint)
+        checkpoint, adapter_start.make(jax.random.key(0), config, checkpoint)
     )
     inputs = scenes.one_sequence(np.arange(20)[None])
     got = scenes.logits(made, inputs)

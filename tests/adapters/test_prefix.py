@@ -9,10 +9,10 @@ import pytest
 
 from jaxalign.adapters import prefix
 from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.checkpoints import adapter_start
 from jaxalign.errors import UserError
 from jaxalign.models import attention, rotary
 from jaxalign.objectives import policy
-from jaxalign.training import adapters
 from jaxalign.types import ModelInputs
 from tests import scenes as model_scenes
 from tests.adapters import scenes
@@ -138,7 +138,7 @@ def test_a_text_makes_the_keys_and_values_that_the_model_has_for_it(tiny_llama) 
     """A prefix of the text's own first tokens is the text, but for their places."""
     config = PrefixConfig(prefix_length=9, prefix_text="the answer is seven blue. ")
     checkpoint = scenes.load(tiny_llama, config)
-    made = adapters.make(jax.random.key(0), config, checkpoint)["prefix"]
+    made = adapter_start.make(jax.random.key(0), config, checkpoint)["prefix"]
     leaves = made["layers_0_3"]["self_attn"]
     from jaxalign.data import chat
 
@@ -165,7 +165,7 @@ def test_a_text_makes_the_keys_and_values_that_the_model_has_for_it(tiny_llama) 
 def test_separate_prefixes_start_as_the_base_model(tiny_llama) -> None:
     config = PrefixConfig(prefix_length=4, mode="separate", gate="token")
     checkpoint = scenes.load(tiny_llama, config)
-    made = adapters.make(jax.random.key(0), config, checkpoint)
+    made = adapter_start.make(jax.random.key(0), config, checkpoint)
     inputs = scenes.one_sequence(np.arange(12)[None])
     got = scenes.logits(scenes.Adapted(checkpoint, made), inputs)
     base = scenes.logits(scenes.Adapted(checkpoint, {}), inputs)

@@ -21,12 +21,13 @@ from jaxalign.checkpoints import convert
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.cli import env, parsing
 from jaxalign.cli.main import main
+from jaxalign.configs import to_dict
 from jaxalign.errors import UserError
-from jaxalign.evaluation import report
 from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.reports import run as run_report
 from jaxalign.training import run as run_lib
 from jaxalign.training import run_directory
-from jaxalign.training.config import TrainConfig, from_dict, to_dict
+from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.training.loop import Preempted, TrainingDiverged
 from tests import synthetic
 
@@ -78,8 +79,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         return Path(config.out)
 
     monkeypatch.setattr(run_lib, "train", train)
-    monkeypatch.setattr(report, "write_report", lambda *_, **__: None)
-    monkeypatch.setattr(report, "held_out_figures", lambda _: [])
+    monkeypatch.setattr(run_report, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(run_report, "held_out_figures", lambda _: [])
     return found
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from jaxalign.cli.main import main
 from tests import synthetic
-from tests.feedback.stub_server import FAILURES, OUTSIDE, Stub, content, serving
+from tests.judging.stub_server import FAILURES, OUTSIDE, Stub, content, serving
 
 
 KEY = "sk-test-51d2e84b609f3a7c"

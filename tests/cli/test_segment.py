@@ -11,7 +11,7 @@ from jaxalign.cli import segment as command
 from jaxalign.data import records
 from jaxalign.errors import UserError
 from jaxalign.feedback.segmenters import SegmenterConfig, sentences
-from jaxalign.feedback.segmenters.files import SegmentConfig, segment_row
+from jaxalign.feedback.segmenters.segment_file import SegmentConfig, segment_row
 from tests import synthetic
 from tests.data import feedback_builder
 

@@ -17,7 +17,7 @@ from jaxalign.data import pairs, records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.evaluation import score as score_lib
-from jaxalign.evaluation.score import ScoreConfig, Scorer, score_records
+from jaxalign.evaluation.score import PolicyAndReference, ScoreConfig, score_records
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig
 from jaxalign.types import Model
@@ -358,7 +358,7 @@ class Tables(NamedTuple):
     data: PairDataset
 
     def results(self, objective: Any, **options: Any) -> list[dict[str, Any]]:
-        scorer = Scorer(
+        scorer = PolicyAndReference(
             TABLE,
             {"table": jnp.asarray(self.policy)},
             TABLE,

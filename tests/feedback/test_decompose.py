@@ -11,34 +11,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxalign.data import images
 from jaxalign.errors import UserError
 from jaxalign.feedback.decompose import (
     claims,
     dream,
     hops,
-    images,
     observations,
     risks,
     segments,
 )
+from jaxalign.feedback.decompose.decomposition import Candidate, Decompose, Hop, Judged
 from jaxalign.feedback.decompose.observations import CATEGORIES, SOURCES, Observation
-from jaxalign.feedback.decompose.protocol import Candidate, Decompose, Hop, Judged
-from jaxalign.feedback.judges import prompts
-from jaxalign.feedback.judges.protocol import Request, Verdict, request_key
+from jaxalign.judging import prompts
+from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
 
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 PICTURE = images.reference(PNG)
 FAILED = Verdict(None, failure="time-out", raw="half a repl")
 
-Judge = Callable[[Request], Any]
+Judge = Callable[[JudgeRequest], Any]
 
 
 def drive(
     decompose: Decompose, candidate: Candidate, judge: Judge
-) -> tuple[Judged, list[list[Request]]]:
+) -> tuple[Judged, list[list[JudgeRequest]]]:
     """Ask step by step; a reply must be one that the real parser takes."""
-    asked: list[list[Request]] = []
+    asked: list[list[JudgeRequest]] = []
     so_far: list[list[Verdict]] = []
     while not isinstance(now := decompose(candidate, so_far), Judged):
         assert now, "a step without requests would never end"
@@ -48,7 +48,7 @@ def drive(
     return now, asked
 
 
-def verdict(request: Request, value: Any) -> Verdict:
+def verdict(request: JudgeRequest, value: Any) -> Verdict:
     if isinstance(value, Verdict):
         return value
     jsonschema.Draft202012Validator.check_schema(dict(request.schema))
@@ -60,7 +60,7 @@ def verdict(request: Request, value: Any) -> Verdict:
 def by_text(answers: Mapping[str, Any], **tasks: Any) -> Judge:
     """A judge of fixed replies: by the statement of a request, else by its task."""
 
-    def judge(request: Request) -> Any:
+    def judge(request: JudgeRequest) -> Any:
         for text, value in answers.items():
             if text in (request.subject.statement or ""):
                 return value
@@ -73,7 +73,7 @@ def yes(answer: bool) -> dict[str, str]:
     return {"answer": "yes" if answer else "no"}
 
 
-def shown(request: Request) -> str:
+def shown(request: JudgeRequest) -> str:
     """The whole text of a request."""
     parts = request.messages[1]["content"]
     if isinstance(parts, str):
@@ -81,7 +81,7 @@ def shown(request: Request) -> str:
     return f"{request.messages[0]['content']}\n{parts[0]['text']}"
 
 
-def pictures(request: Request) -> list[str]:
+def pictures(request: JudgeRequest) -> list[str]:
     parts = request.messages[1]["content"]
     if isinstance(parts, str):
         return []
@@ -187,7 +187,7 @@ def test_the_score_of_claims_is_minus_the_rejected_ones() -> None:
     assert "Tell me of the Blue River." in shown(asked[2][0])
 
 
-def _by_task(request: Request) -> Any:
+def _by_task(request: JudgeRequest) -> Any:
     if request.task == "verify":
         return yes(True)
     return SPLIT if request.task == "claims" else QUESTIONS
@@ -238,7 +238,7 @@ def test_a_response_without_claims_is_its_own_state(response) -> None:
 def test_one_failure_among_the_claims_leaves_no_score(step) -> None:
     tasks: Sequence[Any] = ["claims", "questions", "verify"]
 
-    def judge(request: Request) -> Any:
+    def judge(request: JudgeRequest) -> Any:
         last = request.subject.statement == "Is it deep?"
         if request.task == tasks[step] and (step < 2 or last):
             return FAILED
@@ -293,7 +293,7 @@ def watcher(
     """A judge of fixed observations, that verifies by template and content."""
     passes = {True: {True: joint, False: image}, False: {True: text}}
 
-    def judge(request: Request) -> Any:
+    def judge(request: JudgeRequest) -> Any:
         if request.task == "observations":
             seen = passes[bool(request.subject.images)][bool(request.subject.prompt)]
             return seen if isinstance(seen, Verdict) else {"observations": seen}
@@ -316,7 +316,7 @@ def test_every_pass_sees_its_own_part() -> None:
     assert ["copy it" in shown(r) for r in asked] == [True, False, True]
     assert (image.subject.prompt, text.subject.images) == ("", ())
 
-    def offered(request: Request) -> list[str]:
+    def offered(request: JudgeRequest) -> list[str]:
         found = request.schema["properties"]["observations"]["items"]["properties"]
         assert found["risk_category"]["enum"] == list(CATEGORIES)
         return found["source"]["enum"]
@@ -578,7 +578,7 @@ ANSWER = Candidate("?", "云岭大桥, 1930", hops=(BRIDGE, YEAR), images=(PICTU
 
 
 def grader(**grades: Any) -> Judge:
-    def judge(request: Request) -> Any:
+    def judge(request: JudgeRequest) -> Any:
         grade = grades["first" if request.subject.references[0] != "1931" else "second"]
         return grade if isinstance(grade, Verdict) else {"grade": grade}
 

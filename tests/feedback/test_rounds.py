@@ -22,10 +22,10 @@ from jaxalign.cli.main import main
 from jaxalign.data import records
 from jaxalign.feedback import gate
 from jaxalign.feedback.candidates import JudgedPrompt, from_lines
-from jaxalign.feedback.decompose.protocol import Judged
-from jaxalign.feedback.judges.config import ASPECTS
+from jaxalign.feedback.decompose.decomposition import Judged
+from jaxalign.judging.config import ASPECTS
 from tests import synthetic
-from tests.feedback import stub_server
+from tests.judging import stub_server
 
 
 STAGES = (
@@ -338,7 +338,7 @@ def test_an_endpoint_judges_and_what_it_fails_is_in_no_pair(
 
 
 def judged(*prompts: list[float | None]) -> list[JudgedPrompt]:
-    from jaxalign.feedback.decompose.protocol import Failure
+    from jaxalign.feedback.decompose.decomposition import Failure
 
     lost = Failure("judge", "no reply")
     return [

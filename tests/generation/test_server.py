@@ -25,9 +25,7 @@ import uvicorn
 from jaxalign.cli.main import main
 from jaxalign.data import chat, records
 from jaxalign.errors import UserError
-from jaxalign.generation import protocol, ready, server, service
-from jaxalign.generation.answers import Growing
-from jaxalign.generation.driver import Driver
+from jaxalign.generation import ready
 from jaxalign.generation.engine import (
     Completion,
     Engine,
@@ -36,6 +34,9 @@ from jaxalign.generation.engine import (
     Sampling,
     generate,
 )
+from jaxalign.generation.serving import server, service, wire
+from jaxalign.generation.serving.answers import Growing
+from jaxalign.generation.serving.driver import Driver
 from jaxalign.types import ModelInputs
 
 
@@ -629,8 +630,8 @@ def test_1000_malformed_requests(served, client) -> None:
 )
 def test_errors_say_what_is_wrong(options, match, param) -> None:
     body = json.dumps({**VALID[0][1], **options}).encode()
-    with pytest.raises(protocol.ApiError, match=re.escape(match)) as caught:
-        protocol.parse(body, protocol.ChatBody)
+    with pytest.raises(wire.ApiError, match=re.escape(match)) as caught:
+        wire.parse(body, wire.ChatBody)
     assert caught.value.param == param and caught.value.status == 400
 
 
@@ -839,7 +840,7 @@ def test_without_the_extra_and_without_the_port(
     assert stop.value.code == 2
     assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "jaxalign.generation.server")
+    monkeypatch.delitem(sys.modules, "jaxalign.generation.serving.server")
     with pytest.raises(SystemExit) as stop:
         main(["serve", "--model", "any"])
     assert stop.value.code == 2

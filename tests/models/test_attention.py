@@ -15,8 +15,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.models import attention, layouts
-from jaxalign.models.kernels import choice, cudnn
+from jaxalign.models import attention
+from jaxalign.models.attention import choice, cudnn, mask
 from jaxalign.parallel.mesh import BATCH_AXES, MeshConfig, make_mesh
 from jaxalign.types import ModelInputs
 
@@ -44,7 +44,7 @@ def layout_of(rows=ROWS, length=LENGTH, window=None):
                 at += size
     inputs = ModelInputs(*map(jnp.asarray, (ids, positions, ids, branches)))
     window = None if window is None else jnp.int32(window)
-    return layouts.row_layout(inputs)._replace(window=window)
+    return mask.row_layout(inputs)._replace(window=window)
 
 
 def tensors(rows=4, length=LENGTH, heads=4, groups=2, width=16):
@@ -298,8 +298,8 @@ def test_memory_of_blocks_grows_with_the_row_and_not_with_its_square() -> None:
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_a_cache_read_in_blocks_is_the_plain_formula(blocks, window, softcap) -> None:
     """Pieces of prompts and single tokens of texts that end in different blocks."""
-    from jaxalign.models.kernels import cached
-    from jaxalign.models.layouts import CacheLayout
+    from jaxalign.models.attention import cached
+    from jaxalign.models.attention.mask import CacheLayout
 
     rng = np.random.default_rng(0)
     k, v = rng.standard_normal((2, 3, 2, 192, 8)).astype(np.float32)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from jaxalign import trees
 from jaxalign.adapters import adapter, lora
 from jaxalign.adapters.lora import LoRAConfig
-from jaxalign.checkpoints import adapter_files, export
+from jaxalign.checkpoints import adapter_files, adapter_start, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.cli.main import main
 from jaxalign.data import loader
@@ -21,7 +21,7 @@ from jaxalign.errors import UserError
 from jaxalign.objectives import balance, dpo2d, objective, policy
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import adapters, restore
+from jaxalign.training import restore
 from jaxalign.types import ModelInputs
 from tests import scenes, synthetic
 from tests.adapters import scenes as adapter_scenes
@@ -161,7 +161,7 @@ def test_a_mesh_gives_the_same(make, mesh) -> None:
         family = made.checkpoint.family
         variables = {
             **made.checkpoint.variables,
-            **adapters.place(made.collections, where, family),
+            **adapter_start.place(made.collections, where, family),
         }
         data = scenes.dataset(directory, 9)
         shape = loader.batch_shape([data], row_length=int(data.lengths.max()) + 10)

@@ -15,7 +15,7 @@ from jaxalign.adapters import adapter, lora
 from jaxalign.adapters.hybrid import HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
-from jaxalign.checkpoints import export
+from jaxalign.checkpoints import adapter_start, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
@@ -25,7 +25,6 @@ from jaxalign.models.rotary import Rotary
 from jaxalign.objectives import objective, policy
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import adapters
 from jaxalign.types import ModelInputs
 from tests import scenes, synthetic
 from tests.adapters import scenes as adapter_scenes
@@ -278,7 +277,7 @@ def test_bfloat16_is_computed_from_the_same_codes(wide_llama) -> None:
 
 def test_pissa_starts_as_the_quantised_model(wide_llama) -> None:
     checkpoint = load_lib.load(wide_llama, quantize="nf4")
-    made = adapters.make(jax.random.key(0), ADAPTERS["pissa"], checkpoint)
+    made = adapter_start.make(jax.random.key(0), ADAPTERS["pissa"], checkpoint)
     data = scenes.dataset(wide_llama, 3)
     batch = scenes.batch(data)
     score = functools.partial(policy.policy_token_logps, model=checkpoint.model)
@@ -377,7 +376,7 @@ def test_a_step_needs_no_memory_for_unpacked_layers(remat) -> None:
         rotaries=(Rotary(theta=1e4, dims=64),),
         tie_embeddings=True,
     )
-    params, made = adapters.shapes(LoRAConfig(rank=2), config)
+    params, made = adapter_start.shapes(LoRAConfig(rank=2), config)
     mask = adapter.trained({"params": params, **made})
     model = decoder.make_model(config, remat=remat)
     ints = jax.ShapeDtypeStruct((1, 128), jnp.int32)

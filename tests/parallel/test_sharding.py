@@ -12,6 +12,7 @@ from jaxalign import trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.hybrid import HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import loader
 from jaxalign.errors import UserError
@@ -19,7 +20,6 @@ from jaxalign.models.families import llama
 from jaxalign.objectives import dpo2d, objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import adapters
 from tests import scenes
 from tests.adapters import scenes as adapter_scenes
 
@@ -31,7 +31,7 @@ def value_and_grad(directory, mesh_config, config):
     loaded = made.checkpoint
     variables = {
         **loaded.variables,
-        **adapters.place(made.collections, mesh, llama),
+        **adapter_start.place(made.collections, mesh, llama),
     }
     split = trees.partition(variables, adapter.trained(variables))
     shape = loader.batch_shape([data], row_length=int(data.lengths.max()) + 10)

@@ -9,8 +9,8 @@ import pytest
 
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
-from jaxalign.models.kernels import blocks, choice, splash
-from jaxalign.models.kernels.choice import Machine, Work
+from jaxalign.models.attention import choice, splash, trial, xla
+from jaxalign.models.attention.choice import Machine, Work
 from jaxalign.objectives import policy
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import attention, run
@@ -105,28 +105,28 @@ def test_env_says_what_runs() -> None:
 def test_a_kernel_is_tried_out_and_a_wrong_one_refused(monkeypatch) -> None:
     small = work(dtype="float32", heads=2, kv_heads=1, head_dim=8, windows=True)
     device = jax.devices()[0]
-    error = attention.try_out("splash", device, small, 5.0, interpret=True)
+    error = trial.try_out("splash", device, small, 5.0, interpret=True)
     assert error < 1e-5
 
     def wrong(q, k, v, layout, **options):
-        out, lse = blocks.attend(q, k, v, layout, scale=0.1, softcap=5.0)
+        out, lse = xla.attend(q, k, v, layout, scale=0.1, softcap=5.0)
         return out, lse
 
     monkeypatch.setattr(splash, "attend", wrong)
     with pytest.raises(UserError, match="attention splash is wrong on cpu: on a small"):
-        attention.try_out("splash", device, small, 5.0)
+        trial.try_out("splash", device, small, 5.0)
     monkeypatch.setattr(
         splash, "attend", lambda q, *_, **__: (q * jnp.nan, q[..., 0] * jnp.nan)
     )
     with pytest.raises(UserError, match="by inf of the largest value"):
-        attention.try_out("splash", device, small, 5.0)
+        trial.try_out("splash", device, small, 5.0)
 
     def broken(*_, **__):
         raise NotImplementedError("no such kernel")
 
     monkeypatch.setattr(splash, "attend", broken)
     with pytest.raises(UserError, match="fails on cpu: no such kernel. Use"):
-        attention.try_out("splash", device, small, 5.0)
+        trial.try_out("splash", device, small, 5.0)
 
 
 def test_a_run_on_a_tpu_s_mesh_says_what_it_chose_and_why(
@@ -137,7 +137,7 @@ def test_a_run_on_a_tpu_s_mesh_says_what_it_chose_and_why(
     config = TrainConfig(model=str(tiny_llama), data="d", out="o")
     chosen = attention.choose(config, model, mesh, prefix=False)
     assert chosen.implementation == "xla"
-    monkeypatch.setattr(attention, "machine_of", lambda _: TPU)
+    monkeypatch.setattr(trial, "machine_of", lambda _: TPU)
     chosen = attention.choose(config, model, mesh, prefix=True)
     assert chosen == ("splash", "tpu; within 0.0% of the plain formula on a trial")
     config = dataclasses.replace(config, attention="splash", row_length=2**16)

@@ -6,7 +6,7 @@ import types
 import pytest
 import rich.console
 
-from jaxalign.training import progress
+from jaxalign import progress
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ The conversions themselves are pure functions of rows and need none of this: see
 """
 
 from jaxalign.data.tfds_builders.foreign import Converted, Dropped
-from jaxalign.data.tfds_builders.layouts import LAYOUTS, Counts, convert
+from jaxalign.data.tfds_builders.sources import LAYOUTS, Counts, convert
 from jaxalign.data.tfds_builders.writing import Built, build, write_jsonl
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from jaxalign.data.tfds_builders import layouts, schema
+from jaxalign.data.tfds_builders import schema, sources
 from jaxalign.errors import UserError
 
 
@@ -50,16 +50,16 @@ class _Layout(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         **kwargs: Any,
     ):
         self._files = {split: os.fspath(path) for split, path in (files or {}).items()}
-        self.schema: schema.Schema | None = None
-        self.counts: dict[str, layouts.Counts] = {}
+        self.schema: schema.FeatureSchema | None = None
+        self.counts: dict[str, sources.Counts] = {}
         super().__init__(file_format=file_format, **kwargs)
 
     def _look(self) -> None:
-        self.counts = {split: layouts.Counts() for split in self._files}
+        self.counts = {split: sources.Counts() for split in self._files}
         self.schema = schema.scan(
             record
             for split, counts in self.counts.items()
-            for record in layouts.records_of(self.LAYOUT, self._files[split], counts)
+            for record in sources.records_of(self.LAYOUT, self._files[split], counts)
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class _Layout(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         assert self.schema is not None
         for number, record in enumerate(
-            layouts.records_of(self.LAYOUT, self._files[split])
+            sources.records_of(self.LAYOUT, self._files[split])
         ):
             yield number, schema.encode(record, self.schema)
 

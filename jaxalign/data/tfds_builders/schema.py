@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.tfds_builders.layouts import RECORD_COLUMNS
+from jaxalign.data.tfds_builders.sources import RECORD_COLUMNS
 from jaxalign.data.tfds_rows import MISSING
 from jaxalign.errors import UserError
 
 
-__all__ = ["Schema", "encode", "features", "scan"]
+__all__ = ["FeatureSchema", "encode", "features", "scan"]
 
 
 _SEGMENTS = ("chosen_segments", "rejected_segments")
@@ -22,7 +22,7 @@ _WEIGHTS = ("chosen_token_weights", "rejected_token_weights")
 
 
 @dataclasses.dataclass(frozen=True)
-class Schema:
+class FeatureSchema:
     """What the records of a set have.
 
     Attributes:
@@ -40,7 +40,7 @@ class Schema:
     gaps: bool
 
 
-def scan(found: Iterable[Mapping[str, Any]]) -> Schema:
+def scan(found: Iterable[Mapping[str, Any]]) -> FeatureSchema:
     """Look at every record once.
 
     Raises:
@@ -78,7 +78,7 @@ def scan(found: Iterable[Mapping[str, Any]]) -> Schema:
                 f"aspect {name!r}: a column's name may hold no slash. Rename the aspect"
             )
     order = [*RECORD_COLUMNS, *seen]
-    return Schema(
+    return FeatureSchema(
         columns=tuple(sorted(seen, key=order.index)),
         messages=True in prompts,
         encoded_images=True in images,
@@ -87,7 +87,7 @@ def scan(found: Iterable[Mapping[str, Any]]) -> Schema:
     )
 
 
-def encode(record: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+def encode(record: Mapping[str, Any], schema: FeatureSchema) -> dict[str, Any]:
     """Return a record as an example of :func:`features`."""
     example = {name: _value(name, record.get(name), schema) for name in schema.columns}
     if schema.gaps:
@@ -95,7 +95,7 @@ def encode(record: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return example
 
 
-def features(schema: Schema) -> Any:
+def features(schema: FeatureSchema) -> Any:
     """Return the ``tfds.features.FeaturesDict`` of a schema."""
     import numpy as np
     from tensorflow_datasets import features as tfds
@@ -124,7 +124,7 @@ def features(schema: Schema) -> Any:
     return tfds.FeaturesDict(made)
 
 
-def _value(name: str, value: Any, schema: Schema) -> Any:
+def _value(name: str, value: Any, schema: FeatureSchema) -> Any:
     if name == "images":
         return [_file(image) for image in value or ()]
     if name in _SEGMENTS:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign.data.tfds_builders.layouts import Counts, check_layout, records_of
+from jaxalign.data.tfds_builders.sources import Counts, check_layout, records_of
 from jaxalign.errors import UserError
 
 
@@ -39,7 +39,7 @@ def build(layout: str, files: Mapping[str, str | Path], out: str | Path) -> Buil
       files: the source of each split, such as ``{"train": "train.jsonl.gz"}``.
       out: directory to put it in; the set lies in a folder of it by name and version.
     Raises:
-      UserError: see :func:`~jaxalign.data.tfds_builders.layouts.convert`; or a split
+      UserError: see :func:`~jaxalign.data.tfds_builders.sources.convert`; or a split
         gives no record, or the set is there already.
     """
     check_layout(layout)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxalign.errors import UserError
-from jaxalign.feedback.decompose.protocol import (
+from jaxalign.feedback.decompose.decomposition import (
     Candidate,
     Decompose,
     Failure,
@@ -24,7 +24,7 @@ from jaxalign.feedback.decompose.requests import (
     make_request,
     texts,
 )
-from jaxalign.feedback.judges.protocol import Request, Subject, Verdict
+from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 
 
 __all__ = ["decomposer"]
@@ -55,7 +55,7 @@ def decomposer(
     if max_claims < 1:
         raise UserError(f"max_claims must be at least 1: got {max_claims}")
 
-    def decompose(candidate: Candidate, so_far: Steps) -> list[Request] | Judged:
+    def decompose(candidate: Candidate, so_far: Steps) -> list[JudgeRequest] | Judged:
         if not so_far and candidate.response.strip():
             return [_split(candidate, max_claims, own)]
         if failure := first_failure(v for step in so_far[:2] for v in step):
@@ -78,7 +78,7 @@ def decomposer(
     return decompose
 
 
-def _split(candidate: Candidate, max_claims: int, own: Path | None) -> Request:
+def _split(candidate: Candidate, max_claims: int, own: Path | None) -> JudgeRequest:
     material = {"prompt": candidate.prompt, "response": candidate.response}
     subject = Subject(candidate.prompt, candidate.response)
     schema = closed(claims=texts(0, max_claims))
@@ -96,7 +96,7 @@ def _distinct(claims: Sequence[str]) -> list[str]:
     return [line for key, line in lines.items() if key]
 
 
-def _ask(candidate: Candidate, claims: Sequence[str], own: Path | None) -> Request:
+def _ask(candidate: Candidate, claims: Sequence[str], own: Path | None) -> JudgeRequest:
     material = {"prompt": candidate.prompt, "claims": list(claims)}
     # The claims stand for the response, one a line: nothing else of it is shown.
     subject = Subject(candidate.prompt, "", statement="\n".join(claims))
@@ -107,7 +107,7 @@ def _ask(candidate: Candidate, claims: Sequence[str], own: Path | None) -> Reque
     )
 
 
-def _verify(candidate: Candidate, question: str, own: Path | None) -> Request:
+def _verify(candidate: Candidate, question: str, own: Path | None) -> JudgeRequest:
     material = {"prompt": candidate.prompt, "question": question}
     subject = Subject(candidate.prompt, "", statement=question, images=candidate.images)
     return make_request("verify", "verify", material, YES_OR_NO, subject, own)

@@ -13,7 +13,7 @@ from jaxalign.errors import UserError
 from jaxalign.feedback.decompose.observations import Observation, normalise
 
 
-__all__ = ["Counts", "Dialogue", "count", "parse"]
+__all__ = ["ObservationCounts", "Dialogue", "count", "parse"]
 
 State = Literal["given", "misplaced", "empty", "absent"]
 
@@ -31,7 +31,7 @@ class Dialogue(NamedTuple):
     """As of :class:`jaxalign.feedback.decompose.observations.Normalised`."""
 
 
-class Counts(NamedTuple):
+class ObservationCounts(NamedTuple):
     """What was read, and what had to be mended."""
 
     states: Counter[str]
@@ -78,9 +78,9 @@ def parse(row: Any) -> Dialogue:
     return Dialogue(name, normal.observations, state, normal.renamed, normal.dropped)
 
 
-def count(dialogues: Iterable[Dialogue]) -> Counts:
+def count(dialogues: Iterable[Dialogue]) -> ObservationCounts:
     """Return how many observations there are of each kind, and what was mended."""
-    counts = Counts(Counter(), 0, Counter(), Counter(), Counter(), Counter())
+    counts = ObservationCounts(Counter(), 0, Counter(), Counter(), Counter(), Counter())
     total = 0
     for dialogue in dialogues:
         counts.states[dialogue.state] += 1

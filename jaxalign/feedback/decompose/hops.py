@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign.errors import UserError
-from jaxalign.feedback.decompose.protocol import (
+from jaxalign.feedback.decompose.decomposition import (
     Candidate,
     Decompose,
     Failure,
@@ -19,7 +19,7 @@ from jaxalign.feedback.decompose.protocol import (
     first_failure,
 )
 from jaxalign.feedback.decompose.requests import closed, make_request
-from jaxalign.feedback.judges.protocol import Request, Subject, Verdict
+from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 
 
 __all__ = ["GRADES", "decomposer"]
@@ -52,7 +52,7 @@ def decomposer(*, not_attempted: float = 0.0, own: Path | None = None) -> Decomp
         )
     worth = {"correct": 1.0, "incorrect": -1.0, "not_attempted": not_attempted}
 
-    def decompose(candidate: Candidate, so_far: Steps) -> list[Request] | Judged:
+    def decompose(candidate: Candidate, so_far: Steps) -> list[JudgeRequest] | Judged:
         if not candidate.hops:
             reason = "its prompt has no question with an accepted answer"
             return Judged(None, failure=Failure("empty", reason))
@@ -68,7 +68,7 @@ def decomposer(*, not_attempted: float = 0.0, own: Path | None = None) -> Decomp
     return decompose
 
 
-def _grade(response: str, hop: Hop, own: Path | None) -> Request:
+def _grade(response: str, hop: Hop, own: Path | None) -> JudgeRequest:
     material = {
         "question": hop.question,
         "accepted": list(hop.references),

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.feedback import wording
-from jaxalign.feedback.decompose import images
-from jaxalign.feedback.judges.protocol import Request, Schema, Subject, Task
+from jaxalign.data import images
+from jaxalign.judging import wording
+from jaxalign.judging.judge import JudgeRequest, Schema, Subject, Task
 
 
 __all__ = ["YES_OR_NO", "closed", "folded", "make_request", "texts"]
@@ -45,7 +45,7 @@ def make_request(
     subject: Subject,
     own: Path | None,
     **values: str,
-) -> Request:
+) -> JudgeRequest:
     """Return a request in a template's words; it shows the subject's images.
 
     Args:
@@ -63,7 +63,7 @@ def make_request(
     )
     system, user = wording.messages(template, values, own)
     shown = images.with_images(user, subject.images)
-    return Request(task, (system, shown), schema, subject)
+    return JudgeRequest(task, (system, shown), schema, subject)
 
 
 def folded(text: str) -> str:

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from jaxalign.errors import UserError
-from jaxalign.feedback.decompose.observations import (
-    CATEGORIES,
-    SOURCES,
-    Observation,
-    join,
-)
-from jaxalign.feedback.decompose.protocol import (
+from jaxalign.feedback.decompose.decomposition import (
     Candidate,
     Decompose,
     Judged,
@@ -23,12 +17,18 @@ from jaxalign.feedback.decompose.protocol import (
     Unit,
     first_failure,
 )
+from jaxalign.feedback.decompose.observations import (
+    CATEGORIES,
+    SOURCES,
+    Observation,
+    join,
+)
 from jaxalign.feedback.decompose.requests import (
     YES_OR_NO,
     closed,
     make_request,
 )
-from jaxalign.feedback.judges.protocol import Request, Subject, Verdict
+from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 
 
 __all__ = ["Pass", "decomposer"]
@@ -74,7 +74,7 @@ def decomposer(
     if max_observations < 1:
         raise UserError(f"max_observations must be at least 1: got {max_observations}")
 
-    def decompose(candidate: Candidate, so_far: Steps) -> list[Request] | Judged:
+    def decompose(candidate: Candidate, so_far: Steps) -> list[JudgeRequest] | Judged:
         used = _passes_of(candidate, passes)
         if not so_far:
             return [_observe(candidate, p, max_observations, own) for p in used]
@@ -121,7 +121,7 @@ def _passes_of(candidate: Candidate, passes: Sequence[Pass]) -> tuple[Pass, ...]
 
 def _observe(
     candidate: Candidate, name: Pass, max_observations: int, own: Path | None
-) -> Request:
+) -> JudgeRequest:
     text = {"type": "string"}
     observation = closed(
         malicious_content=text,
@@ -157,7 +157,7 @@ def _verify(
     candidate: Candidate,
     observation: Observation,
     own: Path | None,
-) -> Request:
+) -> JudgeRequest:
     content, source, category = observation
     material: dict[str, Any] = {
         "prompt": candidate.prompt,

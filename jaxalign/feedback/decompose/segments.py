@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from jaxalign.data.records import Segment
-from jaxalign.feedback.decompose.protocol import (
+from jaxalign.feedback.decompose.decomposition import (
     Candidate,
     Decompose,
     Failure,
@@ -12,8 +12,8 @@ from jaxalign.feedback.decompose.protocol import (
     Steps,
     first_failure,
 )
-from jaxalign.feedback.judges.prompts import scores_request
-from jaxalign.feedback.judges.protocol import Request, Subject
+from jaxalign.judging.judge import JudgeRequest, Subject
+from jaxalign.judging.prompts import scores_request
 
 
 __all__ = ["decomposer"]
@@ -33,7 +33,7 @@ def decomposer(aspects: tuple[str, ...], *, own: Path | None = None) -> Decompos
       UserError: there is no aspect, or one without a rubric.
     """
 
-    def decompose(candidate: Candidate, so_far: Steps) -> list[Request] | Judged:
+    def decompose(candidate: Candidate, so_far: Steps) -> list[JudgeRequest] | Judged:
         if not candidate.spans:
             return Judged(None, failure=Failure("empty", "it has no segment to score"))
         if not so_far:

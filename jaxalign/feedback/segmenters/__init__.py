@@ -6,7 +6,7 @@ segment begins or ends in it; every other character lies in exactly one segment.
 text is its segments joined by the white space between them.
 """
 
-from jaxalign.feedback.segmenters.choice import SegmenterConfig, segment
+from jaxalign.feedback.segmenters.config import SegmenterConfig, segment
 from jaxalign.feedback.segmenters.plain import fixed, lines, paragraphs
 from jaxalign.feedback.segmenters.sentences import sentences
 

@@ -10,10 +10,10 @@ import re
 from typing import Literal, NamedTuple
 
 
-__all__ = ["Block", "parse"]
+__all__ = ["TextBlock", "parse"]
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """A part of a text that no segment crosses."""
 
     kind: Literal["prose", "heading", "row", "code", "maths"]
@@ -51,7 +51,7 @@ class _Line(NamedTuple):
     quoted: bool
 
 
-def parse(text: str) -> list[Block]:
+def parse(text: str) -> list[TextBlock]:
     """Return the blocks in order; what lies between them is white space.
 
     >>> text = "# A\\nb\\nc\\n- d"
@@ -59,7 +59,7 @@ def parse(text: str) -> list[Block]:
     [('heading', '# A'), ('prose', 'b\\nc'), ('prose', '- d')]
     """
     ends = _MathsEnds(text)
-    found: list[Block] = []
+    found: list[TextBlock] = []
     paragraph: list[_Line] = []
     in_table = False
     position = 0
@@ -85,7 +85,7 @@ def parse(text: str) -> list[Block]:
         elif line.words:
             paragraph.append(line)
         elif line.quoted:
-            found.append(Block("prose", line.start, line.end))  # a mark alone: >
+            found.append(TextBlock("prose", line.start, line.end))  # a mark alone: >
     if paragraph:
         found.append(_prose(paragraph))
     return found
@@ -109,15 +109,15 @@ def _line_at(text: str, position: int) -> _Line:
     )
 
 
-def _prose(lines: list[_Line]) -> Block:
+def _prose(lines: list[_Line]) -> TextBlock:
     markers = [(line.start, line.content) for line in lines if line.quoted]
     if mark := _MARKER.match(lines[0].words):
         begin = lines[0].content
         markers.append((begin, begin + mark.end()))
-    return Block("prose", lines[0].start, lines[-1].end, tuple(sorted(markers)))
+    return TextBlock("prose", lines[0].start, lines[-1].end, tuple(sorted(markers)))
 
 
-def _code(text: str, line: _Line) -> Block | None:
+def _code(text: str, line: _Line) -> TextBlock | None:
     """Return the fenced code that begins in a line; unclosed, it goes to the end."""
     words = line.words
     if mark := _MARKER.match(words):
@@ -136,7 +136,7 @@ def _code(text: str, line: _Line) -> Block | None:
         closes = len(inner.words) >= len(fence) and set(inner.words) == {fence[0]}
         if closes:
             break
-    return Block("code", line.start, end)
+    return TextBlock("code", line.start, end)
 
 
 class _MathsEnds:
@@ -149,7 +149,7 @@ class _MathsEnds:
         for found in _MATHS_END.finditer(text):
             self._ends.setdefault(found[1] or found[0], []).append(found.end())
 
-    def block(self, line: _Line) -> Block | None:
+    def block(self, line: _Line) -> TextBlock | None:
         """Return the maths that begins in a line and is closed."""
         opening = _MATHS.match(line.words)
         if opening is None:
@@ -168,7 +168,7 @@ class _MathsEnds:
             end += 1
         if end < line.end:
             return None  # one of several formulas in a line of prose
-        return Block("maths", line.start, end)
+        return TextBlock("maths", line.start, end)
 
 
 def _first_from(offsets: list[int], least: int) -> int | None:
@@ -178,16 +178,16 @@ def _first_from(offsets: list[int], least: int) -> int | None:
 
 def _one_line(
     text: str, line: _Line, in_paragraph: bool, in_table: bool
-) -> Block | None:
+) -> TextBlock | None:
     """Return a heading or table row: a line, or two with the one drawn below it."""
     words = line.words
     if _HEADING.match(words):
-        return Block("heading", line.start, line.end)
+        return TextBlock("heading", line.start, line.end)
     below = _line_at(text, line.next)
     if "|" in words and _separates(below.words):
-        return Block("row", line.start, below.end)
+        return TextBlock("row", line.start, below.end)
     if "|" in words and (in_table or len(words) > 1 and words[0] == words[-1] == "|"):
-        return Block("row", line.start, line.end)
+        return TextBlock("row", line.start, line.end)
     if in_paragraph or _MARKER.match(words):
         return None
     # After a full stop a line of dashes parts two paragraphs.
@@ -195,7 +195,7 @@ def _one_line(
     if drawn == {"="} or (
         drawn == {"-"} and len(below.words) > 1 and not words.endswith(_ENDS)
     ):
-        return Block("heading", line.start, below.end)
+        return TextBlock("heading", line.start, below.end)
     return None
 
 

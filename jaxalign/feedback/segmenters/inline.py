@@ -2,7 +2,7 @@
 
 import re
 
-from jaxalign.feedback.segmenters.blocks import Block
+from jaxalign.feedback.segmenters.blocks import TextBlock
 
 
 __all__ = ["masked"]
@@ -13,7 +13,7 @@ _DISPLAY = re.compile(r"(?<!\\)\$\$")
 _TEX = re.compile(r"\\[()\[\]]")
 
 
-def masked(text: str, block: Block) -> str:
+def masked(text: str, block: TextBlock) -> str:
     """Return the prose of a block with all else blanked out, of the same length.
 
     Code and maths become a word of capital X, which can open a sentence as they can;

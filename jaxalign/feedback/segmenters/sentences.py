@@ -48,7 +48,7 @@ def sentences(
     ['Dr. Wu left.', 'See `a. B`.', '1. 好！', '走吧。']
     """
     pieces: list[list[_Piece]] = []
-    previous: blocks.Block | None = None
+    previous: blocks.TextBlock | None = None
     for block in blocks.parse(text):
         whole = block.kind != "prose"
         spans = [(block.start, block.end)] if whole else _cut_prose(text, block, ends)
@@ -64,7 +64,7 @@ def sentences(
 
 
 def _cut_prose(
-    text: str, block: blocks.Block, ends: Callable[[str], list[int]]
+    text: str, block: blocks.TextBlock, ends: Callable[[str], list[int]]
 ) -> list[tuple[int, int]]:
     masked = inline.masked(text[block.start : block.end], block)
     found = {block.start + end for end in ends(masked)}

@@ -1,0 +1,224 @@
+"""From a file of records with segments to the same file with scores."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign import progress
+from jaxalign.data.rows import read_rows
+from jaxalign.errors import UserError
+from jaxalign.feedback import annotate
+from jaxalign.feedback.annotate import Item
+from jaxalign.judging.agreement import Agreement
+from jaxalign.judging.asking import ask
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
+from jaxalign.judging.make import make_judge
+from jaxalign.judging.store import Store
+from jaxalign.whole_file import check_target, whole
+
+
+__all__ = ["JudgeFileConfig", "JudgeReport", "judge_file"]
+
+_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeFileConfig:
+    """Judging a file of records.
+
+    Attributes:
+      data: feedback records with segments, as ``jaxalign segment`` writes them.
+      out: JSON Lines file to write, one record each, in order.
+      judge: which judge, and its options.
+      store: SQLite file that keeps every judgement; default ``OUT.store.db``.
+    """
+
+    data: str
+    out: str
+    judge: JudgeConfig
+    store: str | None = None
+
+    @property
+    def store_path(self) -> Path:
+        """Where the store is."""
+        return Path(self.store or f"{self.out}.store.db")
+
+
+class JudgeReport(NamedTuple):
+    """What judging a file came to."""
+
+    responses: int
+    failed: int
+    """Responses without a verdict."""
+    requests: int
+    asked: int
+    """Requests that the store did not know."""
+    failed_votes: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    agreement: Agreement
+
+
+def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeReport:
+    """Judge every response of a file that is not in the store yet, and write the file.
+
+    The file is read three times, so that memory does not grow with it: to check every
+    record before anything is asked, to ask, and to write what the store then holds. It
+    is written whole, or not at all.
+
+    Args:
+      config: files and options.
+      judge: default that of ``config.judge``.
+    Raises:
+      UserError: something that was given is wrong, or the judge or the store stops the
+        run; what was judged stays in the store and the same call goes on from there.
+    """
+    out = Path(config.out)
+    check_target(out)
+    store_path = config.store_path
+    journals = [store_path.with_name(store_path.name + end) for end in ("-wal", "-shm")]
+    read = (Path(config.data), store_path, *journals)
+    same = [path for path in read if _same(path, out)]
+    if same:
+        raise UserError(f"--out {out} is also read: give another file")
+    total = sum(len(item.responses) * config.judge.votes for item in _items(config))
+    judge = judge or make_judge(config.judge)
+    if config.judge.votes > 1 and config.judge.temperature == 0:
+        progress.say(
+            f"judge.votes is {config.judge.votes} at judge.temperature 0: the votes "
+            "will hardly differ"
+        )
+    with Store(config.store_path) as store:
+        keys, asked, used = asyncio.run(_ask_all(config, judge, store, total))
+        return _write(config, store, keys, asked, used)
+
+
+async def _ask_all(
+    config: JudgeFileConfig, judge: Judge, store: Store, total: int
+) -> tuple["_Keys", int, Verdict]:
+    """Have every request answered; return their keys, how many were asked, tokens."""
+    keys = _Keys(total)
+    asked = prompt_tokens = completion_tokens = 0
+    cost = 0.0
+    answers = ask(judge, _requests(config), store)
+    with progress.counting("judging", total, "answers") as show:
+        async with contextlib.aclosing(answers):
+            done = 0
+            async for answer in answers:
+                keys[answer.number] = answer.key
+                done += 1
+                if answer.fresh:
+                    asked += 1
+                    prompt_tokens += answer.verdict.prompt_tokens
+                    completion_tokens += answer.verdict.completion_tokens
+                    cost += answer.verdict.cost
+                show(done, done)
+    used = Verdict(
+        None,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cost=cost,
+    )
+    return keys, asked, used
+
+
+def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
+    own = config.judge.own_wording
+    for item in _items(config):
+        yield from annotate.requests_of(item, votes=config.judge.votes, own=own)
+
+
+def _items(config: JudgeFileConfig) -> Iterator[Item]:
+    some = False
+    for columns, where in read_rows(config.data):
+        some = True
+        yield annotate.read_item(columns, where, config.judge.scored_aspects)
+    if not some:
+        raise UserError(
+            f"{config.data} holds no record: expected one JSON object a line"
+        )
+
+
+def _write(
+    config: JudgeFileConfig, store: Store, keys: "_Keys", asked: int, used: Verdict
+) -> JudgeReport:
+    """Write the records with their scores; return the counts."""
+    out, votes = Path(config.out), config.judge.votes
+    responses = failed = failed_votes = first = 0
+    agreed = Agreement(0, 0, 0)
+    kept = "all judgements are in the store and the same command writes them"
+    with whole(out, kept) as file:
+        for items in _in_lots(_items(config)):
+            count = sum(len(item.responses) for item in items) * votes
+            listed = [keys[n] for n in range(first, first + count)]
+            known = store.verdicts(listed)
+            if not known.keys() >= set(listed):
+                raise UserError(f"{config.data} has changed while it was judged: again")
+            verdicts = [known[key] for key in listed]
+            first, place = first + count, 0
+            for item in items:
+                own = verdicts[place : place + len(item.responses) * votes]
+                place += len(own)
+                made = annotate.annotated(item, own)
+                file.write(_line(made, config.data) + "\n")
+                responses += len(item.responses)
+                failed += len(made.get("judge_failures", ()))
+                failed_votes += sum(vote.failure is not None for vote in own)
+                agreed = agreed.plus(annotate.agreement(item, own))
+    return JudgeReport(
+        responses=responses,
+        failed=failed,
+        requests=first,
+        asked=asked,
+        failed_votes=failed_votes,
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.completion_tokens,
+        cost=used.cost,
+        agreement=agreed,
+    )
+
+
+class _Keys:
+    """Keys of requests by their number, 32 bytes each."""
+
+    def __init__(self, count: int):
+        self._bytes = array("B", bytes(32 * count))
+
+    def __setitem__(self, number: int, key: str) -> None:
+        self._bytes[32 * number : 32 * number + 32] = array("B", bytes.fromhex(key))
+
+    def __getitem__(self, number: int) -> str:
+        return self._bytes[32 * number : 32 * number + 32].tobytes().hex()
+
+
+def _in_lots(items: Iterator[Item]) -> Iterator[list[Item]]:
+    lot: list[Item] = []
+    for item in items:
+        lot.append(item)
+        if len(lot) == _AT_ONCE:
+            yield lot
+            lot = []
+    if lot:
+        yield lot
+
+
+def _line(record: dict[str, Any], source: str) -> str:
+    try:
+        return json.dumps(record)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: a column cannot be written as JSON: {error}. Take it out"
+        ) from None
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()  # the store may not be there yet

@@ -1,3 +1,0 @@
-"""The sections of an RLAIF run's report."""
-
-__all__ = ()

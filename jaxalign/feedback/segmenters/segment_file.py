@@ -1,0 +1,122 @@
+"""From feedback records to the same records with unscored segments, for judges."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data import records, rows
+from jaxalign.errors import UserError
+from jaxalign.feedback.segmenters.config import SegmenterConfig, segment
+from jaxalign.whole_file import whole
+
+
+__all__ = ["SegmentReport", "SegmentConfig", "segment_file", "segment_row"]
+
+_RESPONSES = ("chosen", "rejected", "completion")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """Cutting the responses of feedback records into segments.
+
+    Attributes:
+      segmenter: how they are cut.
+      replace: take away segments that have scores; else a record with some is refused.
+    """
+
+    segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
+    replace: bool = False
+
+
+class SegmentReport(NamedTuple):
+    """What was written."""
+
+    responses: int
+    segments: int
+
+
+def segment_file(source: str, out: Path, config: SegmentConfig) -> SegmentReport:
+    """Write the records of a source with the segments of their responses.
+
+    The rows stay in order, their other columns as they are. ``out`` is written whole or
+    not at all, over a file of that name.
+
+    Args:
+      source: see :func:`jaxalign.data.rows.read_rows`.
+      out: JSON Lines file to write.
+      config: the segmenter, and whether scores may be taken away.
+    Raises:
+      UserError: something is wrong with the source, a record or ``out``; nothing is
+        written then.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a directory: give a .jsonl file to write")
+    if out.suffix != ".jsonl":
+        raise UserError(
+            f"{out}: the records are written as JSON Lines: give a name that ends in "
+            ".jsonl"
+        )
+    lines = []
+    responses = segments = 0
+    for row, where in rows.read_rows(source):
+        made = segment_row(row, config, where)
+        for name in _RESPONSES:
+            if (spans := made.get(f"{name}_segments")) is not None:
+                responses, segments = responses + 1, segments + len(spans)
+        try:
+            lines.append(json.dumps(made) + "\n")
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: a column cannot be written as JSON: {error}. Leave it out, "
+                "or store it as text or numbers"
+            ) from None
+    if not lines:
+        raise UserError(f"{source} holds no record: expected one JSON object per line")
+    with whole(out, "the input is as it was") as file:
+        file.writelines(lines)
+    return SegmentReport(responses, segments)
+
+
+def segment_row(row: Any, config: SegmentConfig, where: str = "record") -> dict:
+    """Return a row with segments ``{"start", "end"}`` beside each of its responses.
+
+    Raises:
+      UserError: the row is no feedback record, or has scores and ``config.replace`` is
+        not set; the text names ``where``.
+    """
+    plain = row
+    if isinstance(row, Mapping):
+        columns = [f"{name}_segments" for name in _RESPONSES]
+        if not config.replace:
+            for column in columns:
+                _refuse_scores(row.get(column), column, where)
+        # What is replaced need not be valid, and pictures are not looked at.
+        plain = {k: v for k, v in row.items() if k not in (*columns, "images")}
+    record = records.parse(plain, where)
+    texts = {"chosen": record.chosen, "rejected": record.rejected}
+    if record.rejected is None:
+        texts = {"completion": record.chosen}
+    made = dict(row)
+    for name, text in texts.items():
+        made[f"{name}_segments"] = [
+            {"start": start, "end": end}
+            for start, end in segment(text or "", config.segmenter)
+        ]
+    return made
+
+
+def _refuse_scores(segments: Any, column: str, where: str) -> None:
+    if segments is None:
+        return
+    only_spans = isinstance(segments, list) and all(
+        isinstance(entry, Mapping)
+        and not any(entry[key] for key in entry if key not in ("start", "end"))
+        for entry in segments
+    )
+    if not only_spans:
+        raise UserError(
+            f"{where}: field {column} has scores already, which new segments would "
+            "take away. Leave the record out, or give --replace true"
+        )

@@ -1,0 +1,216 @@
+"""What a server needs beside HTTP: options, the engine, requests made of texts."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from jaxalign.checkpoints.load import DType
+from jaxalign.data import chat
+from jaxalign.data.records import Prompt
+from jaxalign.errors import UserError
+from jaxalign.generation import ready
+from jaxalign.generation.engine import Engine, Request, Sampling
+from jaxalign.generation.serving.driver import Call, Driver, Overloaded
+from jaxalign.generation.serving.wire import ApiError, ParsedRequest
+from jaxalign.models.quantised import Quantize
+from jaxalign.parallel.mesh import MeshConfig
+
+
+__all__ = ["ServeConfig", "Service", "make_engine"]
+
+_COMPLETION_TOKENS = 16
+"""What a completion may have where the request does not say, as OpenAI has it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serving a model.
+
+    Attributes:
+      model: Hugging Face checkpoint: a directory, or an id on the hub,
+        ``owner/name`` or ``owner/name@revision``.
+      adapter: PEFT directory, exported hybrid or run directory on top of the model.
+      host: address to listen on; the default is reached from this machine only.
+      port: 0 takes any that is free.
+      model_name: what requests call the model; default its id or directory's name.
+      batch_slots: completions that are made at the same time.
+      max_length: most tokens of a prompt with its completion.
+      max_waiting: completions that may wait for a slot; what is more gets 429.
+      max_new_tokens: most tokens of a chat completion, where the request does not say.
+      dtype: of weights and computation; ``auto`` keeps weights as they are stored.
+      cache_dtype: of the keys and values of earlier tokens; default that of the
+        computation.
+      quantize: how frozen linear weights are held, see ``jaxalign train``; default as
+        the run that ``adapter`` is was trained, elsewhere ``none``.
+      mesh: how the devices are arranged.
+    """
+
+    model: str
+    adapter: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model_name: str | None = None
+    batch_slots: int = 16
+    max_length: int = 2048
+    max_waiting: int = 256
+    max_new_tokens: int = 256
+    dtype: DType = "float32"
+    cache_dtype: DType | None = None
+    quantize: Quantize | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        ready.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
+        for name, low in (("max_length", 2), ("max_waiting", 0), ("max_new_tokens", 1)):
+            if getattr(self, name) < low:
+                raise UserError(
+                    f"{name} must be at least {low}: got {getattr(self, name)}"
+                )
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"port must be in [0, 65535]: got {self.port}")
+        if self.model_name == "":
+            raise UserError("model_name is empty: leave it out")
+
+
+def make_engine(config: ServeConfig, made: ready.Ready) -> Engine:
+    """Return an engine that has made a token, so that what cannot run ends here."""
+    engine = Engine(
+        made.model,
+        made.variables,
+        slots=config.batch_slots,
+        length=config.max_length,
+        cache_dtype=config.cache_dtype,
+        text_of=ready.text_with(made.tokenizer),
+    )
+    engine.submit(Request([0], Sampling(max_new_tokens=1)))
+    while engine.busy:
+        engine.step()
+    return engine
+
+
+class Service:
+    """What the server's handlers share."""
+
+    def __init__(self, config: ServeConfig, made: ready.Ready, engine: Engine):
+        self.config, self.made = config, made
+        self.name = config.model_name or made.name
+        self.driver = Driver(engine, most=config.batch_slots + config.max_waiting)
+        self.draining = False
+        """Whether new requests are sent away."""
+        self.answering = 0
+        """Requests that have not been answered to the end."""
+        # One thread: tokenizers are not made for several, and it is enough.
+        self._tokenising = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
+
+    @contextlib.asynccontextmanager
+    async def running(self, _: Any = None) -> AsyncIterator[None]:
+        """Run the engine's thread."""
+        self.driver.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.driver.stop)
+            self._tokenising.shutdown()
+
+    def check_open(self) -> None:
+        """Refuse a request that nobody would answer.
+
+        Raises:
+          ApiError: 503.
+        """
+        if self.driver.error is not None:
+            raise ApiError(self.driver.error, status=503, code="engine_failed")
+        if self.draining:
+            raise ApiError("the server is draining", status=503, code="draining")
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name.
+
+        Raises:
+          ApiError: 404.
+        """
+        if name != self.name:
+            shown = name if len(name) <= 80 else f"{name[:77]}..."
+            raise ApiError(
+                f"the model {shown!r} is not served here: expected {self.name!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    async def requests_of(self, asked: ParsedRequest) -> list[Request]:
+        """Turn texts into tokens, and check all that the engine would refuse.
+
+        Raises:
+          ApiError: 400.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenising, self._requests_of, asked)
+
+    def _requests_of(self, asked: ParsedRequest) -> list[Request]:
+        field = "messages" if asked.is_chat else "prompt"
+        found = []
+        for prompt in asked.prompts:
+            try:
+                tokens: Any = prompt
+                if isinstance(prompt, Prompt):
+                    tokens = chat.prompt_tokens(prompt, self.made.tokenizer)
+                options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
+                options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
+                sampling = Sampling(**options)
+                request = Request(
+                    tokens,
+                    sampling,
+                    self.made.ends(sampling.stop),
+                    ranked=asked.logprobs or 0,
+                    judged=asked.echo and asked.logprobs is not None,
+                )
+                self.driver.engine.check(request)
+            except UserError as error:
+                raise ApiError(str(error), param=field) from None
+            found.append(request)
+        return found
+
+    def _tokens_left(self, length: int, asked: ParsedRequest) -> int:
+        """Return how long a completion may get.
+
+        Raises:
+          ApiError: the prompt leaves no room, or less than what was asked for.
+        """
+        most = self.config.max_length
+        given = asked.sampling.get("max_new_tokens")
+        if length + (given or 1) > most:
+            raise ApiError(
+                f"the model's maximum context length is {most} tokens: got "
+                f"{length} in the prompt and {given or 'at least 1'} for the "
+                "completion",
+                param="messages" if asked.is_chat else "prompt",
+                code="context_length_exceeded",
+            )
+        default = self.config.max_new_tokens if asked.is_chat else _COMPLETION_TOKENS
+        return given or min(default, most - length)
+
+    def submit(self, requests: list[Request]) -> Call:
+        """Hand requests to the engine.
+
+        Raises:
+          ApiError: 429.
+          EngineFailed: nobody would answer them.
+        """
+        try:
+            return self.driver.submit(requests)
+        except Overloaded as error:
+            raise ApiError(str(error), status=429, code="rate_limit_exceeded") from None
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request as being answered."""
+        self.answering += 1
+        try:
+            yield
+        finally:
+            self.answering -= 1

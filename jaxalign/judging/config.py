@@ -1,0 +1,152 @@
+"""Which judge, and its options."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxalign.errors import UserError
+from jaxalign.judging import wording
+
+
+__all__ = ["ASPECTS", "LIKELIHOOD", "JudgeConfig"]
+
+ASPECTS = ("helpfulness", "correctness", "safety", "completeness", "clarity")
+"""Those of HelpSteer-2D."""
+
+LIKELIHOOD: Literal["likelihood"] = "likelihood"
+"""The method of a local judge, and the aspect that it scores."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A judge and how it is asked.
+
+    Attributes:
+      name: ``openai`` asks an endpoint that speaks OpenAI's chat completions, ``local``
+        a checkpoint in this process, ``rules`` compares with accepted answers.
+      base_url: of the endpoint, up to and with ``/v1``; default that of OpenAI. The key
+        comes from the environment variable OPENAI_API_KEY and from nowhere else.
+      model: the endpoint's name of the model; for ``local`` a checkpoint.
+      concurrency: requests on their way at the same time.
+      timeout: seconds that one attempt may take.
+      method: how ``local`` scores segments: ``likelihood`` by what it would have
+        written itself, on one aspect of that name; ``choice`` by asking for 0 to 4 on
+        each aspect. Default ``choice`` if aspects are given, else ``likelihood``.
+      aspects: what segments are scored on; each has a rubric. Default those of
+        HelpSteer-2D: helpfulness, correctness, safety, completeness, clarity.
+      votes: how often every question is asked.
+      temperature: of the judge's sampling; null leaves it to the endpoint (some models
+        take no other).
+      max_attempts: calls that one request may cost before it has failed.
+      max_reply_tokens: the most tokens of one reply; null leaves it to the endpoint.
+      max_wait: seconds that are waited at most because the endpoint says so
+        (Retry-After); a request that would have to wait longer has failed.
+      max_requests: calls that a run may make, retries included; null is no limit.
+      max_total_tokens: tokens that a run may use.
+      max_cost: what a run may cost, by the prices below.
+      prompt_price: of a million tokens of prompts.
+      completion_price: of a million tokens of replies.
+      wording: directory of one's own with templates and rubrics that replace ours.
+    Raises:
+      UserError: an option is out of its range or does not go with the others.
+    """
+
+    name: Literal["openai", "local", "rules"] = "openai"
+    base_url: str | None = None
+    model: str | None = None
+    concurrency: int = 8
+    timeout: float = 60.0
+    method: Literal["likelihood", "choice"] | None = None
+    aspects: tuple[str, ...] | None = None
+    votes: int = 1
+    temperature: float | None = 0.0
+    max_attempts: int = 6
+    max_reply_tokens: int | None = None
+    max_wait: float = 600.0
+    max_requests: int | None = None
+    max_total_tokens: int | None = None
+    max_cost: float | None = None
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+    wording: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("concurrency", "votes", "max_attempts"):
+            _check(getattr(self, field) >= 1, field, "at least 1", self)
+        for field in ("max_reply_tokens", "max_requests", "max_total_tokens"):
+            value = getattr(self, field)
+            _check(value is None or value >= 1, field, "at least 1, or null", self)
+        for field in ("timeout", "max_wait"):
+            _check(0 < getattr(self, field) < math.inf, field, "above 0", self)
+        for field in ("prompt_price", "completion_price"):
+            _check(0 <= getattr(self, field) < math.inf, field, "at least 0", self)
+        heat, cost = self.temperature, self.max_cost
+        _check(heat is None or 0 <= heat <= 2, "temperature", "in 0..2, or null", self)
+        _check(cost is None or 0 < cost < math.inf, "max_cost", "above 0", self)
+        if cost is not None and not self.prompt_price + self.completion_price:
+            raise UserError(
+                "judge.max_cost needs the prices of the endpoint: give "
+                "judge.prompt_price and judge.completion_price, each for a million "
+                "tokens"
+            )
+        aspects = self.scored_aspects
+        if not aspects or len(set(aspects)) < len(aspects):
+            raise UserError(
+                "judge.aspects must name at least one aspect, and each once: got "
+                f"{list(aspects)}"
+            )
+        if self.method is not None and self.name != "local":
+            raise UserError(
+                f"judge.method does nothing with judge.name {self.name}: leave it out, "
+                "or choose judge.name local"
+            )
+        if self.method == LIKELIHOOD and self.aspects not in (None, (LIKELIHOOD,)):
+            raise UserError(
+                "judge.method likelihood scores one aspect, likelihood: got "
+                f"judge.aspects {list(aspects)}. Leave the aspects out, or choose "
+                "judge.method choice"
+            )
+        if self.name == "openai" and not self.model:
+            raise UserError(
+                "judge.model is missing: give the endpoint's name of the model "
+                "(for a server of your own, GET /v1/models lists them)"
+            )
+        if self.name == "local" and not self.model:
+            raise UserError("judge.model is missing: give a checkpoint for the judge")
+        if self.name != "openai" and self.base_url is not None:
+            raise UserError(
+                f"judge.base_url does nothing with judge.name {self.name}: leave it "
+                "out, or choose judge.name openai"
+            )
+        if self.wording is not None and not Path(self.wording).is_dir():
+            raise UserError(
+                f"judge.wording {self.wording} is no directory: expected one with "
+                "templates or rubrics (Markdown files) that replace ours"
+            )
+        for aspect in aspects:
+            wording.rubric(aspect, self.own_wording)
+
+    @property
+    def local_method(self) -> Literal["likelihood", "choice"]:
+        """How a ``local`` judge scores segments."""
+        return self.method or ("choice" if self.aspects else LIKELIHOOD)
+
+    @property
+    def scored_aspects(self) -> tuple[str, ...]:
+        """What segments are scored on."""
+        if self.name == "local" and self.local_method == LIKELIHOOD:
+            return (LIKELIHOOD,)
+        return ASPECTS if self.aspects is None else self.aspects
+
+    @property
+    def own_wording(self) -> Path | None:
+        """The directory of wording of one's own."""
+        return None if self.wording is None else Path(self.wording)
+
+
+def _check(right: bool, field: str, expected: str, config: Any) -> None:
+    if not right:
+        raise UserError(
+            f"judge.{field} must be {expected}: got {getattr(config, field)}"
+        )

@@ -1,0 +1,258 @@
+"""A judge that is a checkpoint in this process: the probabilities of its answers.
+
+It samples nothing. A question with a few answers (``verify``, ``compare``, ``grade``)
+gets the most probable one. Segments are scored in one of two ways: ``choice`` asks for
+0 to 4 on each aspect and takes the mean of these under the probabilities that the
+checkpoint gives them; ``likelihood`` asks nothing and takes 4 exp(mean log p) over the
+segment's tokens, given the prompt and the response so far, the largest score for a text
+that the checkpoint would have written itself.
+
+Every text has a row of its own, so a verdict does not depend on what else is judged.
+"""
+
+import asyncio
+import itertools
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxalign.checkpoints import contents, hub
+from jaxalign.checkpoints.load import DType
+from jaxalign.data import chat
+from jaxalign.data.records import Message, Prompt, Record, Segment
+from jaxalign.errors import UserError
+from jaxalign.generation import answer_logps
+from jaxalign.generation.answer_logps import Question
+from jaxalign.judging import wording
+from jaxalign.judging.config import LIKELIHOOD
+from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
+from jaxalign.judging.prompts import MAX_SCORE
+from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import restore
+from jaxalign.types import Model, Variables
+
+
+__all__ = ["LocalJudge", "Method"]
+
+Method = Literal["likelihood", "choice"]
+
+_TEMPLATE = "score_segment"
+
+_AT_ONCE = 64
+"""Requests that are read ahead, so that texts of like length share a batch."""
+
+_ANSWERS = {
+    "verify": ("answer", ("yes", "no")),
+    "compare": ("better", ("A", "B", "tie")),
+    "grade": ("grade", ("correct", "incorrect", "not_attempted")),
+}
+
+_Found = Sequence[Sequence[np.ndarray]]
+
+
+class _LocalQuestions(NamedTuple):
+    """A request as questions, and what makes a value of what comes back."""
+
+    questions: list[Question]
+    value: Callable[[_Found], Any]
+
+
+class LocalJudge:
+    """See the module.
+
+    Args:
+      model: Hugging Face directory or id; loaded when the first request comes.
+      method: how segments are scored.
+      own: directory of wording of one's own.
+      dtype: of the weights and of the computation.
+      mesh: how the devices are arranged.
+      batch_rows: texts that are computed at the same time.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        method: Method = LIKELIHOOD,
+        own: Path | None = None,
+        dtype: DType = "float32",
+        mesh: MeshConfig | None = None,
+        batch_rows: int = 4,
+    ):
+        self._model, self._method, self._own = model, method, own
+        self._dtype, self._mesh = dtype, mesh or MeshConfig()
+        self._batch_rows = -(-batch_rows // self._mesh.rows) * self._mesh.rows
+        self._settings = {
+            "judge": "local",
+            "version": 1,
+            "model": contents.fingerprint(model),
+            "method": method,
+            "dtype": dtype,
+        }
+        if own is not None:
+            # Templates are in the messages of requests, but for this one.
+            self._settings["wording"] = wording.read("templates", _TEMPLATE, own)
+        self._loaded: tuple[Model, Variables, Any] | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What verdicts depend on."""
+        return self._settings
+
+    async def grade(
+        self, requests: Iterable[JudgeRequest]
+    ) -> AsyncIterator[tuple[int, Verdict]]:
+        """Yield (number of the request, verdict), in order."""
+        numbered = enumerate(requests)
+        while some := list(itertools.islice(numbered, _AT_ONCE)):
+            verdicts = await asyncio.to_thread(
+                self._verdicts, [request for _, request in some]
+            )
+            for (number, _), verdict in zip(some, verdicts, strict=True):
+                yield number, verdict
+
+    def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+        if self._loaded is None:
+            mesh = make_mesh(self._mesh)
+            tokenizer = chat.load_tokenizer(
+                str(hub.directory_of(self._model, weights=False))
+            )
+            made = restore.load_adapted(self._model, None, dtype=self._dtype, mesh=mesh)
+            self._loaded = made.checkpoint.model, made.variables, tokenizer
+        model, variables, tokenizer = self._loaded
+        asked: list[_LocalQuestions | str] = []
+        for request in requests:
+            try:
+                asked.append(self._asked(request, tokenizer))
+            except UserError as error:
+                asked.append(str(error))
+        found = iter(
+            answer_logps.answer_logps(
+                model,
+                variables,
+                [
+                    q
+                    for one in asked
+                    if isinstance(one, _LocalQuestions)
+                    for q in one.questions
+                ],
+                row_length=None,
+                batch_rows=self._batch_rows,
+            )
+        )
+        verdicts = []
+        for one in asked:
+            if isinstance(one, str):
+                verdicts.append(Verdict(None, failure=f"local: {one}"))
+                continue
+            mine = list(itertools.islice(found, len(one.questions)))
+            read = sum(len(q.prompt) + sum(map(len, q.answers)) for q in one.questions)
+            verdicts.append(Verdict(one.value(mine), prompt_tokens=read))
+        return verdicts
+
+    def _asked(self, request: JudgeRequest, tokenizer: Any) -> _LocalQuestions:
+        """Return a request as questions.
+
+        Raises:
+          UserError: it asks for a text, or cannot be told in tokens.
+        """
+        if request.task == "scores" and self._method == LIKELIHOOD:
+            return _likelihood(request.subject, tokenizer)
+        if request.task == "scores":
+            return self._choices(request.subject, tokenizer)
+        if request.task not in _ANSWERS:
+            raise UserError(
+                f"it writes no text, as {request.task} asks for; judge.name openai does"
+            )
+        field, answers = _ANSWERS[request.task]
+        question = _question(request.messages, answers, tokenizer)
+
+        def value(found: _Found) -> Any:
+            # By the mean of its tokens: the answers are not of one length.
+            best = int(np.argmax(answer_logps.weighed(found[0]).mean_logps))
+            return {field: answers[best]}
+
+        return _LocalQuestions([question], value)
+
+    def _choices(self, subject: Subject, tokenizer: Any) -> _LocalQuestions:
+        """Ask for each segment and aspect by itself."""
+        digits = [str(score) for score in range(MAX_SCORE + 1)]
+        places = [
+            (segment, aspect)
+            for segment in range(len(subject.spans))
+            for aspect in subject.aspects
+        ]
+        questions = []
+        for segment, aspect in places:
+            start, end = subject.spans[segment]
+            values = {
+                "rubric": wording.rubric(aspect, self._own),
+                "aspect": aspect,
+                "material": _material(subject, start, end),
+            }
+            messages = wording.messages(_TEMPLATE, values, self._own)
+            questions.append(_question(messages, digits, tokenizer))
+
+        def value(found: _Found) -> Any:
+            scores: list[dict[str, float]] = [{} for _ in subject.spans]
+            for (segment, aspect), mine in zip(places, found, strict=True):
+                mean = float(
+                    answer_logps.weighed(mine).probs @ np.arange(MAX_SCORE + 1)
+                )
+                scores[segment][aspect] = round(mean, 4)
+            return {"segments": scores}
+
+        return _LocalQuestions(questions, value)
+
+
+def _likelihood(subject: Subject, tokenizer: Any) -> _LocalQuestions:
+    """Score segments by what the checkpoint would have written."""
+    given = subject.prompt
+    turns = given if isinstance(given, str) else tuple(Message(**t) for t in given)
+    none = {LIKELIHOOD: 0.0}
+    segments = tuple(Segment(start=a, end=b, scores=none) for a, b in subject.spans)
+    record = Record(turns, subject.response, None, segments, None, "response")
+    (pair,) = chat.tokenize([record], tokenizer, end_of_turn=False)
+    branch = pair.chosen
+    prompt = [*pair.prompt.tolist(), *branch.tokens[: branch.lead].tolist()]
+    question = Question(prompt, [branch.tokens[branch.lead :].tolist()])
+
+    def value(found: _Found) -> Any:
+        logps = found[0][0].astype(np.float64)
+        scores = []
+        for segment in range(len(segments)):
+            mine = logps[branch.segments == segment]
+            # A segment whose characters all stand in its neighbours' tokens has none.
+            mean = float((mine if len(mine) else logps).mean())
+            scores.append({LIKELIHOOD: round(MAX_SCORE * math.exp(mean), 4)})
+        return {"segments": scores}
+
+    return _LocalQuestions([question], value)
+
+
+def _material(subject: Subject, start: int, end: int) -> str:
+    shown = {
+        "prompt": subject.prompt,
+        "response": subject.response,
+        "segment": subject.response[start:end],
+    }
+    return json.dumps(shown, ensure_ascii=False, indent=1, default=dict)
+
+
+def _question(
+    messages: Sequence[Mapping[str, Any]], answers: Sequence[str], tokenizer: Any
+) -> Question:
+    """Put messages through the chat template; without one, one below the other."""
+    if not all(isinstance(m["content"], str) for m in messages):
+        raise UserError("it sees no images; judge.name openai may")
+    if getattr(tokenizer, "chat_template", None):
+        turns = tuple(Message(role=m["role"], content=m["content"]) for m in messages)
+        prompt = Prompt(turns, None, "the request")
+    else:
+        text = "\n\n".join(m["content"] for m in messages) + "\n\nAnswer: "
+        prompt = Prompt(text, None, "the request")
+    return answer_logps.question(prompt, answers, tokenizer)

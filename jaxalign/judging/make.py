@@ -1,0 +1,36 @@
+"""The judge of the options."""
+
+from collections.abc import Callable
+
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.judge import Judge
+
+
+__all__ = ["make_judge"]
+
+
+def make_judge(
+    config: JudgeConfig, *, load_image: Callable[[str], bytes] | None = None
+) -> Judge:
+    """Return the judge of the options.
+
+    Args:
+      config: its options.
+      load_image: gives the bytes of the image that a request's reference names.
+    Raises:
+      UserError: it lacks a library, a key or a checkpoint.
+    """
+    if config.name == "rules":
+        from jaxalign.judging import exact_match
+
+        return exact_match.RulesJudge()
+    if config.name == "local":
+        from jaxalign.judging import local
+
+        assert config.model is not None  # checked with the options
+        return local.LocalJudge(
+            config.model, method=config.local_method, own=config.own_wording
+        )
+    from jaxalign.judging import openai
+
+    return openai.make(config, load_image=load_image)

@@ -1,0 +1,126 @@
+"""Attention of new tokens over a cache of keys and values.
+
+Keys [b, g, h, s] and values [b, g, s, h] lie heads first, so that the products of one
+head read one stretch of memory, and each as its product takes it. A cache may be cut
+into blocks of places that are arrays of their own. Those that no text reaches are then
+left out, and none is copied before it is read, as a slice of one array would be: on
+CPUs that takes half the time (``experiments/bench/cache_layouts.py``). Elsewhere one
+block is best: what to leave out is only known when the step runs, and an accelerator
+would wait for it.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign.models.attention.mask import LOW, CacheLayout, capped
+
+
+__all__ = ["PLACES_AXIS", "attend"]
+
+PLACES_AXIS = {"key": -1, "value": -2}
+"""Which axis of an array of the cache the places are."""
+
+_State = tuple[Array, Array, Array]
+"""Of a softmax in the making: the largest score, the sum, the weighed values."""
+
+
+def attend(
+    q: Float[Array, "b t n h"],
+    keys: Sequence[Float[Array, "b g h s"]],
+    values: Sequence[Float[Array, "b g s h"]],
+    layout: CacheLayout,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """Return softmax(scale q k^T) v over a cache, and the scores' log-sum-exp.
+
+    Args:
+      q: rotated queries; ``n`` heads, a multiple of the ``g`` heads of keys and values.
+      keys: of all tokens so far, at their positions, cut into blocks of equal size;
+        what lies behind is not seen. Of any float type; scores are float32.
+      values: likewise.
+      layout: where the queries stand.
+      scale: of the scores.
+      softcap: scores s become ``softcap * tanh(s / softcap)``.
+    """
+    rows, length, heads, width = q.shape
+    groups, size = keys[0].shape[1], keys[0].shape[PLACES_AXIS["key"]]
+    # The queries that share a head of keys, and their places, are one product's rows.
+    grouped = q.reshape(rows, length, groups, heads // groups, width)
+    grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, groups, -1, width)
+    grouped = grouped * scale
+    positions = jnp.tile(layout.positions, (1, heads // groups))
+
+    def join(number: int, state: _State, k: Array, v: Array) -> _State:
+        top, total, out = state
+        # The barriers keep the products as they are: few rows times a long matrix.
+        scores = jnp.einsum(
+            "bgqh,bghs->bgqs",
+            grouped,
+            k.astype(q.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        scores = jax.lax.optimization_barrier(scores)
+        places = number * size + jnp.arange(size)[None, None]
+        seen = places <= positions[..., None]
+        if layout.window is not None:
+            seen &= positions[..., None] - places < layout.window
+        scores = jnp.where(seen[:, None], capped(scores, softcap), LOW)
+        new_top = jnp.maximum(top, scores.max(axis=-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        weights = jnp.where(seen[:, None], weights, 0.0)
+        kept = jnp.exp(top - new_top)
+        found = jnp.einsum(
+            "bgqs,bgsh->bgqh",
+            jax.lax.optimization_barrier(weights.astype(q.dtype)),
+            v.astype(q.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return (
+            new_top,
+            total * kept + weights.sum(axis=-1),
+            out * kept[..., None] + found,
+        )
+
+    shape = grouped.shape[:3]
+    state: _State = (
+        jnp.full(shape, LOW, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, width), jnp.float32),
+    )
+    first, end = _reach(layout)
+    for number, (k, v) in enumerate(zip(keys, values, strict=True)):
+        do = functools.partial(join, number)
+        if len(keys) == 1:
+            state = do(state, k, v)
+        else:
+            begin = number * size
+            reached = (begin < end) & (begin + size > first)
+            state = jax.lax.cond(reached, do, lambda state, *_: state, state, k, v)
+    top, total, out = state
+    # A token that only fills up the array may see nothing.
+    total = jnp.where(total > 0, total, 1.0)
+    out = (out / total[..., None]).astype(q.dtype)
+    lse = top + jnp.log(total)
+
+    def by_token(x: Array) -> Array:
+        tail = x.shape[3:]
+        x = x.reshape(rows, groups, heads // groups, length, *tail)
+        return jnp.moveaxis(x, 3, 1).reshape(rows, length, heads, *tail)
+
+    return by_token(out), by_token(lse)
+
+
+def _reach(layout: CacheLayout) -> tuple[Array, Array]:
+    """Return the first place that any query sees, and the one behind the last."""
+    far = jnp.iinfo(jnp.int32).max
+    end = jnp.where(layout.valid, layout.positions + 1, 0).max()
+    if layout.window is None:
+        return jnp.zeros_like(end), end
+    lowest = jnp.where(layout.valid, layout.positions, far).min()
+    return jnp.maximum(lowest - layout.window + 1, 0), end

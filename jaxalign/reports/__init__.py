@@ -1,0 +1,13 @@
+"""Reports: HTML pages of runs and rounds."""
+
+from typing import TYPE_CHECKING
+
+from jaxalign.lazy import submodules
+
+
+if TYPE_CHECKING:
+    from jaxalign.reports import page, rounds, run
+
+__all__ = ["page", "rounds", "run"]
+
+__getattr__, __dir__ = submodules(__name__, __all__)
