@@ -33,7 +33,7 @@ from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.models import decoder
 from jaxalign.whole_file import write_text
@@ -91,7 +91,7 @@ def _run(
         for _, item in flat
     ]
     texts = generate(
-        model, variables, requests, slots=64, text_of=ready.text_with(tokenizer)
+        model, variables, requests, slots=64, text_of=text_model.text_with(tokenizer)
     )
     done = {"asked": asked, "texts": [completion.text for (completion,) in texts]}
     write_text(path, json.dumps(done, indent=2) + "\n")
@@ -109,7 +109,7 @@ def _shares(texts: list[str], problems: dict[str, Any]) -> dict[str, float]:
 
 def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any]:
     """Return a model and its variables with what a run trained, cut by layer."""
-    config = load_lib.open_config(args.model)[0]
+    config = load_lib.open_config(args.model)[0].text
     chosen = method.config(seed, config.num_layers)
     groups = adapter.groups(chosen, decoder.param_shapes(config), config.num_layers)
     checkpoint = load_lib.load(args.model, groups=groups)
@@ -125,7 +125,7 @@ def _load(args: argparse.Namespace, method: Method, seed: int) -> tuple[Any, Any
 
         variables = jax.device_put(trees.map_with_paths(put, variables))
     assert not left, left
-    return ready.cut(checkpoint, variables, donate=True)
+    return text_model.cut(checkpoint, variables, donate=True)
 
 
 def is_right(text: str, answer: Any, name: str) -> bool:

@@ -190,7 +190,7 @@ def run(
     """
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    num_layers = load_lib.open_config(args.model)[0].num_layers
+    num_layers = load_lib.open_config(args.model)[0].text.num_layers
     data: _Data | None = None
     ready: _Ready | None = None
     found: dict[str, list[Any]] = {}
@@ -298,7 +298,7 @@ def _load(
     args: argparse.Namespace, config: Adapter, data: _Data, before: _Ready | None
 ) -> _Ready:
     """Load the model cut for an adapter, unless it is, and compile its step."""
-    model_config = load_lib.open_config(args.model)[0]
+    model_config = load_lib.open_config(args.model)[0].text
     groups = adapter.groups(
         config, decoder.param_shapes(model_config), model_config.num_layers
     )
@@ -432,7 +432,7 @@ def table(found: Mapping[str, Any]) -> str:
 def _share(results: Sequence[Mapping[str, Any]]) -> float:
     """Return the share of the layers that got LoRA."""
     key = results[0]["key"]
-    num_layers = load_lib.open_config(key["model"])[0].num_layers
+    num_layers = load_lib.open_config(key["model"])[0].text.num_layers
     layers = selection.parse_layers(key["adapter"]["layers"], num_layers)
     return len(layers) / num_layers
 

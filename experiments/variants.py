@@ -148,7 +148,7 @@ class _Bench:
         self.records = [found[i] for i in order[:need]]
         self.tokenizer = chat.load_tokenizer(args.model)
         self.aspects = records.aspects_of(self.records)
-        layers = load_lib.open_config(args.model)[0].num_layers
+        layers = load_lib.open_config(args.model)[0].text.num_layers
         chosen = selection.parse_layers(args.layers, layers)
         self.checkpoint = load_lib.load(
             args.model,

@@ -18,13 +18,14 @@ def test_a_family_is_one_file(tmp_path, monkeypatch) -> None:
     (case,) = re.findall(r'```\n"seed_oss": (.*?),\n```', TEXT)
     module = types.ModuleType("seed_oss")
     exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
-    monkeypatch.setitem(families.FAMILIES, module.MODEL_TYPE, module)
+    family = module.FAMILY
+    monkeypatch.setitem(families.FAMILIES, family.model_type, family)
     model_type, options = eval(case)
     directory = synthetic.make_checkpoint(tmp_path, model_type, **options)
     data = scenes.dataset(directory, 3)
     want = scenes.torch_logps(scenes.torch_model(directory), data)
     loaded = load_lib.load(directory)
-    assert loaded.config.qkv_bias and loaded.config.o_bias
+    assert loaded.config.text.qkv_bias and loaded.config.text.o_bias
     batch = scenes.batch(data)
     got = policy.policy_token_logps(loaded.variables, batch, model=loaded.model)
     scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)

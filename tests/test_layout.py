@@ -57,7 +57,6 @@ LONGEST_FUNCTION = 60
 TO_SHORTEN = {
     "adapters/lora.py",
     "adapters/peft_format.py",
-    "checkpoints/load.py",
     "cli/demo.py",
     "data/chat.py",
     "data/packing.py",
@@ -72,8 +71,6 @@ TO_SHORTEN = {
     "objectives/logps.py",
     "objectives/objective.py",
     "objectives/pairwise.py",
-    "training/loop.py",
-    "training/run.py",
 }
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)

@@ -78,10 +78,10 @@ def _result(tokens: int, seconds: float, compiling: float = 0.0) -> dict[str, fl
 
 
 def _jaxalign(args: argparse.Namespace, greedy: bool = False) -> dict[str, Any]:
-    from jaxalign.generation import ready
+    from jaxalign.generation import text_model
     from jaxalign.generation.engine import Engine, Request, Sampling, completed
 
-    made = ready.load(args.model)
+    made = text_model.load(args.model)
     requests = [
         Request(
             made.tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -103,7 +103,7 @@ def _jaxalign(args: argparse.Namespace, greedy: bool = False) -> dict[str, Any]:
         made.variables,
         slots=min(args.batch_slots, len(requests) * args.num_samples),
         length=longest,
-        text_of=ready.text_with(made.tokenizer),
+        text_of=text_model.text_with(made.tokenizer),
     )
     found = dict(completed(engine, requests))
     seconds = time.monotonic() - began - engine.compile_seconds

@@ -5,7 +5,7 @@ them out switches it off.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -32,6 +32,7 @@ __all__ = [
     "parts",
     "reads_ahead",
     "trained",
+    "trained_mask",
 ]
 
 COLLECTIONS = ("lora", "prefix")
@@ -158,6 +159,22 @@ def trained(variables: Mapping[str, Any]) -> Any:
         return names[0] in COLLECTIONS and names[-1] not in _FIXED
 
     return trees.map_with_paths(mine, dict(variables))
+
+
+def trained_mask(
+    variables: Mapping[str, Any], shapes: Any, patterns: Sequence[str] = ()
+) -> Any:
+    """Mark what a run trains: an adapter's leaves, and base weights by their path.
+
+    Args:
+      variables: base weights, held in any way, and the adapter's collections.
+      shapes: of the base weights as plain arrays, so that the mask does not depend on
+        how they are held.
+      patterns: of the base weights, see ``trees.mask_from_patterns``.
+    """
+    collections = {k: v for k, v in variables.items() if k in COLLECTIONS}
+    base = trees.mask_from_patterns(shapes, patterns)
+    return {**trained(collections), "params": base}
 
 
 def reads_ahead(collections: Any) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxalign import stacks, trees
 from jaxalign.adapters import lora, peft_format, prefix_format, selection
-from jaxalign.checkpoints import contents, export
+from jaxalign.checkpoints import contents, export, places
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -97,7 +97,7 @@ class _Files(NamedTuple):
 
 
 def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) -> _Files:
-    base, layers = checkpoint.name, checkpoint.config.num_layers
+    base, layers = checkpoint.name, checkpoint.config.text.num_layers
     stored = files = stock = None
     if collections.get("lora"):
         stored = peft_format.to_peft(
@@ -111,7 +111,7 @@ def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) ->
         files = prefix_format.to_files(own, num_layers=layers, base_model=base)
     if stored is not None and files is None and not stored.gates:
         stock = stored.config, stored.tensors
-    elif stored is None and own and not any(checkpoint.config.windows):
+    elif stored is None and own and not any(checkpoint.config.text.windows):
         # With sliding windows PEFT's prefix drops out of sight; ours never does.
         stock = prefix_format.to_peft(own, num_layers=layers, base_model=base)
     return _Files(stored, files, stock)
@@ -149,7 +149,7 @@ def _module_names(checkpoint: Checkpoint) -> Any:
     def module_name(module: peft_format.Module) -> str:
         path, index = module
         where = f"layers/{path}" if index else path
-        for rule in checkpoint.family.RULES:
+        for rule in checkpoint.family.rules:
             if rule.path in (f"{where}/kernel", f"{where}/embedding"):
                 return rule.name(*index).removesuffix(".weight")
         raise ValueError(f"no rule gives {where}")
@@ -174,7 +174,8 @@ class AdapterFiles:
     """
 
     def __init__(self, directory: Path, model: str | Path):
-        self._model, self._family = load_lib.open_config(model)
+        config, self._family = load_lib.open_config(model)
+        self._model = config.text
         self._base = model
         self._lora: peft_format.PeftLoRA | None = None
         self._prefix: prefix_format.PrefixFiles | None = None
@@ -264,8 +265,8 @@ class AdapterFiles:
         """Check the copy of embeddings or head that PEFT saves beside their LoRA."""
         module = name.removeprefix("base_model.model.").removesuffix(_BASE)
         wanted = f"{module}.weight"
-        if self._model.tie_embeddings and wanted == self._family.HEAD:
-            wanted = self._family.RULES[0].hf
+        if self._model.tie_embeddings and wanted == self._family.head:
+            wanted = self._family.rules[0].hf
         own = contents.read_tensor(self._base, wanted)
         if own is None or not np.array_equal(own, value):
             raise UserError(
@@ -276,7 +277,7 @@ class AdapterFiles:
 
     def _locate(self, module: str) -> peft_format.Module | None:
         everything = ((0, self._model.num_layers),)
-        place = load_lib.locate(f"{module}.weight", self._family.RULES, everything)
+        place = places.locate(f"{module}.weight", self._family.rules, everything)
         if place is None or not place.path.endswith(("/kernel", "/embedding")):
             return None
         path = place.path.rpartition("/")[0]

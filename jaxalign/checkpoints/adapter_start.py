@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.data import chat
 from jaxalign.models import decoder
 from jaxalign.models.config import DecoderConfig
+from jaxalign.models.families import Family
 from jaxalign.parallel import sharding
 from jaxalign.types import ModelInputs
 
@@ -47,7 +47,7 @@ def make(
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
     """
-    model = checkpoint.config
+    model = checkpoint.config.text
     made = adapter.parts(config, model.num_layers).prefix
     start = None
     if made is not None and made.prefix_init == "text":
@@ -76,7 +76,7 @@ def _text_start(checkpoint: Checkpoint, config: PrefixConfig) -> Any:
     )
     run = functools.partial(
         decoder.keys_and_values,
-        checkpoint.config,
+        checkpoint.config.text,
         groups=checkpoint.groups,
         dtype=checkpoint.dtype,
     )
@@ -112,13 +112,13 @@ def _without_text(config: Adapter) -> Adapter:
     return config
 
 
-def place(collections: Any, mesh: Mesh, family: ModuleType) -> Any:
+def place(collections: Any, mesh: Mesh, family: Family) -> Any:
     """Put an adapter's leaves on a mesh, by the family's rules."""
     return {
         name: jax.tree.map(
             jax.device_put,
             tree,
-            sharding.param_shardings(tree, mesh, family.SHARDING),
+            sharding.param_shardings(tree, mesh, family.sharding),
         )
         for name, tree in collections.items()
     }

@@ -6,7 +6,8 @@ import numpy as np
 
 from jaxalign.checkpoints import base as base_files
 from jaxalign.checkpoints import hub, tensors
-from jaxalign.checkpoints.load import locate, open_config
+from jaxalign.checkpoints.load import open_config
+from jaxalign.checkpoints.places import locate
 from jaxalign.checkpoints.tensors import TensorInfo
 
 
@@ -49,7 +50,7 @@ def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
         return tensors.read_tensor(directory, name)
     config, family = open_config(directory)
     base = base_files.read_base(directory)
-    place = locate(name, family.RULES, ((0, config.num_layers),))
+    place = locate(name, family.rules, ((0, config.text.num_layers),))
     if place is None or place.path not in base.params:
         return base.buffer(name)
     value = base.open(place.path)[place.at].read().result()

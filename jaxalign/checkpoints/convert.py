@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from jaxalign import stacks, trees
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, export, hub
+from jaxalign.checkpoints import contents, export, hub, places
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.base import Base
@@ -83,7 +83,7 @@ def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
     source = tensor_files.fingerprint(checkpoint.path)
     rounded = False
     for name, info in contents.tensor_infos(checkpoint.path).items():
-        place = load_lib.locate(name, checkpoint.family.RULES, checkpoint.groups)
+        place = places.locate(name, checkpoint.family.rules, checkpoint.groups)
         if place is not None and place.path in infos:
             kind = jnp.dtype(infos[place.path].dtype)
             rounded |= jnp.promote_types(info.dtype, kind) != kind
@@ -97,7 +97,7 @@ def _write_buffers(checkpoint: Checkpoint, directory: Path) -> None:
     """Keep what is no parameter, so that an export has it too."""
     values: dict[str, np.ndarray] = {}
     for name in contents.tensor_infos(checkpoint.path):
-        if load_lib.locate(name, checkpoint.family.RULES, checkpoint.groups) is None:
+        if places.locate(name, checkpoint.family.rules, checkpoint.groups) is None:
             value = tensor_files.read_tensor(checkpoint.path, name)
             assert value is not None
             values[name] = value

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
@@ -16,13 +15,14 @@ from safetensors.numpy import save_file
 from jaxalign import stacks, trees
 from jaxalign.adapters import gates, lora
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, hub
+from jaxalign.checkpoints import contents, hub, places
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.tensors import TensorInfo
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig
+from jaxalign.models.families import Family
 from jaxalign.stacks import Group
 from jaxalign.types import Variables
 
@@ -94,7 +94,7 @@ class _Base(NamedTuple):
 
     path: Path
     config: DecoderConfig
-    family: ModuleType
+    family: Family
     groups: tuple[Group, ...]
 
 
@@ -155,7 +155,7 @@ def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
         for name in variables["params"]
         if (group := stacks.group_of_name(name)) is not None
     )
-    return _Base(path, config, family, tuple(found))
+    return _Base(path, config.text, family, tuple(found))
 
 
 def copy_rest(source: Path, out: Path) -> None:
@@ -293,9 +293,9 @@ def write(values: dict[str, np.ndarray], path: Path) -> None:
 
 def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
     family = base.family
-    if base.config.tie_embeddings and name == family.HEAD:
-        name = family.RULES[0].hf
-    place = load_lib.locate(name, family.RULES, base.groups)
+    if base.config.tie_embeddings and name == family.head:
+        name = family.rules[0].hf
+    place = places.locate(name, family.rules, base.groups)
     if place is None:  # a buffer that is computed, not learned
         return _from_source(base.path, name)
 

@@ -1,4 +1,10 @@
-"""Training state on disk: Orbax, asynchronous, whole or not at all."""
+"""Training state on disk: Orbax, asynchronous, whole or not at all.
+
+A checkpoint has three items: ``trainable``, what is trained; ``optimizer``, what else a
+step changes; ``data``, where the data's iterator stands. Who only wants the model reads
+the first and need not know the others. Checkpoints made before there were three have
+``state``, the first two in one.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +15,18 @@ import orbax.checkpoint as ocp
 from jaxalign.errors import UserError
 
 
-__all__ = ["Restored", "StateStore"]
+__all__ = ["SavedState", "StateStore"]
+
+_ONE_ITEM = "state"
+"""Of older checkpoints: step, trainable, opt_state and key."""
 
 
-class Restored(NamedTuple):
+class SavedState(NamedTuple):
     """What a checkpoint holds."""
 
     step: int
-    state: Any
+    trainable: Any
+    optimizer: dict[str, Any]
     data: dict[str, Any]
 
 
@@ -33,52 +43,94 @@ class StateStore:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Begin to save; the state is copied before this returns."""
-        if step in self._manager.all_steps():
+    def save(self, saved: SavedState) -> None:
+        """Begin to save; the arrays are copied before this returns."""
+        if saved.step in self._manager.all_steps():
             return
         self._manager.save(
-            step,
+            saved.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                trainable=ocp.args.StandardSave(saved.trainable),
+                optimizer=ocp.args.StandardSave(saved.optimizer),
+                data=ocp.args.JsonSave(saved.data),
             ),
         )
 
-    def restore(self, target: Any, step: int | None = None) -> Restored | None:
-        """Restore the newest checkpoint (or a given one) like ``target``.
+    def restore(self, trainable: Any, optimizer: dict[str, Any]) -> SavedState | None:
+        """Restore the newest checkpoint, None where there is none.
 
         Args:
-          target: arrays or shapes with shardings, of the state's structure.
-          step: None for the newest.
-        Returns:
-          None where there is no checkpoint at all.
-        Raises:
-          UserError: there is none of that step.
+          trainable: arrays or shapes with shardings, of the structure that was saved.
+          optimizer: likewise.
         """
         steps = self.steps()
+        if not steps:
+            return None
+        step = steps[-1]
+        targets = {"trainable": _abstract(trainable), "optimizer": _abstract(optimizer)}
+        if self._is_old(step):
+            whole = {"trainable": targets["trainable"], **targets["optimizer"]}
+            args = {_ONE_ITEM: ocp.args.StandardRestore(whole)}
+        else:
+            args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+        items = self._manager.restore(
+            step, args=ocp.args.Composite(**args, data=ocp.args.JsonRestore())
+        )
+        if not self._is_old(step):
+            return SavedState(
+                step, items["trainable"], items["optimizer"], items["data"]
+            )
+        parts = dict(items[_ONE_ITEM])
+        return SavedState(step, parts.pop("trainable"), parts, items["data"])
+
+    def restore_trainable(
+        self, target: Any, step: int | None = None
+    ) -> tuple[int, Any]:
+        """Restore what was trained alone, of the newest checkpoint or of a given one.
+
+        Args:
+          target: arrays or shapes with shardings, of the structure that was saved.
+          step: None for the newest.
+        Returns:
+          The step and the weights.
+        Raises:
+          UserError: there is no checkpoint, or none of that step.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(
+                f"{self._directory.parent} has no complete checkpoint yet: wait for "
+                "its first save, or run it on"
+            )
         if step is None:
-            if not steps:
-                return None
             step = steps[-1]
         elif step not in steps:
             raise UserError(
                 f"there is no checkpoint of step {step}: got "
-                f"{', '.join(map(str, steps)) or 'none at all'}"
+                f"{', '.join(map(str, steps))}"
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-            ),
+        if not self._is_old(step):
+            args = {"trainable": ocp.args.StandardRestore(_abstract(target))}
+            items = self._manager.restore(step, args=ocp.args.Composite(**args))
+            return step, items["trainable"]
+        part = {"trainable": _abstract(target)}
+        read = ocp.args.PyTreeRestore(
+            item=part,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(part),
+            partial_restore=True,
         )
-        return Restored(step, restored["state"], restored["data"])
+        items = self._manager.restore(step, args=ocp.args.Composite(state=read))
+        return step, items[_ONE_ITEM]["trainable"]
+
+    def _is_old(self, step: int) -> bool:
+        return (self._directory / str(step) / _ONE_ITEM).is_dir()
 
     def wait(self) -> None:
         """Wait until what was begun is on disk."""
@@ -87,3 +139,7 @@ class StateStore:
     def close(self) -> None:
         """Wait and give everything back."""
         self._manager.close()
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     config = parsing.parse(parser, arguments, DemoConfig)
     devices.set_up_jax()
     began = time.monotonic()
-    from jaxalign.training.loop import Preempted, Preemption
+    from jaxalign.training.preemption import Preempted, Preemption
 
     preemption = Preemption()
     preemption.install()
@@ -139,6 +139,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign import progress
     from jaxalign.adapters.lora import LoRAConfig
     from jaxalign.checkpoints import hub
+    from jaxalign.checkpoints import policy as policy_lib
     from jaxalign.checkpoints.fetch import fetch
     from jaxalign.data import chat, pairs, records
     from jaxalign.evaluation.score import PolicyAndReference, score_records
@@ -147,7 +148,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign.parallel import sharding
     from jaxalign.parallel.mesh import MeshConfig, make_mesh
     from jaxalign.reports import run as run_report
-    from jaxalign.training import metrics, publish, restore
+    from jaxalign.training import metrics, publish
     from jaxalign.training.config import TrainConfig
     from jaxalign.training.optimizer import OptimizerConfig
     from jaxalign.training.run import train
@@ -182,21 +183,21 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     figures = [
         figure for figure in run_report.held_out_figures(run) if figure.name != "loss"
     ]
-    restored = restore.load_run(run)
+    policy = policy_lib.open_run(run)
     if not (out / "merged").exists():
-        publish.publish_run(run, out / "merged", form="merged", restored=restored)
+        publish.publish_run(run, out / "merged", form="merged", policy=policy)
     if not (out / "adapter").exists():
-        publish.publish_run(run, out / "adapter", form="peft", restored=restored)
+        publish.publish_run(run, out / "adapter", form="peft", policy=policy)
     found = records.read(held_file)
     data = pairs.prepare(
         found,
         chat.load_tokenizer(str(hub.directory_of(model, weights=False))),
         max_length=None,
     )
-    policy = restored.checkpoint.model
+    model = policy.checkpoint.model
     results = score_records(
         data,
-        PolicyAndReference(policy, restored.variables, policy, restored.base),
+        PolicyAndReference(model, policy.variables, model, policy.base),
         objective=run_config.objective,
         row_length=768,
         put=functools.partial(sharding.put_batch, mesh=make_mesh(MeshConfig())),

@@ -15,7 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.feedback.rounds import rlaif, store_path
     from jaxalign.judging.store import Store
     from jaxalign.reports import rounds as rounds_report
-    from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
+    from jaxalign.training.loop import TrainingDiverged
+    from jaxalign.training.preemption import Preempted, Preemption
 
     parts = {
         "objective": parsing.chosen_objective(arguments),

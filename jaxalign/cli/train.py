@@ -15,7 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.objectives.objective import beta_of
     from jaxalign.reports import run as run_report
     from jaxalign.training import config as config_lib
-    from jaxalign.training.loop import Preempted, Preemption, TrainingDiverged
+    from jaxalign.training.loop import TrainingDiverged
+    from jaxalign.training.preemption import Preempted, Preemption
     from jaxalign.training.run import train
 
     parts = {

@@ -16,6 +16,7 @@ from jaxalign.adapters import adapter
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
+from jaxalign.checkpoints.policy import open_policy
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
@@ -36,7 +37,6 @@ from jaxalign.objectives.policy import pair_logps
 from jaxalign.objectives.sft import SFTConfig
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import restore
 from jaxalign.training.checks import check_records, check_tokens
 from jaxalign.types import Model, PreferenceBatch, Variables
 from jaxalign.whole_file import check_target, whole
@@ -134,30 +134,29 @@ def score(config: ScoreConfig) -> Path:
     )
     for path in (config.model, config.reference):
         if path is not None:
-            check_tokens(data, load_lib.open_config(path)[0], path)
+            check_tokens(data, load_lib.open_config(path)[0].text, path)
     mesh = make_mesh(config.mesh)
-    restored = restore.load_adapted(
+    policy = open_policy(
         config.model,
         config.adapter,
         dtype=config.dtype,
         quantize=config.quantize,
         mesh=mesh,
     )
-    if adapter.reads_ahead(restored.variables):
+    if adapter.reads_ahead(policy.variables):
         raise UserError(
             f"--adapter {config.adapter} has a mean_gate, which averages over the "
             "whole sequence, answer included: a prompt has no one value for the two "
             "responses that score compares. Train with gate token or sequence instead"
         )
-    model = restored.checkpoint.model
-    scorer = PolicyAndReference(model, restored.variables, model, restored.base)
+    model = policy.checkpoint.model
+    scorer = PolicyAndReference(model, policy.variables, model, policy.base)
     if config.reference is not None:
-        own = "none" if restored.config is None else restored.config.quantize
         with progress.reading(f"loading {config.reference}") as show:
             other = load_lib.load(
                 config.reference,
                 dtype=config.dtype,
-                quantize=config.quantize or own,
+                quantize=policy.quantize,
                 mesh=mesh,
                 progress=show,
             )

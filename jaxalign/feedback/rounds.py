@@ -46,7 +46,7 @@ from jaxalign.judging.make import make_judge
 from jaxalign.judging.openai import OpenAIJudge
 from jaxalign.judging.store import Store, StoredPair
 from jaxalign.training import publish, run_directory
-from jaxalign.training.loop import Preemption
+from jaxalign.training.preemption import Preemption
 from jaxalign.training.run import train
 from jaxalign.whole_file import write_lines, write_text
 

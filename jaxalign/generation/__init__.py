@@ -6,8 +6,15 @@ from jaxalign.lazy import submodules
 
 
 if TYPE_CHECKING:
-    from jaxalign.generation import answer_logps, engine, files, ready, sampling, steps
+    from jaxalign.generation import (
+        answer_logps,
+        engine,
+        files,
+        sampling,
+        steps,
+        text_model,
+    )
 
-__all__ = ["answer_logps", "engine", "files", "ready", "sampling", "steps"]
+__all__ = ["answer_logps", "engine", "files", "sampling", "steps", "text_model"]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

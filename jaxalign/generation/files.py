@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import progress
-from jaxalign.checkpoints import adapter_files, contents
+from jaxalign.checkpoints import adapter_files, contents, runs
 from jaxalign.checkpoints.load import DType
 from jaxalign.configs import to_dict
 from jaxalign.data import chat, records, rows
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
-from jaxalign.training import run_directory
 from jaxalign.whole_file import check_target, write_text, writing
 
 
@@ -65,7 +64,7 @@ class GenerateConfig(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ready.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
+        text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
 
 
 class GenerationReport(NamedTuple):
@@ -98,7 +97,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     if done == len(prompts):
         progress.say(f"{out} is complete: {done} line(s), made with these options")
         return GenerationReport(0, 0.0, 0.0)
-    made = ready.load(
+    made = text_model.load(
         config.model,
         config.adapter,
         dtype=config.dtype,
@@ -118,7 +117,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         slots=-(-slots // config.mesh.rows) * config.mesh.rows,
         length=longest,
         cache_dtype=config.cache_dtype,
-        text_of=ready.text_with(made.tokenizer),
+        text_of=text_model.text_with(made.tokenizer),
     )
     for request, prompt in zip(left, prompts[done:], strict=True):
         try:
@@ -145,7 +144,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
 
 
 def _request(
-    config: GenerateConfig, prompt: Prompt, line: int, made: ready.Ready
+    config: GenerateConfig, prompt: Prompt, line: int, made: text_model.TextModel
 ) -> Request:
     options = {
         field.name: getattr(config, field.name)
@@ -193,12 +192,12 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return all that decides the texts."""
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     found["model"] = contents.fingerprint(config.model)
-    found["tokenizer"] = ready.fingerprint(config.model)
+    found["tokenizer"] = text_model.fingerprint(config.model)
     found["data"] = rows.fingerprint(config.data)
     if config.adapter is not None:
         path = Path(config.adapter)
         found["adapter"] = adapter_files.fingerprint(path)
-        if run_directory.is_run(path):
+        if runs.is_run(path):
             names = [p.name for p in (path / "checkpoints").glob("*")]
             steps = [int(name) for name in names if name.isdigit()]
             found["adapter_step"] = max(steps, default=0)

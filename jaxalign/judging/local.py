@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxalign.checkpoints import contents, hub
 from jaxalign.checkpoints.load import DType
+from jaxalign.checkpoints.policy import open_policy
 from jaxalign.data import chat
 from jaxalign.data.records import Message, Prompt, Record, Segment
 from jaxalign.errors import UserError
@@ -32,7 +33,6 @@ from jaxalign.judging.config import LIKELIHOOD
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 from jaxalign.judging.prompts import MAX_SCORE
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import restore
 from jaxalign.types import Model, Variables
 
 
@@ -121,7 +121,7 @@ class LocalJudge:
             tokenizer = chat.load_tokenizer(
                 str(hub.directory_of(self._model, weights=False))
             )
-            made = restore.load_adapted(self._model, None, dtype=self._dtype, mesh=mesh)
+            made = open_policy(self._model, None, dtype=self._dtype, mesh=mesh)
             self._loaded = made.checkpoint.model, made.variables, tokenizer
         model, variables, tokenizer = self._loaded
         asked: list[_LocalQuestions | str] = []

@@ -6,7 +6,7 @@ from typing import Literal
 from jaxalign.models import rotary
 
 
-__all__ = ["DecoderConfig", "Mixture"]
+__all__ = ["DecoderConfig", "Mixture", "ModelConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,3 +87,14 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a model is made of; a part that it lacks is None.
+
+    Attributes:
+      text: the decoder.
+    """
+
+    text: DecoderConfig

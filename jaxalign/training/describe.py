@@ -84,7 +84,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     Raises:
       UserError: config.json is not understood, or the adapter does not fit it.
     """
-    model = load_lib.open_config(config.model)[0]
+    model = load_lib.open_config(config.model)[0].text
     if isinstance(config.adapter, PeftConfig):
         files = AdapterFiles(Path(config.adapter.path), config.model)
         params, made = decoder.param_shapes(model, files.groups()), files.collections()

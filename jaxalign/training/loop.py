@@ -1,182 +1,167 @@
 """The loop: step, log, evaluate, save, and stop cleanly when told to."""
 
-import dataclasses
-import signal
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxalign.checkpoints.state import StateStore
+from jaxalign import progress
+from jaxalign.checkpoints.state import SavedState
+from jaxalign.configs import to_dict
 from jaxalign.training import metrics as metrics_lib
+from jaxalign.training import optimizer as optimizer_lib
+from jaxalign.training import step as step_lib
 from jaxalign.training.alarms import DisplacementAlarm
 from jaxalign.training.metrics import MetricsLog
+from jaxalign.training.preemption import Preempted, Preemption
+from jaxalign.training.setup import Session
 from jaxalign.training.step import TrainState
 from jaxalign.types import Metrics
 
 
-__all__ = ["LoopConfig", "Preempted", "Preemption", "TrainingDiverged", "fit"]
+__all__ = ["TrainingDiverged", "fit"]
 
 _MOST_NONFINITE = 5
-
-
-class Preempted(Exception):
-    """The process was told to end (SIGTERM); everything worth keeping is saved."""
 
 
 class TrainingDiverged(RuntimeError):
     """Several updates in a row were not finite."""
 
 
-class Preemption:
-    """Turns SIGTERM into a flag that loops look at.
-
-    Until a loop runs there is nothing to lose, and the signal ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.deferred = False
-
-    def install(self) -> None:
-        """Catch SIGTERM from now on."""
-        signal.signal(signal.SIGTERM, self._handle)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        self.requested = True
-        if not self.deferred:
-            raise Preempted
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How often things happen, in steps; None is never (``save_steps``: at the end)."""
-
-    num_steps: int
-    logging_steps: int = 10
-    eval_steps: int | None = None
-    save_steps: int | None = None
-
-
-def fit(
-    state: TrainState,
-    frozen: Any,
-    batches: Iterator[Any],
-    *,
-    step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]],
-    put: Callable[[Any], Any],
-    config: LoopConfig,
-    start: int = 0,
-    log: MetricsLog,
-    store: StateStore,
-    data_state: Callable[[], dict[str, Any]],
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
-    extra: Callable[[int], Mapping[str, float]] = lambda step: {},
-    show: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
-    warn: Callable[[str], None] = lambda text: None,
-    preemption: Preemption | None = None,
-) -> TrainState:
-    """Train from step ``start`` to the end and return the final state.
+def fit(session: Session, *, preemption: Preemption | None = None) -> TrainState:
+    """Train from where a session stands to its last step and return the final state.
 
     Metrics are fetched one step late, so that the device never waits for the host.
 
     Args:
-      state: where to start; donated.
-      frozen: everything that is not trained.
-      batches: host batches from step ``start`` on.
-      step_fn: compiled training step.
-      put: sends a host batch to the devices.
-      config: how often.
-      start: updates made already.
-      log: gets a line a logged step.
-      store: gets the checkpoints.
-      data_state: the data iterator's state, saved with each checkpoint.
-      evaluate: returns ``eval_*`` values.
-      extra: more values for a step's line (learning rate, epoch).
-      show: tells the user how a step went.
-      warn: tells the user what the metrics show together.
+      session: see ``setup.setup``; its state is donated.
       preemption: checked after every step and evaluation batch.
     Raises:
       Preempted: after saving, when SIGTERM came.
       TrainingDiverged: after several updates in a row that were not finite.
     """
-    clock = _Clock()
-    alarm = DisplacementAlarm()
-    nonfinite = 0
+    with _Account(session) as account:
+        if preemption is not None:
+            preemption.deferred = True
+        return _fit(session, account, preemption)
 
-    def finish(step: int, fetched: Metrics, evaluated: dict[str, float]) -> None:
-        nonlocal nonfinite
-        values = metrics_lib.to_floats(fetched)
-        nonfinite = nonfinite + 1 if values.pop("nonfinite", 0) else 0
-        clock.count(step, values.pop("pairs"), values.pop("tokens"))
-        if nonfinite >= _MOST_NONFINITE:
-            raise TrainingDiverged(
-                f"the loss or gradient was not finite in the last {nonfinite} steps "
-                f"(up to step {step}); those updates were left out. Lower "
-                "--optimizer.learning_rate or use --dtype float32"
-            )
-        if (
-            _due(step, config.logging_steps)
-            or step in (1, config.num_steps)
-            or evaluated
-        ):
-            line = {
-                **values,
-                **extra(step),
-                **clock.rates(),
-                "memory/peak_gb": metrics_lib.peak_memory_gb(),
-                **evaluated,
-            }
-            log.write(step, line)
-            show(step, line)
-            warning = alarm.update(step, line)
-            if warning is not None:
-                warn(warning)
 
+def _fit(
+    session: Session, account: "_Account", preemption: Preemption | None
+) -> TrainState:
+    config, evaluate, state = session.config, session.evaluate, session.state
+    last_step = session.source.num_steps
+
+    def told_to_stop() -> bool:
+        return preemption is not None and preemption.requested
+
+    if session.start == 0 and evaluate is not None:
+        account.show_start(evaluate(state))
     pending: tuple[int, Metrics, dict[str, float]] | None = None
-    if preemption is not None:
-        preemption.deferred = True
-    if start == 0 and evaluate is not None:
-        before = evaluate(state)
-        log.write(0, before)
-        show(0, before)
-        alarm.update(0, before)
-    clock.start()
-    for step in range(start + 1, config.num_steps + 1):
-        state, fetched = step_fn(state, frozen, put(next(batches)))
+    account.clock.start()
+    for step in range(session.start + 1, last_step + 1):
+        batch = session.put(next(session.batches))
+        state, metrics = session.step_fn(state, session.frozen, batch)
         if pending is not None:
-            finish(*pending)
+            account.finish(*pending)
         evaluated: dict[str, float] = {}
-        last = step == config.num_steps
-        stop = preemption is not None and preemption.requested
-        if (
-            evaluate is not None
-            and not stop
-            and (last or _due(step, config.eval_steps))
-        ):
+        last, stop = step == last_step, told_to_stop()
+        if evaluate and not stop and (last or _due(step, config.eval_steps)):
             jax.block_until_ready(state.step)
-            with clock.paused():
+            with account.clock.paused():
                 evaluated = evaluate(state)
-            stop = preemption is not None and preemption.requested
-        pending = (step, fetched, evaluated)
+            stop = told_to_stop()
+        pending = (step, metrics, evaluated)
         if last or stop or _due(step, config.save_steps):
             # The line of a step must be on disk before the checkpoint that skips it.
-            finish(*pending)
+            account.finish(*pending)
             pending = None
-            with clock.paused():
-                store.save(step, state, data_state())
-                if last or stop:
-                    store.wait()
+            with account.clock.paused():
+                _save(session, state, step, wait=last or stop)
         if stop and not last:
             raise Preempted
     return state
 
 
-def _due(step: int, every: int | None) -> bool:
-    return bool(every) and step % int(every or 1) == 0
+def _save(session: Session, state: TrainState, step: int, *, wait: bool) -> None:
+    trainable, optimizer = step_lib.to_saved(state)
+    data = session.batches.get_state()
+    session.store.save(SavedState(step, trainable, optimizer, data))
+    if wait:
+        session.store.wait()
+
+
+def _due(step: int, every: int) -> bool:
+    return step % every == 0
+
+
+class _Account:
+    """What is told of a run's steps: to the log, to the user, and to the alarm."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.clock = _Clock()
+        self._alarm = DisplacementAlarm()
+        self._nonfinite = 0
+        self._schedule = optimizer_lib.make_schedule(
+            session.config.optimizer, session.source.num_steps
+        )
+        self._stack = contextlib.ExitStack()
+        self._log: MetricsLog
+        self._display: progress.TrainingDisplay
+
+    def __enter__(self) -> "_Account":
+        session, config = self.session, self.session.config
+        sinks = metrics_lib.parse_report_to(config.report_to)
+        log = metrics_lib.open_log(session.run, sinks, to_dict(config))
+        self._log = self._stack.enter_context(contextlib.closing(log))
+        display = progress.TrainingDisplay(session.source.num_steps, session.start)
+        self._display = self._stack.enter_context(display)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def show_start(self, values: dict[str, float]) -> None:
+        """Tell what the model was like before the first step."""
+        self._log.write(0, values)
+        self._display.show(0, values)
+        self._alarm.update(0, values)
+
+    def finish(self, step: int, metrics: Metrics, evaluated: dict[str, float]) -> None:
+        """Fetch a step's metrics, and log them if it is their turn.
+
+        Raises:
+          TrainingDiverged: the last few updates were not finite.
+        """
+        values = metrics_lib.to_floats(metrics)
+        bad = values.pop("nonfinite", 0)
+        self._nonfinite = self._nonfinite + 1 if bad else 0
+        self.clock.count(values.pop("pairs"), values.pop("tokens"))
+        if self._nonfinite >= _MOST_NONFINITE:
+            raise TrainingDiverged(
+                f"the loss or gradient was not finite in the last {self._nonfinite} "
+                f"steps (up to step {step}); those updates were left out. Lower "
+                "--optimizer.learning_rate or use --dtype float32"
+            )
+        every, source = self.session.config.logging_steps, self.session.source
+        if not (_due(step, every) or step in (1, source.num_steps) or evaluated):
+            return
+        line = {
+            **values,
+            "learning_rate": np.asarray(self._schedule(step - 1)).item(),
+            "epoch": source.epoch_of(step - 1) if step else 0.0,
+            **self.clock.rates(),
+            "memory/peak_gb": metrics_lib.peak_memory_gb(),
+            **evaluated,
+        }
+        self._log.write(step, line)
+        self._display.show(step, line)
+        warning = self._alarm.update(step, line)
+        if warning is not None:
+            progress.say(warning)
 
 
 class _Clock:
@@ -188,11 +173,15 @@ class _Clock:
     def start(self) -> None:
         self._mark = time.perf_counter()
 
+    @contextlib.contextmanager
     def paused(self) -> Any:
-        return _Pause(self)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark += time.perf_counter() - began
 
-    def count(self, step: int, pairs: float, tokens: float) -> None:
-        del step
+    def count(self, pairs: float, tokens: float) -> None:
         now = time.perf_counter()
         self._seconds += now - self._mark
         self._mark = now
@@ -207,14 +196,3 @@ class _Clock:
         }
         self._seconds = self._pairs = self._tokens = 0.0
         return rates
-
-
-class _Pause:
-    def __init__(self, clock: _Clock):
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.begin = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock._mark += time.perf_counter() - self.begin

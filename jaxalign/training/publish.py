@@ -11,13 +11,14 @@ from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.checkpoints import adapter_files, contents, export
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints import policy as policy_lib
 from jaxalign.checkpoints.gguf import convert_llama_gguf
+from jaxalign.checkpoints.policy import Policy
 from jaxalign.configs import to_dict
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import restore, run_directory
+from jaxalign.training import run_directory
 from jaxalign.training.config import TrainConfig
-from jaxalign.training.restore import Restored
 
 
 __all__ = [
@@ -58,7 +59,7 @@ def publish_run(
     form: Format,
     step: int | None = None,
     max_shard_size: str | None = None,
-    restored: Restored | None = None,
+    policy: Policy | None = None,
 ) -> Path:
     """Write what a run trained.
 
@@ -71,38 +72,36 @@ def publish_run(
       form: ``merged`` for a whole Hugging Face checkpoint, ``peft`` for the adapter.
       step: of the checkpoint; default the newest.
       max_shard_size: of a file of the merged checkpoint; default as in the base.
-      restored: the run, if it is loaded already.
+      policy: the run, if it is loaded already.
     Raises:
       UserError: no such run or step, no adapter to write, ``out`` is taken.
     """
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
-    restored = _load(run, step, form) if restored is None else restored
-    config = restored.config
-    if form == "peft" and (config is None or isinstance(config.adapter, NoAdapter)):
+    config = run_directory.read_config(run)
+    policy = _load(run, config, step, form) if policy is None else policy
+    if form == "peft" and isinstance(config.adapter, NoAdapter):
         raise UserError(
             f"{run} trained base weights, so there is no adapter: use --format merged"
         )
-    share = adapter.dropout(config.adapter) if config is not None else 0.0
     return _publish(
-        restored,
+        policy,
         out,
         form=form,
         max_shard_size=max_shard_size,
-        dropout=share,
-        card=model_card(run, restored, form),
+        dropout=adapter.dropout(config.adapter),
+        card=model_card(run, config, policy, form),
     )
 
 
-def _load(run: Path, step: int | None, form: Format) -> Restored:
-    config = run_directory.read_config(run)
+def _load(run: Path, config: TrainConfig, step: int | None, form: Format) -> Policy:
     if config.quantize == "none" or form == "peft":
-        return restore.load_run(run, step=step)
-    return restore.load_run(run, step=step, dtype="auto", quantize="none")
+        return policy_lib.open_run(run, step=step)
+    return policy_lib.open_run(run, step=step, dtype="auto", quantize="none")
 
 
 def _publish(
-    restored: Restored,
+    policy: Policy,
     out: Path,
     *,
     form: Format,
@@ -112,12 +111,12 @@ def _publish(
 ) -> Path:
     if form == "peft":
         return adapter_files.save_adapter(
-            restored.checkpoint, restored.variables, out, dropout=dropout, card=card
+            policy.checkpoint, policy.variables, out, dropout=dropout, card=card
         )
     return export.save_hf(
-        restored.variables,
+        policy.variables,
         out,
-        like=restored.checkpoint,
+        like=policy.checkpoint,
         max_shard_size=max_shard_size,
         card=card,
     )
@@ -139,8 +138,8 @@ def publish_adapted(
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
     _refuse_float64(model)
-    restored = restore.load_adapted(model, adapter_path, dtype="auto")
-    return _publish(restored, out, form=form, max_shard_size=max_shard_size)
+    policy = policy_lib.open_policy(model, adapter_path, dtype="auto")
+    return _publish(policy, out, form=form, max_shard_size=max_shard_size)
 
 
 def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -> Path:
@@ -175,28 +174,26 @@ def _refuse_float64(model: str) -> None:
         )
 
 
-def model_card(run: Path, restored: Restored, form: Format) -> str:
+def model_card(run: Path, config: TrainConfig, policy: Policy, form: Format) -> str:
     """Return README.md of an export: what it is, how it was made, what it measured."""
-    config = restored.config
-    assert config is not None
     steps = metrics_lib.read(run / "metrics.jsonl")
-    shown = _shown_metrics(steps, restored.step)
+    shown = _shown_metrics(steps, policy.step)
     load, about = "AutoModelForCausalLM.from_pretrained(path)", "."
     if form == "peft":
         load = "PeftModel.from_pretrained(base_model, path)"
-        if not adapter_files.is_stock(restored.checkpoint, restored.variables):
+        if not adapter_files.is_stock(policy.checkpoint, policy.variables):
             load = f"{Path(adapter_files.LOADER).stem}.load(base_model, path)"
             about = _ABOUT_LOADER
     head = {
-        "base_model": restored.checkpoint.name,
+        "base_model": policy.checkpoint.name,
         "library_name": "transformers" if form == "merged" else "peft",
         "tags": ["jaxalign", config.objective.name],
     }
     settings = _without_paths(to_dict(config))
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {restored.checkpoint.name} aligned with {config.objective.name}\n\n"
-        f"Trained with jaxalign {jaxalign.__version__} for {restored.step} steps. "
+        f"# {policy.checkpoint.name} aligned with {config.objective.name}\n\n"
+        f"Trained with jaxalign {jaxalign.__version__} for {policy.step} steps. "
         f"{_about_base(config, form)}Load it with `{load}`{about}\n\n"
         f"## Metrics\n\n{shown}\n\n"
         f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"

@@ -9,33 +9,17 @@ from typing import Any
 
 import yaml
 
-from jaxalign.configs import read_yaml, to_dict
+from jaxalign.checkpoints import runs
+from jaxalign.configs import to_dict
 from jaxalign.errors import UserError
 from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.whole_file import write_text
 
 
-__all__ = [
-    "ADAPTER_START",
-    "CONFIG",
-    "claim",
-    "is_run",
-    "read_config",
-    "read_sources",
-]
-
-CONFIG = "config.yaml"
-SOURCES = "sources.json"
-ADAPTER_START = "adapter_start.safetensors"
-"""The adapter's starting values, of which checkpoints have only what is trained."""
+__all__ = ["claim", "read_config"]
 
 # Changing these changes no number of a run.
 _FREE = ("out", "report_to", "save_total_limit", "data_workers")
-
-
-def is_run(path: Path) -> bool:
-    """Tell whether a directory is a run's."""
-    return (path / CONFIG).is_file()
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -44,20 +28,7 @@ def read_config(run: Path) -> TrainConfig:
     Raises:
       UserError: it is no run directory.
     """
-    if not is_run(run):
-        raise UserError(
-            f"{run} is no run directory: it has no {CONFIG}. Expected the --out of "
-            "`jaxalign train`"
-        )
-    return from_dict(read_yaml(run / CONFIG))
-
-
-def read_sources(run: Path) -> dict[str, str]:
-    """Read the fingerprints of what a run was made from."""
-    try:
-        return json.loads((run / SOURCES).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{run / SOURCES} cannot be read: {error}") from None
+    return from_dict(runs.read_settings(run))
 
 
 @contextlib.contextmanager
@@ -65,7 +36,7 @@ def claim(
     config: Any,
     sources: dict[str, str],
     *,
-    name: str = CONFIG,
+    name: str = runs.CONFIG,
     free: Collection[str] = _FREE,
     before: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Iterator[Path]:
@@ -108,7 +79,7 @@ def claim(
             _refuse_difference(run, old, to_dict(config), sources, free)
         else:
             # The config comes last: without it the directory is no run yet.
-            write_text(run / SOURCES, json.dumps(sources, indent=2) + "\n")
+            write_text(run / runs.SOURCES, json.dumps(sources, indent=2) + "\n")
             write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
         yield run
 
@@ -131,7 +102,7 @@ def _refuse_difference(
             f"{run} holds a run with another config ({'; '.join(changed[:8])}). Use "
             "the same options to continue it, or another --out"
         )
-    were = read_sources(run)
+    were = runs.read_sources(run)
     for name, value in sources.items():
         if were.get(name) != value:
             raise UserError(

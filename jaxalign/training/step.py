@@ -15,9 +15,11 @@ __all__ = [
     "Coupled",
     "LossFn",
     "TrainState",
+    "from_saved",
     "init",
     "make_eval_step",
     "make_train_step",
+    "to_saved",
 ]
 
 LossFn = Callable[[Any, Any, PreferenceBatch, Any], tuple[Any, Metrics]]
@@ -41,6 +43,17 @@ def init(
 ) -> TrainState:
     """Return the state before the first update."""
     return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), key)
+
+
+def to_saved(state: TrainState) -> tuple[Any, dict[str, Any]]:
+    """Return a state as a checkpoint's two items: what is trained, and the rest."""
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    return state.trainable, rest
+
+
+def from_saved(trainable: Any, optimizer: dict[str, Any]) -> TrainState:
+    """Put together what :func:`to_saved` took apart."""
+    return TrainState(trainable=trainable, **optimizer)
 
 
 class Coupled(NamedTuple):

@@ -31,7 +31,7 @@ def load(
     directory: Path, config: Any, *, groups: Any = None, **options: Any
 ) -> Checkpoint:
     """Load a checkpoint cut for an adapter."""
-    model = load_lib.open_config(directory)[0]
+    model = load_lib.open_config(directory)[0].text
     if groups is None:
         shapes = decoder.param_shapes(model)
         groups = adapter.groups(config, shapes, model.num_layers)

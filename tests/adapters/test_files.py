@@ -16,9 +16,9 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.checkpoints import adapter_files
+from jaxalign.checkpoints.policy import open_policy, open_run
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
-from jaxalign.training import restore
 from tests import scenes as model_scenes
 from tests import synthetic
 from tests.adapters import scenes
@@ -61,7 +61,7 @@ def test_an_adapter_comes_back(tiny_llama, tmp_path, name) -> None:
     out = adapter_files.save_adapter(made.checkpoint, made.collections, tmp_path / "a")
     stock = (out / "adapter_config.json").is_file()
     assert stock == (kind == "stock") == (not (out / adapter_files.LOADER).exists())
-    restored = restore.load_adapted(str(tiny_llama), str(out))
+    restored = open_policy(str(tiny_llama), str(out))
     assert restored.checkpoint.groups == made.checkpoint.groups
     again = adapter_files.save_adapter(
         restored.checkpoint, restored.variables, tmp_path / "b"
@@ -174,7 +174,7 @@ def test_a_run_keeps_the_constants_of_its_adapter(tiny_llama, tmp_path) -> None:
         *("--report_to", "none", "--optimizer.learning_rate", "0"),
         *("--adapter.init", "pissa", "--adapter.rank", "2", "--dtype", "bfloat16"),
     )
-    restored = restore.load_run(tmp_path / "run", dtype=np.float32)
+    restored = open_run(tmp_path / "run", dtype=np.float32)
     start = adapter_files.read_start(tmp_path / "run" / "adapter_start.safetensors")
     jax.tree.map(
         np.testing.assert_array_equal, start["lora"], restored.variables["lora"]
@@ -201,14 +201,14 @@ def test_an_adapter_of_a_head_as_peft_saves_it(make_llama, tmp_path) -> None:
     tensors = load_file(path)
     extra = [name for name in tensors if name.endswith("base_layer.weight")]
     assert len(extra) == 1
-    restored = restore.load_adapted(str(directory), str(tmp_path / "a"))
+    restored = open_policy(str(directory), str(tmp_path / "a"))
     assert trees.paths(restored.variables["lora"]) == [
         f"lm_head/{leaf}" for leaf in ("a", "b", "scale")
     ]
     tensors[extra[0]] = tensors[extra[0]] + 1
     save_file(tensors, path)
     with pytest.raises(UserError, match="is not the base model's weight"):
-        restore.load_adapted(str(directory), str(tmp_path / "a"))
+        open_policy(str(directory), str(tmp_path / "a"))
 
 
 def test_runs_and_nothing_are_no_adapters(tiny_llama, tmp_path) -> None:

@@ -17,10 +17,10 @@ from jaxalign.checkpoints import contents, export
 from jaxalign.checkpoints import convert as convert_lib
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.convert import convert
+from jaxalign.checkpoints.policy import open_run
 from jaxalign.data import chat
 from jaxalign.errors import UserError
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import restore
 from tests import synthetic
 from tests.checkpoints.test_export import contents as files_of
 from tests.checkpoints.test_export import random_lora, run
@@ -299,4 +299,4 @@ def test_a_run_from_it_is_a_run_from_the_source(source, converted, tmp_path) -> 
     assert scores[0] == scores[1]
     rounded = convert(source, tmp_path / "rounded", dtype="bfloat16")
     with pytest.raises(UserError, match="is not the model that .* was trained on"):
-        restore.load_run(out, model=str(rounded))
+        open_run(out, model=str(rounded))

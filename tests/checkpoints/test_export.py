@@ -15,19 +15,21 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxalign import trees
-from jaxalign.adapters import lora
-from jaxalign.checkpoints import adapter_files, export
+from jaxalign.adapters import adapter, lora
+from jaxalign.checkpoints import adapter_files, export, runs
 from jaxalign.checkpoints import load as load_lib
-from jaxalign.checkpoints.state import StateStore
+from jaxalign.checkpoints.policy import Policy, open_policy, open_run
+from jaxalign.checkpoints.state import SavedState, StateStore
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
 from jaxalign.objectives import policy
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import publish, restore, run_directory
-from jaxalign.training import run as run_lib
+from jaxalign.training import publish, run_directory
 from jaxalign.training import step as step_lib
 from jaxalign.training.config import NoAdapter, TrainConfig
+from jaxalign.training.inputs import fingerprints
 from jaxalign.training.optimizer import make_optimizer
+from jaxalign.training.setup import load_start
 from tests import scenes, synthetic
 from tests.checkpoints.test_load import small_tensors, write
 
@@ -351,10 +353,10 @@ def load_patterns(
     """Return what loads one of the adapters above: ours, and peft's merged weights."""
 
     @functools.cache
-    def load(name: str) -> tuple[Path, restore.Restored, dict[str, np.ndarray]]:
+    def load(name: str) -> tuple[Path, Policy, dict[str, np.ndarray]]:
         out = tmp_path_factory.mktemp("peft")
         merged = save_with_peft(tiny_llama, out, **PATTERNS[name])
-        return out, restore.load_adapted(str(tiny_llama), str(out)), merged
+        return out, open_policy(str(tiny_llama), str(out)), merged
 
     return load
 
@@ -395,7 +397,7 @@ def test_an_adapter_goes_through_both_ways(load_patterns, tmp_path, name) -> Non
     assert set(after) == set(before)
     for tensor, value in before.items():
         np.testing.assert_array_equal(after[tensor], value)
-    again = restore.load_adapted(str(checkpoint.path), str(out))
+    again = open_policy(str(checkpoint.path), str(out))
     jax.tree.map(
         np.testing.assert_array_equal,
         again.variables["lora"],
@@ -478,7 +480,7 @@ def spoil(adapter: Path, **options: Any) -> Path:
 )
 def test_options_that_are_refused(tiny_llama, plain, options, match) -> None:
     with pytest.raises(UserError, match=match):
-        restore.load_adapted(str(tiny_llama), str(spoil(plain, **options)))
+        open_policy(str(tiny_llama), str(spoil(plain, **options)))
 
 
 def test_real_adapters_of_other_kinds_are_refused(tiny_llama, tmp_path) -> None:
@@ -488,7 +490,7 @@ def test_real_adapters_of_other_kinds_are_refused(tiny_llama, tmp_path) -> None:
     ia3 = IA3Config(task_type="CAUSAL_LM")
     get_peft_model(base, ia3).save_pretrained(tmp_path / "ia3")
     with pytest.raises(UserError, match="'IA3' is not supported"):
-        restore.load_adapted(str(tiny_llama), str(tmp_path / "ia3"))
+        open_policy(str(tiny_llama), str(tmp_path / "ia3"))
 
 
 def test_peft_changes_the_base_of_the_adapters_refused_for_their_start(
@@ -554,29 +556,29 @@ Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 )
 def test_factors_that_are_refused(tiny_llama, plain, change, match) -> None:
     with pytest.raises(UserError, match=match):
-        restore.load_adapted(str(tiny_llama), str(rewrite(plain, change)))
+        open_policy(str(tiny_llama), str(rewrite(plain, change)))
 
 
 def test_the_adapter_of_another_model(make_llama, plain) -> None:
     other = make_llama(hidden_size=48)
     with pytest.raises(UserError, match="40 inputs .* one of 48 .* another model"):
-        restore.load_adapted(str(other), str(plain))
+        open_policy(str(other), str(plain))
     with pytest.raises(
         UserError, match="'base_model.model.model.layers.2.* is no LoRA"
     ):
-        restore.load_adapted(str(make_llama(num_hidden_layers=2)), str(plain))
+        open_policy(str(make_llama(num_hidden_layers=2)), str(plain))
 
 
 def test_a_tied_head_cannot_be_adapted(make_llama, load_patterns) -> None:
     tied = make_llama(tie_word_embeddings=True)
     with pytest.raises(UserError, match="has factors for lm_head, .* tied"):
-        restore.load_adapted(str(tied), str(load_patterns("full names")[0]))
+        open_policy(str(tied), str(load_patterns("full names")[0]))
 
 
 def test_what_is_no_adapter(tiny_llama, tmp_path) -> None:
     for path in (tmp_path, tmp_path / "absent", tiny_llama):
         with pytest.raises(UserError, match="is no adapter: expected a PEFT directory"):
-            restore.load_adapted(str(tiny_llama), str(path))
+            open_policy(str(tiny_llama), str(path))
 
 
 # --- of a run ---------------------------------------------------------------------
@@ -592,13 +594,17 @@ def make_run(
         out=str(directory / "run"),
         **options,
     )
-    start = run_lib.load_policy(config, make_mesh(config.mesh)).trainable
+    loaded = load_start(config, make_mesh(config.mesh))
+    start, whole = loaded.trainable, trees.combine(loaded.trainable, loaded.frozen)
+    collections = {k: v for k, v in whole.items() if k in adapter.COLLECTIONS}
     tx = make_optimizer(config.optimizer, 9)
-    with run_directory.claim(config, run_lib._fingerprints(config)) as run:
+    with run_directory.claim(config, fingerprints(config)) as run:
+        if collections:
+            adapter_files.write_start(collections, run / runs.ADAPTER_START)
         store = StateStore(run / "checkpoints")
         for step, trainable in ((4, start), (7, trees.map_with_paths(train, start))):
             state = step_lib.init(trainable, tx, key=jax.random.key(1))
-            store.save(step, state, {})
+            store.save(SavedState(step, *step_lib.to_saved(state), {}))
         store.close()
         metrics = {"step": 6, "loss": 0.5}, {"step": 8, "loss": 0.25}
         synthetic.write_jsonl(run / "metrics.jsonl", metrics)
@@ -637,19 +643,19 @@ def test_a_run_is_exported(tmp_path) -> None:
     before = (source / "model.safetensors").read_bytes()
     assert (tmp_path / "first" / "model.safetensors").read_bytes() == before
     # A run is an adapter too.
-    restored = restore.load_adapted(str(source), str(run_path))
+    restored = open_policy(str(source), str(run_path))
     jax.tree.map(np.testing.assert_array_equal, restored.variables["lora"], adapters)
     with pytest.raises(UserError, match="no checkpoint of step 5: got 4, 7"):
-        restore.load_run(run_path, step=5)
+        open_run(run_path, step=5)
     other = shutil.copytree(source, tmp_path / "other")
     spoilt = bytearray(before)
     spoilt[-1] ^= 1
     (other / "model.safetensors").write_bytes(spoilt)
     with pytest.raises(UserError, match="is not the model that .*run was trained on"):
-        restore.load_adapted(str(other), str(run_path))
+        open_policy(str(other), str(run_path))
     shutil.rmtree(run_path / "checkpoints")
     with pytest.raises(UserError, match="has no checkpoint yet"):
-        restore.load_run(run_path)
+        open_run(run_path)
 
 
 def test_trained_base_weights_are_no_adapter(tmp_path) -> None:

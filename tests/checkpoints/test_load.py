@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints import places
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, rotary
@@ -192,7 +193,7 @@ def test_rotary_speeds_are_those_of_transformers(tmp_path, rope, head_dim) -> No
         del config[name]
     config |= rope | ({} if head_dim is None else {"head_dim": head_dim})
     (tmp_path / "config.json").write_text(json.dumps(config))
-    got, _ = load_lib.open_config(tmp_path)
+    got = load_lib.open_config(tmp_path)[0].text
     want = LlamaRotaryEmbedding(AutoConfig.from_pretrained(tmp_path)).inv_freq
     speeds = rotary.speeds_of(got.rotaries[0]).near
     assert got.head_dim == (head_dim or 64 // 4) == 2 * len(speeds)
@@ -573,7 +574,8 @@ class Small:
         self.content = self.file.read_bytes()
         self.end = 8 + int.from_bytes(self.content[:8], "little")
         self.entries = json.loads(self.content[8 : self.end])
-        self.config, self.family = load_lib.open_config(directory)
+        config, self.family = load_lib.open_config(directory)
+        self.config = config.text
         self.shapes = decoder.param_shapes(self.config)
         self.read = 0
 
@@ -582,7 +584,7 @@ class Small:
         self.file.write_bytes(content)
         try:
             files = tensor_files.list_files(self.directory)
-            load_lib.match_tensors(
+            places.match_tensors(
                 files,
                 self.family,
                 self.config,

@@ -28,7 +28,9 @@ from jaxalign.reports import run as run_report
 from jaxalign.training import run as run_lib
 from jaxalign.training import run_directory
 from jaxalign.training.config import TrainConfig, from_dict
-from jaxalign.training.loop import Preempted, TrainingDiverged
+from jaxalign.training.inputs import fingerprints
+from jaxalign.training.loop import TrainingDiverged
+from jaxalign.training.preemption import Preempted
 from tests import synthetic
 
 
@@ -487,7 +489,7 @@ def test_the_run_of_another_config(train, shell, tiny_llama, tmp_path) -> None:
     config = TrainConfig(
         model=str(tiny_llama), data=str(data), out=str(tmp_path / "run"), batch_rows=2
     )
-    sources = run_lib._fingerprints(config)
+    sources = fingerprints(config)
     with run_directory.claim(config, sources):
         # Held by another process, or in this case by ourselves.
         train("another process is writing to", "--batch_rows=2", out="run", data=data)

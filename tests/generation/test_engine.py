@@ -14,7 +14,7 @@ from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat
 from jaxalign.errors import UserError
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, generate
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from tests import scenes as rows
@@ -30,7 +30,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 def by_layer(made: scenes.Adapted) -> tuple[Any, Any]:
     """Return the model and its variables cut for generation."""
-    return ready.cut(made.checkpoint, made.variables)
+    return text_model.cut(made.checkpoint, made.variables)
 
 
 def torch_greedy(model: Any, tokens: list[int], count: int) -> tuple[Any, ...]:
@@ -113,8 +113,8 @@ def test_greedy_text_with_an_adapter_is_that_of_the_full_forward_pass(
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_llama: Path) -> ready.Ready:
-    return ready.load(str(tiny_llama))
+def tiny(tiny_llama: Path) -> text_model.TextModel:
+    return text_model.load(str(tiny_llama))
 
 
 OPTIONS = Sampling(max_new_tokens=10, temperature=1.3, top_p=0.9, num_samples=2)
@@ -173,7 +173,7 @@ def test_stops(tiny) -> None:
     """A stop token belongs to the tokens but not to the text; a stop text to neither
     the text nor what follows it."""
     (prompt,) = prompts(6)
-    text_of = ready.text_with(tiny.tokenizer)
+    text_of = text_model.text_with(tiny.tokenizer)
     run = lambda options, stops=(): generate(  # noqa: E731
         tiny.model,
         tiny.variables,

@@ -18,7 +18,7 @@ from jaxalign.checkpoints import adapter_files
 from jaxalign.cli.main import main
 from jaxalign.data import records
 from jaxalign.errors import UserError
-from jaxalign.generation import files, ready
+from jaxalign.generation import files, text_model
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.generation.files import GenerateConfig
 from tests import synthetic
@@ -66,8 +66,8 @@ def test_the_file_has_every_prompt_in_order(config, tiny_llama, capsys) -> None:
     assert [line["index"] for line in found] == list(range(len(PROMPTS)))
     assert [line["prompt"] for line in found] == [p["prompt"] for p in PROMPTS]
     count = 0
-    made = ready.load(str(tiny_llama))
-    text_of = ready.text_with(made.tokenizer)
+    made = text_model.load(str(tiny_llama))
+    text_of = text_model.text_with(made.tokenizer)
     for line in found:
         assert len(line["completions"]) == 2
         for completion in line["completions"]:
@@ -141,7 +141,7 @@ def test_another_tokenizer_makes_another_file(config, make_llama) -> None:
 
 def test_a_special_token_is_a_stop_text(config, tiny_llama) -> None:
     """Decoding leaves it out, so no text would ever show it."""
-    made = ready.load(str(tiny_llama))
+    made = text_model.load(str(tiny_llama))
     begin = made.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert begin not in made.stop_tokens
     asked = GenerateConfig(**config, stop=("<|im_start|>", "a"))
@@ -188,7 +188,7 @@ def test_an_adapter_on_top(tiny_llama, tmp_path, options) -> None:
     path = adapter_files.save_adapter(
         made.checkpoint, made.collections, tmp_path / "adapter"
     )
-    loaded = ready.load(str(tiny_llama), str(path))
+    loaded = text_model.load(str(tiny_llama), str(path))
     requests = [Request([5, 9, 30], Sampling(max_new_tokens=8, seed=1))]
     (got,) = generate(loaded.model, loaded.variables, requests)
     (want,) = generate(*by_layer(made), requests)

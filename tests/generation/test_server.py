@@ -25,7 +25,7 @@ import uvicorn
 from jaxalign.cli.main import main
 from jaxalign.data import chat, records
 from jaxalign.errors import UserError
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
 from jaxalign.generation.engine import (
     Completion,
     Engine,
@@ -103,7 +103,7 @@ def serving(model: Path, **options: Any) -> Iterator[Served]:
     config = service.ServeConfig(
         model=str(model), port=0, model_name="tiny", **{"max_length": 200, **options}
     )
-    made = ready.load(config.model)
+    made = text_model.load(config.model)
     state = service.Service(config, made, service.make_engine(config, made))
     gate = Gate(state.driver.engine)
     with server._listen(config) as listener:
@@ -145,7 +145,7 @@ def alone(served: Served, tokens: list[int], **options: Any) -> list[Completion]
     """Return what the engine makes of a prompt, without the server."""
     made = served.service.made
     request = Request(tokens, Sampling(**options), made.stop_tokens)
-    text_of = ready.text_with(made.tokenizer)
+    text_of = text_model.text_with(made.tokenizer)
     return generate(made.model, made.variables, [request], text_of=text_of)[0]
 
 
@@ -440,7 +440,7 @@ def test_stop_texts(served, client) -> None:
 def growing(tokenizer: Any, tokens: list[int], stop: tuple[str, ...] = ()) -> list[str]:
     """Return the pieces of a text whose tokens come one by one."""
     request = Request([1], Sampling(stop=stop), frozenset())
-    text = Growing(request, ready.text_with(tokenizer))
+    text = Growing(request, text_model.text_with(tokenizer))
     pieces = []
     for i, token in enumerate(tokens):
         reason = "length" if i == len(tokens) - 1 else None
@@ -462,7 +462,9 @@ def test_pieces_are_whole_characters_and_no_part_of_a_stop(served) -> None:
     rng = random.Random(0)
     for _ in range(100):
         some = [rng.randrange(len(tokenizer)) for _ in range(40)]
-        assert "".join(growing(tokenizer, some)) == ready.text_with(tokenizer)(some)
+        assert "".join(growing(tokenizer, some)) == text_model.text_with(tokenizer)(
+            some
+        )
 
 
 def test_64_at_once_get_what_each_gets_alone(served) -> None:

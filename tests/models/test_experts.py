@@ -15,13 +15,13 @@ from jaxalign.adapters import adapter, lora
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import adapter_files, adapter_start, export
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.policy import open_policy
 from jaxalign.cli.main import main
 from jaxalign.data import loader
 from jaxalign.errors import UserError
 from jaxalign.objectives import balance, dpo2d, objective, policy
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import restore
 from jaxalign.types import ModelInputs
 from tests import scenes, synthetic
 from tests.adapters import scenes as adapter_scenes
@@ -103,7 +103,7 @@ def test_adapted_experts_merge_and_come_back(make, tmp_path, name) -> None:
     ):
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=path)
     adapter_files.save_adapter(made.checkpoint, made.collections, tmp_path / "a")
-    restored = restore.load_adapted(str(directory), str(tmp_path / "a"))
+    restored = open_policy(str(directory), str(tmp_path / "a"))
     adapter_files.save_adapter(
         restored.checkpoint, {"lora": restored.variables["lora"]}, tmp_path / "b"
     )

@@ -187,7 +187,7 @@ def layouts(directory: str, asked: objective.Needs) -> dict[str, Scored]:
 def _score(loaded: Any, batch: Any, asked: objective.Needs, mesh: Any) -> Scored:
     adapters = scenes.random_lora(loaded.variables["params"])
     if mesh is not None:
-        where = sharding.param_shardings(adapters, mesh, llama.SHARDING)
+        where = sharding.param_shardings(adapters, mesh, llama.FAMILY.sharding)
         adapters = jax.tree.map(jax.device_put, adapters, where)
         batch = sharding.put_batch(batch, mesh)
     else:

@@ -109,7 +109,7 @@ def test_weights_lie_where_the_rules_say(tiny_llama) -> None:
 def test_an_axis_that_does_not_divide_is_left_out() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     tree = {"lm_head": {"kernel": jax.ShapeDtypeStruct((6, 8), jnp.float32)}}
-    where = sharding.param_shardings(tree, mesh, llama.SHARDING)
+    where = sharding.param_shardings(tree, mesh, llama.FAMILY.sharding)
     assert where["lm_head"]["kernel"].spec == P(None, "tensor")
 
 

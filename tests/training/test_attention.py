@@ -132,7 +132,7 @@ def test_a_kernel_is_tried_out_and_a_wrong_one_refused(monkeypatch) -> None:
 def test_a_run_on_a_tpu_s_mesh_says_what_it_chose_and_why(
     tiny_llama, monkeypatch, interpreted
 ) -> None:
-    model = load_lib.open_config(tiny_llama)[0]
+    model = load_lib.open_config(tiny_llama)[0].text
     mesh = make_mesh(MeshConfig())
     config = TrainConfig(model=str(tiny_llama), data="d", out="o")
     chosen = attention.choose(config, model, mesh, prefix=False)

@@ -13,10 +13,11 @@ from jaxalign import trees
 from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.policy import open_run
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
 from jaxalign.models.quantised import Quantised
-from jaxalign.training import metrics, restore
+from jaxalign.training import metrics
 from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.training.describe import DescribeConfig, describe
 from jaxalign.training.run import train
@@ -88,7 +89,7 @@ def test_the_run_learns_on_codes(run) -> None:
     # Sums over tens of tokens of two float32 passes: a few roundings apart at most.
     assert steps[1]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert steps[3]["rewards/margins"] > 0
-    restored = restore.load_run(run)
+    restored = open_run(run)
     layer = restored.base["params"]["layers_0_3"]
     assert isinstance(layer["mlp"]["up_proj"]["kernel"], Quantised)
     assert np.abs(restored.variables["lora"]["layers_0_3"]["mlp"]["up_proj"]["b"]).max()

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.checkpoints.policy import open_run
 from jaxalign.errors import UserError
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import restore, run_directory
+from jaxalign.training import run_directory
 from jaxalign.training.config import from_dict
 from jaxalign.training.run import train
 from tests import synthetic
@@ -88,7 +89,7 @@ def comparable(run: Path) -> dict[int, dict]:
 def final_weights(run: Path) -> list[np.ndarray]:
     import jax
 
-    restored = restore.load_run(run)
+    restored = open_run(run)
     assert restored.step == STEPS
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.variables["lora"])]
 
@@ -269,7 +270,7 @@ def test_base_weights_by_pattern(files, tmp_path, patterns) -> None:
         trainable=patterns,
     )
     run = train(from_dict(values))
-    restored = restore.load_run(run)
+    restored = open_run(run)
     paths = trees.paths(restored.base["params"])
     changed = {
         path

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from jaxalign.errors import UserError
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
 from jaxalign.generation.engine import Event
 from jaxalign.generation.serving.answers import Growing, Piece, ResponseBody, echoed
 from jaxalign.generation.serving.driver import Call, EngineFailed
@@ -62,7 +62,7 @@ async def _answer(
         call = service.submit(requests)
         stack.callback(call.close)
         answer = ResponseBody(asked, requests, service.made.tokenizer)
-        pieces = _pieces(call, answer, ready.text_with(service.made.tokenizer))
+        pieces = _pieces(call, answer, text_model.text_with(service.made.tokenizer))
         if asked.stream:
             return _Stream(_lines(answer, pieces), stack.pop_all())
         # Closes the call if the client goes, which ends the pieces.
@@ -246,10 +246,10 @@ def serve(config: ServeConfig) -> None:
     """Serve until a signal, and until what has been asked before it is answered.
 
     Raises:
-      UserError: the address cannot be listened on, or see ``ready.load``.
+      UserError: the address cannot be listened on, or see ``text_model.load``.
     """
     with _listen(config) as listener:
-        made = ready.load(
+        made = text_model.load(
             config.model,
             config.adapter,
             dtype=config.dtype,

@@ -12,7 +12,7 @@ from jaxalign.checkpoints.load import DType
 from jaxalign.data import chat
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
 from jaxalign.generation.engine import Engine, Request, Sampling
 from jaxalign.generation.serving.driver import Call, Driver, Overloaded
 from jaxalign.generation.serving.wire import ApiError, ParsedRequest
@@ -64,7 +64,7 @@ class ServeConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        ready.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
+        text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
         for name, low in (("max_length", 2), ("max_waiting", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < low:
                 raise UserError(
@@ -76,7 +76,7 @@ class ServeConfig:
             raise UserError("model_name is empty: leave it out")
 
 
-def make_engine(config: ServeConfig, made: ready.Ready) -> Engine:
+def make_engine(config: ServeConfig, made: text_model.TextModel) -> Engine:
     """Return an engine that has made a token, so that what cannot run ends here."""
     engine = Engine(
         made.model,
@@ -84,7 +84,7 @@ def make_engine(config: ServeConfig, made: ready.Ready) -> Engine:
         slots=config.batch_slots,
         length=config.max_length,
         cache_dtype=config.cache_dtype,
-        text_of=ready.text_with(made.tokenizer),
+        text_of=text_model.text_with(made.tokenizer),
     )
     engine.submit(Request([0], Sampling(max_new_tokens=1)))
     while engine.busy:
@@ -95,7 +95,7 @@ def make_engine(config: ServeConfig, made: ready.Ready) -> Engine:
 class Service:
     """What the server's handlers share."""
 
-    def __init__(self, config: ServeConfig, made: ready.Ready, engine: Engine):
+    def __init__(self, config: ServeConfig, made: text_model.TextModel, engine: Engine):
         self.config, self.made = config, made
         self.name = config.model_name or made.name
         self.driver = Driver(engine, most=config.batch_slots + config.max_waiting)

@@ -1,7 +1,6 @@
 """Model families: one file each, read by ``model_type``."""
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from jaxalign.errors import UserError
@@ -19,13 +18,14 @@ from jaxalign.models.families import (
     qwen3_moe,
     smollm3,
 )
+from jaxalign.models.families.family import Family
 
 
-__all__ = ["FAMILIES", "family_of"]
+__all__ = ["FAMILIES", "Family", "family_of"]
 
-FAMILIES: dict[str, ModuleType] = {
-    family.MODEL_TYPE: family
-    for family in (
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY
+    for module in (
         gemma2,
         gemma3_text,
         granite,
@@ -42,8 +42,8 @@ FAMILIES: dict[str, ModuleType] = {
 }
 
 
-def family_of(config: Mapping[str, Any]) -> ModuleType:
-    """Return the module of the family that a config.json names.
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family that a config.json names.
 
     Raises:
       UserError: a family that is not implemented; it is never approximated.

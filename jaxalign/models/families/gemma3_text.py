@@ -5,23 +5,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
-from jaxalign.models.families.rules import (
-    FOUR_NORMS,
-    HEAD,
-    IGNORED,
-    SHARDING,
-    decoder_rules,
-)
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import FOUR_NORMS, decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "gemma3_text"
 
-RULES = decoder_rules(norms=FOUR_NORMS, qk_norm=True)
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -60,3 +53,6 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         logits_softcap=fields.optional_number(config, "final_logit_softcapping"),
         embedding_scale=sizes["width"] ** 0.5,
     )
+
+
+FAMILY = Family(MODEL_TYPE, read_text, decoder_rules(norms=FOUR_NORMS, qk_norm=True))

@@ -5,17 +5,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "granite"
 
-RULES = decoder_rules()
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -37,3 +36,6 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         residual_scale=fields.number(config, "residual_multiplier", 1.0),
         logits_divisor=fields.number(config, "logits_scaling", 1.0),
     )
+
+
+FAMILY = Family(MODEL_TYPE, read_text, decoder_rules())

@@ -5,17 +5,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "mistral"
 
-RULES = decoder_rules(biases=False)
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -32,3 +31,6 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         windows=fields.windows(config, every),
         tie_embeddings=fields.flag(config, "tie_word_embeddings"),
     )
+
+
+FAMILY = Family(MODEL_TYPE, read_text, decoder_rules(biases=False))

@@ -6,25 +6,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields, mistral
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "mixtral"
 
-RULES = decoder_rules(
-    biases=False,
-    experts={
-        "router": "block_sparse_moe.gate",
-        "gate_proj": "block_sparse_moe.experts.{expert}.w1",
-        "up_proj": "block_sparse_moe.experts.{expert}.w3",
-        "down_proj": "block_sparse_moe.experts.{expert}.w2",
-    },
-)
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -33,5 +24,20 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     """
     fields.expect(config, MODEL_TYPE, router_jitter_noise=0.0)
     return dataclasses.replace(
-        mistral.read_config(config), mixture=fields.mixture(config, normalize=True)
+        mistral.read_text(config), mixture=fields.mixture(config, normalize=True)
     )
+
+
+FAMILY = Family(
+    MODEL_TYPE,
+    read_text,
+    decoder_rules(
+        biases=False,
+        experts={
+            "router": "block_sparse_moe.gate",
+            "gate_proj": "block_sparse_moe.experts.{expert}.w1",
+            "up_proj": "block_sparse_moe.experts.{expert}.w3",
+            "down_proj": "block_sparse_moe.experts.{expert}.w2",
+        },
+    ),
+)

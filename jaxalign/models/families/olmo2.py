@@ -5,19 +5,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "olmo2"
 
-RULES = decoder_rules(
-    norms=("post_attention_layernorm", "post_feedforward_layernorm"), qk_norm=True
-)
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -36,3 +33,12 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         norms="output",
         qk_norm="whole",
     )
+
+
+FAMILY = Family(
+    MODEL_TYPE,
+    read_text,
+    decoder_rules(
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"), qk_norm=True
+    ),
+)

@@ -5,17 +5,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "qwen3"
 
-RULES = decoder_rules(qk_norm=True)
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -34,3 +33,6 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
         o_bias=bias,
         qk_norm="head",
     )
+
+
+FAMILY = Family(MODEL_TYPE, read_text, decoder_rules(qk_norm=True))

@@ -6,25 +6,16 @@ from typing import Any
 
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import fields, qwen3
-from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, decoder_rules
+from jaxalign.models.families.family import Family
+from jaxalign.models.families.rules import decoder_rules
 
 
-__all__ = ["HEAD", "IGNORED", "MODEL_TYPE", "RULES", "SHARDING", "read_config"]
+__all__ = ["FAMILY", "read_text"]
 
 MODEL_TYPE = "qwen3_moe"
 
-RULES = decoder_rules(
-    qk_norm=True,
-    experts={
-        "router": "mlp.gate",
-        "gate_proj": "mlp.experts.{expert}.gate_proj",
-        "up_proj": "mlp.experts.{expert}.up_proj",
-        "down_proj": "mlp.experts.{expert}.down_proj",
-    },
-)
 
-
-def read_config(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json.
 
     Raises:
@@ -34,7 +25,22 @@ def read_config(config: Mapping[str, Any]) -> DecoderConfig:
     # Layers with and without experts are not mixed here.
     fields.expect(config, MODEL_TYPE, decoder_sparse_step=1, mlp_only_layers=([],))
     return dataclasses.replace(
-        qwen3.read_config(config),
+        qwen3.read_text(config),
         mlp_width=fields.integer(config, "moe_intermediate_size"),
         mixture=fields.mixture(config, normalize=fields.flag(config, "norm_topk_prob")),
     )
+
+
+FAMILY = Family(
+    MODEL_TYPE,
+    read_text,
+    decoder_rules(
+        qk_norm=True,
+        experts={
+            "router": "mlp.gate",
+            "gate_proj": "mlp.experts.{expert}.gate_proj",
+            "up_proj": "mlp.experts.{expert}.up_proj",
+            "down_proj": "mlp.experts.{expert}.down_proj",
+        },
+    ),
+)

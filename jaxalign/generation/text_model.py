@@ -1,4 +1,4 @@
-"""A checkpoint, with an adapter or without, made ready to generate."""
+"""A model with its tokenizer: what turns texts into texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from jax.sharding import Mesh
 from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint, DType
+from jaxalign.checkpoints.policy import open_policy
 from jaxalign.data import chat, rows
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.training import restore
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["Ready", "check_slots", "cut", "fingerprint", "load", "text_with"]
+__all__ = ["TextModel", "check_slots", "cut", "fingerprint", "load", "text_with"]
 
 
 _TEXT_FILES = (
@@ -27,7 +27,7 @@ _TEXT_FILES = (
 )
 
 
-class Ready(NamedTuple):
+class TextModel(NamedTuple):
     """What it takes to turn texts into texts."""
 
     model: Model
@@ -69,7 +69,7 @@ def load(
     dtype: DType = "float32",
     quantize: Quantize | None = None,
     mesh: MeshConfig | None = None,
-) -> Ready:
+) -> TextModel:
     """Load a model for generation.
 
     Args:
@@ -79,17 +79,15 @@ def load(
       quantize: how base weights are held; default as in the run, elsewhere ``none``.
       mesh: how the devices are arranged.
     Raises:
-      UserError: see ``restore.load_adapted``.
+      UserError: see ``policy.open_policy``.
     """
     devices = make_mesh(mesh or MeshConfig())
     directory = hub.directory_of(model, weights=False)
     tokenizer = chat.load_tokenizer(str(directory))
-    restored = restore.load_adapted(
-        model, adapter, dtype=dtype, quantize=quantize, mesh=devices
-    )
-    checkpoint = restored.checkpoint
-    return Ready(
-        *cut(checkpoint, restored.variables, mesh=devices, donate=True),
+    policy = open_policy(model, adapter, dtype=dtype, quantize=quantize, mesh=devices)
+    checkpoint = policy.checkpoint
+    return TextModel(
+        *cut(checkpoint, policy.variables, mesh=devices, donate=True),
         tokenizer,
         chat.stop_tokens(tokenizer) | _configured(directory),
         checkpoint.name,
@@ -111,7 +109,7 @@ def cut(
       mesh: devices that they lie on, if it is a mesh.
       donate: free every stack once its layers have been copied.
     """
-    config = checkpoint.config
+    config = checkpoint.config.text
     layers = [(i, i + 1) for i in range(config.num_layers)]
     model = decoder.make_model(config, groups=layers, dtype=checkpoint.dtype, mesh=mesh)
     return model, decoder.by_layer(variables, donate=donate)

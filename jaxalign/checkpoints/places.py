@@ -1,0 +1,155 @@
+"""Where each Hugging Face tensor belongs among the parameters, and whether all fit."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxalign import stacks, trees
+from jaxalign.checkpoints.tensors import TensorFile
+from jaxalign.errors import UserError
+from jaxalign.models.config import DecoderConfig
+from jaxalign.models.families import Family
+from jaxalign.models.families.rules import Rule
+from jaxalign.stacks import Group, group_name
+
+
+__all__ = ["Place", "check_tied_head", "locate", "match_tensors", "tensor_names"]
+
+
+class Place(NamedTuple):
+    """Where a Hugging Face tensor lies among the parameters."""
+
+    rule: Rule
+    path: str
+    at: tuple[int, ...] = ()
+    """For a leaf of a layer group its place in the stack, and which expert it is of."""
+
+
+def match_tensors(
+    files: Sequence[TensorFile],
+    family: Family,
+    config: DecoderConfig,
+    groups: Sequence[Group],
+    shapes: Any,
+    directory: Path,
+) -> dict[str, Place]:
+    """Find the place of every tensor and check that all places are filled.
+
+    Raises:
+      UserError: naming all tensors that no rule knows, that this config does not
+        expect or that are missing, and all of the wrong shape.
+    """
+    targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    places: dict[str, Place] = {}
+    no_rule, unexpected, shape = [], [], []
+    for file in files:
+        for name, info in file.tensors.items():
+            if any(rule.match(name) is not None for rule in family.ignored) or (
+                config.tie_embeddings and name == family.head
+            ):
+                continue
+            place = locate(name, family.rules, groups)
+            if place is None:
+                no_rule.append(name)
+            elif (
+                place.path not in targets
+                or (expected := _expected(place, targets[place.path].shape)) is None
+            ):
+                unexpected.append(name)
+            elif expected != info.shape:
+                shape.append(f"{name} {list(info.shape)} instead of {list(expected)}")
+            else:
+                places[name] = place
+    missing = []
+    for path, target in targets.items():
+        for name in tensor_names(path, target.shape, family.rules):
+            if name not in places and not shape:
+                missing.append(name)
+    problems = [
+        f"{title}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for title, names in (
+            (f"{len(no_rule)} tensor(s) that no rule of the family knows", no_rule),
+            (
+                f"{len(unexpected)} unexpected tensor(s), which config.json leaves no "
+                "place for",
+                unexpected,
+            ),
+            (f"{len(missing)} missing tensor(s)", missing),
+            (f"{len(shape)} tensor(s) of the wrong shape", shape),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{directory}: the weights do not fit config.json. {'. '.join(problems)}. "
+            "Check that config.json and the weight files are of the same checkpoint"
+        )
+    return places
+
+
+def check_tied_head(files: Sequence[TensorFile], family: Family) -> None:
+    """Refuse a stored head that is not the embeddings that it is said to be tied to."""
+    names = (family.rules[0].hf, family.head)
+    holders = [file for name in names for file in files if name in file.tensors]
+    if len(holders) < 2:
+        return
+    shapes = [f.tensors[name].shape for f, name in zip(holders, names, strict=True)]
+    same = shapes[0] == shapes[1]
+    with holders[0].open() as first, holders[1].open() as second:
+        embedding, head = first.get_slice(names[0]), second.get_slice(names[1])
+        rows = shapes[0][0] if same else 0
+        for row in range(0, rows, 4096):
+            part = slice(row, min(row + 4096, rows))
+            same = same and np.array_equal(embedding[part], head[part])
+    if not same:
+        raise UserError(
+            f"{holders[1].path}: {family.head} differs from {names[0]}, to which "
+            "config.json ties it. Set tie_word_embeddings to false there to use both, "
+            f"or leave {family.head} out of the file"
+        )
+
+
+def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place | None:
+    """Return where a tensor belongs, None if no rule knows its name."""
+    for rule in rules:
+        index = rule.match(name)
+        if index is None:
+            continue
+        if not index:
+            return Place(rule, rule.path)
+        layer, *expert = index
+        for low, high in groups:
+            if low <= layer < high:
+                stack = f"{group_name((low, high))}/"
+                path = rule.path.replace("layers/", stack, 1)
+                return Place(rule, path, (layer - low, *expert))
+        return Place(rule, f"(layer {layer})", index)
+    return None
+
+
+def tensor_names(
+    path: str, shape: Sequence[int], rules: Sequence[Rule]
+) -> Iterator[str]:
+    """Yield the Hugging Face names of all tensors that a parameter is made of."""
+    group = stacks.split(path).group
+    stack = "" if group is None else f"{group_name(group)}/"
+    wanted = path.replace(stack, "layers/", 1) if stack else path
+    found = [rule for rule in rules if rule.path == wanted]
+    if not found:
+        raise ValueError(f"no rule gives the parameter {path}")
+    if group is None:
+        yield found[0].name()
+        return
+    for index in np.ndindex(*shape[: found[0].axes]):
+        yield found[0].name(group[0] + index[0], *index[1:])
+
+
+def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape that a tensor should have, None if there is no place for it."""
+    many = len(place.at)
+    if any(i >= n for i, n in zip(place.at, shape, strict=False)):
+        return None
+    return shape[many:][::-1] if place.rule.transpose else shape[many:]

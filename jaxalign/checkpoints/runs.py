@@ -1,0 +1,52 @@
+"""What others read of a run's directory: its options and its sources."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxalign.configs import read_yaml
+from jaxalign.errors import UserError
+
+
+__all__ = [
+    "ADAPTER_START",
+    "CHECKPOINTS",
+    "CONFIG",
+    "SOURCES",
+    "is_run",
+    "read_settings",
+    "read_sources",
+]
+
+CONFIG = "config.yaml"
+SOURCES = "sources.json"
+CHECKPOINTS = "checkpoints"
+ADAPTER_START = "adapter_start.safetensors"
+"""The adapter's starting values, of which checkpoints have only what is trained."""
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether a directory is a run's."""
+    return (path / CONFIG).is_file()
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Read the options of a run as plain nested values.
+
+    Raises:
+      UserError: it is no run directory.
+    """
+    if not is_run(run):
+        raise UserError(
+            f"{run} is no run directory: it has no {CONFIG}. Expected the --out of "
+            "`jaxalign train`"
+        )
+    return read_yaml(run / CONFIG)
+
+
+def read_sources(run: Path) -> dict[str, str]:
+    """Read the fingerprints of what a run was made from."""
+    try:
+        return json.loads((run / SOURCES).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{run / SOURCES} cannot be read: {error}") from None

@@ -1,0 +1,203 @@
+"""What a run starts from: all that is read and checked before weights are loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign import progress, trees
+from jaxalign.adapters import adapter
+from jaxalign.adapters.adapter import PeftConfig
+from jaxalign.checkpoints import adapter_files, adapter_start, contents, hub
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.adapter_files import AdapterFiles
+from jaxalign.data import chat, loader, packing, pairs, records, rows
+from jaxalign.data.pairs import PairDataset
+from jaxalign.errors import UserError
+from jaxalign.models.attention.choice import KernelChoice
+from jaxalign.models.config import DecoderConfig
+from jaxalign.objectives import objective
+from jaxalign.parallel.mesh import make_mesh
+from jaxalign.training import attention
+from jaxalign.training import optimizer as optimizer_lib
+from jaxalign.training.checks import check_records, check_tokens
+from jaxalign.training.config import TrainConfig, check_branches
+from jaxalign.types import Variables
+
+
+__all__ = ["RunData", "RunInputs", "fingerprints", "given_adapter", "read_inputs"]
+
+
+class RunData(NamedTuple):
+    """Tokenised records, and the shape of the batches that hold them."""
+
+    train: PairDataset
+    evaluation: PairDataset | None
+    aspects: tuple[str, ...]
+    shape: packing.BatchShape
+
+
+class RunInputs(NamedTuple):
+    """A run whose model, options and data fit each other."""
+
+    config: TrainConfig
+    mesh: Mesh
+    kernel: KernelChoice
+    """Of attention."""
+    data: RunData
+    source: loader.StepSource
+    """The batch of every step."""
+    fingerprints: dict[str, str]
+    """Of model and data, by their option's name."""
+
+
+def read_inputs(config: TrainConfig) -> RunInputs:
+    """Read and check all that a run starts from, but for the weights.
+
+    Raises:
+      UserError: something the user gave is wrong.
+    """
+    mesh = make_mesh(config.mesh)
+    model, collections = _check_model(config)
+    kernel = attention.choose(config, model, mesh, prefix="prefix" in collections)
+    progress.say(f"attention: {kernel.implementation} ({kernel.reason})")
+    data = _read_data(config, model)
+    return RunInputs(
+        config, mesh, kernel, data, _plan_steps(config, data), fingerprints(config)
+    )
+
+
+def given_adapter(config: TrainConfig, start: Path | None = None) -> Variables | None:
+    """Read the adapter that training goes on from, if it does from one.
+
+    Args:
+      config: of the run.
+      start: file that keeps a begun run's starting values.
+    """
+    if start is not None and start.is_file():
+        return adapter_files.read_start(start)
+    if isinstance(config.adapter, PeftConfig):
+        return AdapterFiles(Path(config.adapter.path), config.model).collections()
+    return None
+
+
+def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
+    """Check what is to be trained, and on what, by the headers of the files.
+
+    Returns:
+      The model's config, and the shapes of its adapter.
+    """
+    model = load_lib.open_config(config.model)[0].text
+    shapes = load_lib.check(config.model)
+    trees.mask_from_patterns(shapes, config.trainable)
+    if config.router_weight and model.mixture is None:
+        raise UserError(
+            f"router_weight {config.router_weight} has no effect: {config.model} is no "
+            "mixture of experts. Leave it out"
+        )
+    collections = given_adapter(config)
+    if collections is None:
+        collections = adapter_start.shapes(config.adapter, model)[1]
+    if adapter.reads_ahead(collections):
+        check_branches(config.objective, "the adapter's mean_gate")
+    optimizer_lib.check_rates(config.optimizer, collections)
+    if adapter.dropout(config.adapter) and "lora" not in collections:
+        raise UserError(
+            f"adapter.dropout {adapter.dropout(config.adapter)} has no effect: the "
+            "adapter has no LoRA. Leave it out"
+        )
+    others = {
+        f"objective.{name}": path
+        for name, path in objective.weight_models(config.objective).items()
+    }
+    if config.reference not in ("adapter_off", "cached"):
+        others["the reference"] = config.reference
+    for what, other in others.items():
+        if load_lib.open_config(other)[0].text != model:
+            raise UserError(
+                f"{what} {other} is not of the same architecture as "
+                f"{config.model}: their config.json differ"
+            )
+        load_lib.check(other)
+    return model, collections
+
+
+def _plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
+    """Plan the batches of all steps and check that the schedule fits them."""
+    plan = loader.BatchPlan(
+        config.batch_rows, config.gradient_accumulation_steps, config.seed
+    )
+    source = loader.StepSource(
+        data.train,
+        data.shape,
+        plan,
+        num_steps=config.max_steps,
+        num_epochs=config.num_train_epochs,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    optimizer_lib.make_schedule(config.optimizer, source.num_steps)
+    return source
+
+
+def _read_data(config: TrainConfig, model: DecoderConfig) -> RunData:
+    """Read, check and tokenise all data."""
+    train_records = records.read(config.data)
+    eval_records = records.read(config.eval_data) if config.eval_data else []
+    aspects = records.aspects_of([*train_records, *eval_records])
+    check_records(config.objective, [*train_records, *eval_records], aspects)
+    tokenizer = chat.load_tokenizer(str(hub.directory_of(config.model, weights=False)))
+    needs = objective.needs(config.objective)
+
+    def prepare(part: Sequence[records.Record], what: str) -> PairDataset:
+        data = pairs.prepare(
+            part,
+            tokenizer,
+            max_length=config.max_length,
+            overflow=config.overflow,
+            aspects=aspects,
+            form=needs.form,
+            end_of_turn=needs.end_of_turn,
+            learn_prompt=needs.prompt,
+            progress=lambda items, n: progress.track(items, n, f"tokenising {what}"),
+        )
+        progress.say(f"{what}: {_summary(data.report)}")
+        return data
+
+    train_data = prepare(train_records, "training data")
+    eval_data = prepare(eval_records, "evaluation data") if eval_records else None
+    shape = loader.batch_shape(
+        [data for data in (train_data, eval_data) if data is not None],
+        row_length=config.row_length,
+        pack=config.packing,
+    )
+    for part in (train_data, eval_data):
+        if part is not None:
+            check_tokens(part, model, config.model)
+    return RunData(train_data, eval_data, aspects, shape)
+
+
+def _summary(report: dict[str, int]) -> str:
+    shown = [f"{report['pairs']} pairs"]
+    for name, count in report.items():
+        if count and name not in ("pairs",):
+            shown.append(f"{name.replace('_', ' ')} {count}")
+    return ", ".join(shown)
+
+
+def fingerprints(config: TrainConfig) -> dict[str, str]:
+    """Return hashes of all that a run is made from, by their option's name."""
+    sources = {
+        "model": contents.fingerprint(config.model),
+        "data": rows.fingerprint(config.data),
+    }
+    if config.eval_data:
+        sources["eval_data"] = rows.fingerprint(config.eval_data)
+    if isinstance(config.adapter, PeftConfig):
+        sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
+    if config.reference not in ("adapter_off", "cached"):
+        sources["reference"] = contents.fingerprint(config.reference)
+    for name, path in objective.weight_models(config.objective).items():
+        sources[name] = contents.fingerprint(path)
+    return sources
