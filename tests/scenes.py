@@ -1,5 +1,6 @@
 """What several tests need: tokenised pairs, batches, log-probs by transformers."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def torch_model(directory: Path) -> Any:
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return model.eval()
+
+
+def cache_name() -> str:
+    """Return what transformers' models call their cache; it has changed (5.24)."""
+    from transformers import LlamaForCausalLM
+
+    names = inspect.signature(LlamaForCausalLM.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def torch_logps(model: Any, data: PairDataset) -> dict[tuple[int, ...], np.ndarray]:

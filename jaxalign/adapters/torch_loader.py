@@ -189,7 +189,7 @@ def _reorder(cache: Any, beams: Any) -> None:
 
 def _follow(model: Any, seen: dict[str, Any]) -> None:
     """Use attention with prefixes; keep ``seen``, what means need, up to date."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
     def place(decoder: Any, args: Any, kwargs: Any) -> Any:
         # Positions count from a row's first real token, as those of generate do.
@@ -204,10 +204,15 @@ def _follow(model: Any, seen: dict[str, Any]) -> None:
         past, history, mask = 0, {}, kwargs["attention_mask"]
         _check("attention", module.config._attn_implementation, _ATTENTION)
         _check("the mask's numbers are floats", mask.is_floating_point(), True)
-        if (cache := kwargs.get("past_key_values")) is not None:
+        # Known by its type: transformers has renamed the argument (5.24).
+        caches = [x for x in (*args, *kwargs.values()) if isinstance(x, Cache)]
+        if caches:
+            cache = caches[0]
             past = int(cache.get_seq_length(module.layer_idx))
             history = cache.__dict__.setdefault("jaxalign_history", {})
             cache.reorder_cache = types.MethodType(_reorder, cache)
+        else:
+            _check("without a cache, keys of the mask", mask.shape[-1], mask.shape[-2])
         # A token is real if it may see itself.
         own = min(past, mask.shape[-1] - mask.shape[-2])
         real = (mask[:, 0].diagonal(own, 1, 2) == 0).float()

@@ -29,6 +29,8 @@ LENGTH = 5
 GROUPS = ((0, 1), (1, 2), (2, 3))
 TOKENS = np.random.default_rng(0).integers(4, 200, (3, 11))
 
+CACHE = scenes.cache_name()
+
 SIZES = {"width": 40, "kv_heads": 2, "head_dim": 16}
 SPREAD = {"a": 0.1, "b": 0.3, "mix": 0.7, "token_gate": 0.5, "sequence_gate": 0.5}
 
@@ -307,17 +309,25 @@ def test_a_cache_can_be_copied_and_cropped(base, tmp_path) -> None:
     model = loaded(base, write(tmp_path / "out", collections))
     want = jax_logits(base, collections, TOKENS[:1])
     with torch.no_grad():
-        cache = model(torch.from_numpy(TOKENS[:1, :6])).past_key_values
+        cache = model(torch.from_numpy(TOKENS[:1, :6]))[CACHE]
         kept = copy.deepcopy(cache)
         for past in (cache, kept):
-            got = torch_logits(model, TOKENS[:1, 6:], past_key_values=past)
+            got = torch_logits(model, TOKENS[:1, 6:], **{CACHE: past})
             assert_near(got, want[:, 6:])
         kept.crop(-7)
-        got = torch_logits(model, TOKENS[:1, 4:], past_key_values=kept)
+        got = torch_logits(model, TOKENS[:1, 4:], **{CACHE: kept})
         assert_near(got, want[:, 4:])
         foreign = scenes.torch_model(base.path)(torch.from_numpy(TOKENS[:1, :6]))
         with pytest.raises(ValueError, match="tokens seen: got .*expected"):
-            torch_logits(model, TOKENS[:1, 6:], past_key_values=foreign.past_key_values)
+            torch_logits(model, TOKENS[:1, 6:], **{CACHE: foreign[CACHE]})
+
+
+def test_tokens_that_only_a_mask_knows_are_refused(base, tmp_path) -> None:
+    """So a cache that comes in some way unknown to the loader is not passed over."""
+    model = loaded(base, write(tmp_path / "out", random_adapter(base, hlpt())))
+    mask = torch.zeros(3, 1, 11, 13)
+    with pytest.raises(ValueError, match="without a cache.*got 13, expected 11"):
+        torch_logits(model, TOKENS, attention_mask=mask, use_cache=False)
 
 
 def test_two_models_and_the_plain_one_do_not_disturb_each_other(base, tmp_path) -> None:
@@ -333,8 +343,8 @@ def test_two_models_and_the_plain_one_do_not_disturb_each_other(base, tmp_path) 
         for begin, end in ((0, 5), (5, 7), (7, 11)):
             for i, model in enumerate(models):
                 part = torch.from_numpy(TOKENS[:, begin:end])
-                out = model(part, past_key_values=caches[i])
-                caches[i] = out.past_key_values
+                out = model(part, **{CACHE: caches[i]})
+                caches[i] = out[CACHE]
                 assert_near(out.logits, wants[i][:, begin:end])
     assert_near(torch_logits(plain, TOKENS), jax_logits(base, {}, TOKENS))
 
