@@ -147,7 +147,8 @@ def test_a_text_makes_the_keys_and_values_that_the_model_has_for_it(tiny_llama) 
     import torch
 
     with torch.no_grad():
-        cache = model(torch.from_numpy(np.resize(tokens, (1, 9)))).past_key_values
+        out = model(torch.from_numpy(np.resize(tokens, (1, 9))))
+    cache = out[model_scenes.cache_name()]
     for layer in range(3):
         # What is in the cache is rotated; a key at place 0 is not.
         want = cache.layers[layer].values[0].numpy()
@@ -211,6 +212,11 @@ def test_remat_changes_no_gradient(tiny_llama, remat) -> None:
     )
 
 
+# PEFT 0.21 hands its prefix on under a name that transformers 5.24 deprecates; the
+# warning is laid at the door of torch, whose module made the call.
+@pytest.mark.filterwarnings(
+    "ignore:.past_key_values. is deprecated:FutureWarning:torch.nn.modules.module"
+)
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_peft_has_the_same_logits(tiny_llama, tmp_path) -> None:
     from peft import PeftModel
