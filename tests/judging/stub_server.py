@@ -83,17 +83,26 @@ def serving(behave: Behave | None = None, latency: float = 0.0) -> Iterator[Stub
     stub = Stub(behave or (lambda *_: "ok"), latency)
     started = threading.Event()
     inside: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_connection(stub, reader, writer))
+        connections[task] = writer
+        task.add_done_callback(connections.pop)
 
     async def serve() -> None:
-        server = await asyncio.start_server(
-            lambda r, w: _connection(stub, r, w), "127.0.0.1", 0, backlog=512
-        )
+        server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=512)
         stub.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         inside.append((asyncio.get_running_loop(), asyncio.Event()))
         started.set()
         await inside[0][1].wait()
+        # Clients that broke off may have connected just now. asyncio leaves a socket
+        # open whose server closes before its transport is made, and so does a task
+        # that asyncio.run cancels before it has begun.
+        await asyncio.sleep(0.01)
         server.close()
-        # What still runs is cancelled by asyncio.run.
+        for writer in connections.values():
+            writer.transport.abort()
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
