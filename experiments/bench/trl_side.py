@@ -6,9 +6,16 @@
 The yardstick of `jaxalign`'s own speed. Run it in a fresh process, with nothing else on
 the machine. Records are {"prompt", "chosen", "rejected"}, chat messages or plain
 strings; other columns are ignored. The first steps * batch_size of them are trained on
-once, in file order. f32 on the CPU, LoRA through PEFT without dropout, AdamW at a
-constant rate, DPO with beta 0.1, the reference by switching the adapter off (or, with
-`--precompute true`, computed by TRL before training, timed apart).
+once, in file order. On the CPU, LoRA through PEFT without dropout, AdamW at a constant
+rate, DPO with beta 0.1, the reference by switching the adapter off (or, with
+`--precompute true`, computed by TRL before training, timed apart). `--bf16 true` is
+TRL's own mixed precision over float32 weights, `--dtype bfloat16` loads the weights so;
+both together are what TRL does on a GPU by default.
+
+`--error_pairs N`: after training, and after the peak of memory has been noted, the
+first N measured pairs go through the model with the adapter off (the policy before training) as
+TRL computes them, and through a second copy in float32: `error` is the mean
+|difference| of a token's log-probability.
 
 SmolLM2-135M, HH pairs up to 512 tokens, batches of 4, two cores: about 4 minutes.
 
@@ -21,7 +28,6 @@ of both renderings of a pair, the prompt counted in both, as TRL computes them.
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -47,6 +53,7 @@ os.environ.update(
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
+from side_by_side import peak_gb  # noqa: E402
 from torch.utils.data import Sampler, SequentialSampler  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
@@ -56,7 +63,7 @@ from transformers import (  # noqa: E402
 from trl import DPOConfig, DPOTrainer  # noqa: E402
 
 
-TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+TARGETS = "q_proj,v_proj"
 PACKAGES = ("trl", "transformers", "peft", "torch", "accelerate", "datasets")
 
 
@@ -137,6 +144,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--gradient_checkpointing", type=boolean, default=False)
     parser.add_argument("--precompute", type=boolean, default=False)
+    parser.add_argument("--bf16", type=boolean, default=False)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--error_pairs", type=int, default=0, help="0: no error")
     parser.add_argument("--lora_rank", type=int, default=16)
     parser.add_argument("--lora_alpha", type=float, default=32)
     parser.add_argument("--targets", default=TARGETS)
@@ -179,7 +189,7 @@ def make_trainer(
         gradient_checkpointing=arguments.gradient_checkpointing,
         use_cpu=True,
         # TRL turns bf16 on unless told not to.
-        bf16=False,
+        bf16=arguments.bf16,
         fp16=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
@@ -192,7 +202,7 @@ def make_trainer(
     )
     return MeasuredDPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            arguments.model, dtype=torch.float32
+            arguments.model, dtype=getattr(torch, arguments.dtype)
         ),
         args=config,
         train_dataset=load_pairs(
@@ -211,18 +221,35 @@ def make_trainer(
     )
 
 
-def peak_memory() -> dict[str, float]:
-    """Return the peak resident memory so far, by two accounts, in 10^9 bytes.
+@torch.no_grad()
+def error(trainer: MeasuredDPOTrainer, arguments: argparse.Namespace) -> dict:
+    """Compare the base model's token log-probabilities with those of float32.
 
-    `ru_maxrss` survives exec: a script started by a process that holds 10 GB reports
-    at least 10 GB. `VmHWM` starts afresh with the program, so it is the figure to use.
+    The same batches, as TRL computes them and as a plain softmax in float32.
     """
-    rusage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    peak = rusage
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            peak = int(line.split()[1]) * 1024 / 1e9
-    return {"peak_gb": peak, "ru_maxrss_gb": rusage}
+    exact = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    apart, told, tokens, pairs = 0.0, 0.0, 0, 0
+    batches = islice(trainer.get_train_dataloader(), arguments.warmup_steps, None)
+    for inputs in batches:
+        # The mask is of the tokens, what predicts them stands one place before.
+        ids, wanted = inputs["input_ids"], inputs["completion_mask"][:, 1:].bool()
+        given = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
+        labels = ids.masked_fill(inputs["completion_mask"] == 0, -100)
+        with model.disable_adapter(), trainer.accelerator.autocast():
+            out = model(**given, labels=labels, use_cache=False, fused_lm_head=True)
+        logits = exact(**given, use_cache=False).logits[:, :-1]
+        truth = -torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), ids[:, 1:], reduction="none"
+        )
+        mine = out.log_probs[:, -wanted.shape[1] :].float()[wanted]
+        apart += (mine - truth[wanted]).abs().sum().item()
+        told += mine.sum().item()
+        tokens += mine.numel()
+        pairs += ids.shape[0] // 2
+        if pairs >= arguments.error_pairs:
+            break
+    return {"error": apart / tokens, "logp": told / tokens}
 
 
 def main() -> None:
@@ -232,8 +259,10 @@ def main() -> None:
     clock = StepClock()
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = make_trainer(arguments, clock, output_dir)
-        gb_before_training = peak_memory()["peak_gb"]
+        gb_before_training = peak_gb()
         trainer.train()
+    peak = peak_gb()
+    apart = error(trainer, arguments) if arguments.error_pairs else {}
 
     seconds = [end - start for start, end in pairwise(clock.wall)]
     first = arguments.warmup_steps
@@ -248,9 +277,10 @@ def main() -> None:
     expected = arguments.steps * arguments.batch_size
     settings = {name: str(value) for name, value in vars(arguments).items()}
     report = {
-        "pairs_per_second": sum(trainer.pairs[first:]) / measured,
+        "rate": sum(trainer.pairs[first:]) / measured,
         "tokens_per_second": sum(trainer.tokens[first:]) / measured,
-        **peak_memory(),
+        "peak_gb": peak,
+        **apart,
         "gb_before_training": gb_before_training,
         "precompute_seconds": trainer.precompute_seconds,
         # The share of all cores that went to anything but this process meanwhile. A
@@ -271,7 +301,7 @@ def main() -> None:
         "settings": {
             **settings,
             "threads": torch.get_num_threads(),
-            "dtype": str(parameters[0].dtype),
+            "trained_dtype": str(parameters[0].dtype),
             "attention": trainer.model.config._attn_implementation,
             "optimizer": str(trainer.args.optim),
             "max_grad_norm": trainer.args.max_grad_norm,
@@ -280,7 +310,7 @@ def main() -> None:
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(
-        f"{report['pairs_per_second']:.3f} pairs/s, "
+        f"{report['rate']:.3f} pairs/s, "
         f"{report['tokens_per_second']:.0f} tokens/s, {report['peak_gb']:.2f} GB, "
         f"first loss {trainer.losses[0]:.4f}, others {report['others_share']:.1%}"
     )
