@@ -28,7 +28,7 @@ UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 MULTIPLY_BF16 = ("amx_bf16", "avx512_bf16")
 NO_UNITS = (
-    f"the CPU has neither of {', '.join(MULTIPLY_BF16)}: torch's bfloat16 is many times "
+    f"the CPU has none of {', '.join(MULTIPLY_BF16)}: torch's bfloat16 is many times "
     "slower than its float32 there (--without_units runs it all the same)"
 )
 
@@ -246,7 +246,8 @@ def table(
         lines += [
             "",
             f"Best against best: {ours.name} does {rate(mine) / rate(other):.2f} × the "
-            f"{unit} of {theirs.name} in {_peak(mine) / _peak(other):.2f} × its memory.",
+            f"{unit} of {theirs.name} in {_peak(mine) / _peak(other):.2f} × its "
+            "memory.",
         ]
     if skipped:
         lines += ["", *(f"Left out: {name}: {why}." for name, why in skipped.items())]

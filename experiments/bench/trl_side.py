@@ -13,9 +13,9 @@ TRL's own mixed precision over float32 weights, `--dtype bfloat16` loads the wei
 both together are what TRL does on a GPU by default.
 
 `--error_pairs N`: after training, and after the peak of memory has been noted, the
-first N measured pairs go through the model with the adapter off (the policy before training) as
-TRL computes them, and through a second copy in float32: `error` is the mean
-|difference| of a token's log-probability.
+first N measured pairs go through the model with the adapter off (the policy before
+training) as TRL computes them, and through a second copy in float32: `error` is the
+mean |difference| of a token's log-probability.
 
 SmolLM2-135M, HH pairs up to 512 tokens, batches of 4, two cores: about 4 minutes.
 
