@@ -49,7 +49,7 @@ class Variant(NamedTuple):
     """An objective to compare."""
 
     name: str
-    config: objective.Objective
+    config: objective.ObjectiveConfig
     whole: bool = False
     """Whether each response is made one segment with the mean of its scores."""
 

@@ -66,11 +66,6 @@ TO_SHORTEN = {
     "models/attention/trial.py",
     "models/decoder.py",
     "models/layers.py",
-    "objectives/diagnostics.py",
-    "objectives/dpo2d.py",
-    "objectives/logps.py",
-    "objectives/objective.py",
-    "objectives/pairwise.py",
 }
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)

@@ -33,7 +33,7 @@ from jaxalign.training import optimizer
 from jaxalign.training import step as step_lib
 
 
-CONFIGS: list[objective.Objective] = [
+CONFIGS: list[objective.ObjectiveConfig] = [
     *(pairwise.PairwiseConfig(name=n) for n in pairwise.names() if n != "sigmoid"),
     *(
         objective.CONFIGS[name](**({"name": name} if "tdpo" in name else {}))
@@ -117,7 +117,7 @@ def _side(
     found: list[Record],
     trainable: Any,
     frozen: Any,
-    config: objective.Objective,
+    config: objective.ObjectiveConfig,
 ) -> Side:
     asked = objective.needs(config)
     data = pairs.prepare(

@@ -21,20 +21,18 @@ from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
 from jaxalign.models.quantised import Quantize
-from jaxalign.objectives import dpo2d, logps
+from jaxalign.objectives import logps
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import (
-    Objective,
     beta_of,
-    members,
+    make,
     needs,
-    pair_losses,
     score_under,
     weight_models,
 )
-from jaxalign.objectives.pairwise import PairwiseConfig
+from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.objectives.policy import pair_logps
-from jaxalign.objectives.sft import SFTConfig
+from jaxalign.objectives.record import per_pair
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training.checks import check_records, check_tokens
@@ -71,7 +69,7 @@ class ScoreConfig:
     out: str
     adapter: str | None = None
     reference: str | None = None
-    objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     token_logps: bool = False
     batch_rows: int = 1
     row_length: int | None = None
@@ -86,10 +84,8 @@ class ScoreConfig:
                 f"batch_rows must be a positive multiple of mesh.data × mesh.fsdp = "
                 f"{rows}: got {self.batch_rows}"
             )
-        parts = [part for _, part in members(self.objective)]
-        if needs(self.objective).form.startswith("labelled") or any(
-            isinstance(part, PairwiseConfig) and part.coupled for part in parts
-        ):
+        asked = needs(self.objective)
+        if asked.ranked or asked.form.startswith("labelled"):
             raise UserError(
                 f"objective.name {self.objective.name} gives a record no loss of its "
                 "own, as it depends on the batch. Score with another objective, such "
@@ -179,7 +175,7 @@ def score_records(
     data: pairs.PairDataset,
     scorer: PolicyAndReference,
     *,
-    objective: Objective,
+    objective: ObjectiveConfig,
     token_logps: bool = False,
     batch_rows: int = 1,
     row_length: int | None = None,
@@ -230,7 +226,7 @@ def _evaluate(
     batch: PreferenceBatch,
     *,
     models: tuple[Model, Model],
-    objective: Objective,
+    objective: ObjectiveConfig,
     aspects: tuple[str, ...],
 ) -> dict[str, Any]:
     tokens = score_under(
@@ -238,22 +234,15 @@ def _evaluate(
     )
     pair = pair_logps(tokens, batch)
     shape = batch.segment_mask.shape[1], batch.segment_mask.shape[3]
-    losses = jnp.zeros(batch.pair_mask.shape)
+    losses = per_pair(make(objective, aspects), tokens, batch)
     weights = batch.segment_mask.astype(jnp.float32)
     selected = batch.segment_mask
-    for factor, part in members(objective):
-        own = pair_losses(tokens, batch, part, aspects)
-        if isinstance(part, SFTConfig):  # a sum over tokens so far
-            own = own / jnp.maximum(pair.tokens[..., 0], 1)
-        losses = losses + factor * own
-        if isinstance(part, DPO2DConfig):
-            details = dpo2d.batch_losses(tokens, batch, part, aspects).details
-            weights = jnp.stack(details.weights, axis=-2)
-            selected = jnp.stack(details.selected, axis=-2)
+    if losses.segments is not None:
+        weights, selected = losses.segments.weights, losses.segments.selected
     return {
         "token_logps": tokens.policy,
         "ref_token_logps": tokens.reference,
-        "loss": losses,
+        "loss": losses.values,
         "logps": pair.logps,
         "ref_logps": pair.ref_logps,
         "segment_logps": logps.segment_sums(tokens.policy, batch.completions, shape),

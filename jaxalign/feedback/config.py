@@ -14,7 +14,8 @@ from jaxalign.generation.engine import Sampling
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.objective import Objective, needs
+from jaxalign.objectives.objective import needs
+from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -175,7 +176,7 @@ class RLAIFConfig:
     segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
     decomposer: DecomposerConfig = dataclasses.field(default_factory=DecomposerConfig)
     pairing: PairingConfig = dataclasses.field(default_factory=PairingConfig)
-    objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)

@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign.objectives import logps
 from jaxalign.objectives.policy import PairLogps, TokenLogps, pair_logps
+from jaxalign.objectives.record import PairDetails
 from jaxalign.types import Completions, Mean, Metrics, PreferenceBatch
 
 
@@ -118,18 +119,10 @@ def _kl_on_data(tokens: TokenLogps, batch: PreferenceBatch) -> Mean:
 def segment_metrics(
     tokens: TokenLogps,
     batch: PreferenceBatch,
+    details: PairDetails,
     *,
-    scores: Float[Array, "b p 2 s"],
-    mask: Bool[Array, "b p 2 s"],
-    weights: Float[Array, "b p 2 s"],
-    selected: Bool[Array, "b p 2 s"],
-    losses: Float[Array, "b p"],
-    num_segment_pairs: Float[Array, "b p"],
-    contradictory: Float[Array, "b p"],
-    candidates: Float[Array, "b p"],
     beta: float,
     aspects: tuple[str, ...] = (),
-    tolerance: float = 1e-6,
 ) -> Metrics:
     """Return the metrics of segments.
 
@@ -142,50 +135,30 @@ def segment_metrics(
     ``segments/drift_*``: mean |log pi - log pi_ref| of the tokens of segments that are
     in the loss, and of the tokens of no such segment.
     """
-    shape = (scores.shape[1], scores.shape[3])
-    mask = mask & batch.pair_mask[..., None, None]
-    completions = batch.completions
-    counts = logps.segment_token_counts(completions, shape)
-    ratios = logps.segment_sums(tokens.logratios, completions, shape)
+    shape = (details.scores.shape[1], details.scores.shape[3])
+    in_pair = batch.pair_mask
+    mask = details.mask & in_pair[..., None, None]
+    counts = logps.segment_token_counts(batch.completions, shape)
+    ratios = logps.segment_sums(tokens.logratios, batch.completions, shape)
     per_token = beta * ratios / jnp.maximum(counts, 1)
     learned = per_token[..., 0, :, None] - per_token[..., 1, None, :]
-
-    def agreement(given: Array, judged: Array) -> tuple[Mean, Mean]:
-        gap = given[..., 0, :, None] - given[..., 1, None, :]
-        both = judged[..., 0, :, None] & judged[..., 1, None, :]
-        couples = both & (jnp.abs(gap) > tolerance)
-        agreed = jnp.where(
-            jnp.abs(learned) <= tolerance, 0.5, _as_float(learned * gap > 0)
-        )
-        margins = masked_mean(learned * jnp.sign(gap), couples)
-        return masked_mean(agreed, couples), margins
-
-    used = selected & (jnp.abs(weights) > tolerance) & mask
-    in_pair = batch.pair_mask
-    covered = jnp.where(used, counts, 0).sum(-1)
-    whole = pair_logps(tokens, batch).tokens
-    per_pair = losses / jnp.maximum(num_segment_pairs, 1)
-    with_pairs = in_pair & (num_segment_pairs > 0)
-    in_loss = _of_tokens(used, completions)
-    there = completions.response >= 0
-    drift = jnp.abs(tokens.logratios)
-    accuracy, margins = agreement(scores, mask)
+    accuracy, margins = _agreement(learned, details.scores, mask)
+    weightless = jnp.abs(details.weights) <= _TOLERANCE
     metrics = {
         "segments/accuracy": accuracy,
         "segments/margins": margins,
-        "segments/loss_per_pair": masked_mean(per_pair, with_pairs),
-        "segments/pairs_per_example": masked_mean(num_segment_pairs, in_pair),
-        "segments/coverage_chosen": _share(covered[..., 0], whole[..., 0], in_pair),
-        "segments/coverage_rejected": _share(covered[..., 1], whole[..., 1], in_pair),
-        "segments/drift_selected": masked_mean(drift, there & in_loss),
-        "segments/drift_unselected": masked_mean(drift, there & ~in_loss),
-        "segments/weight": masked_mean(weights, selected & mask),
-        "segments/zero_weights": masked_mean(
-            _as_float(jnp.abs(weights) <= tolerance), selected & mask
+        "segments/loss_per_pair": masked_mean(
+            details.losses / jnp.maximum(details.num_segment_pairs, 1),
+            in_pair & (details.num_segment_pairs > 0),
         ),
-        "segments/contradictory": Mean(
-            jnp.where(in_pair, contradictory, 0).sum(),
-            jnp.where(in_pair, candidates, 0).sum(),
+        "segments/pairs_per_example": masked_mean(details.num_segment_pairs, in_pair),
+        **_use_of_tokens(tokens, batch, details.selected & ~weightless & mask, counts),
+        "segments/weight": masked_mean(details.weights, details.selected & mask),
+        "segments/zero_weights": masked_mean(
+            _as_float(weightless), details.selected & mask
+        ),
+        "segments/contradictory": _share(
+            details.contradictory, details.candidates, in_pair
         ),
         "segments/unscored_pairs": masked_mean(
             _as_float(~mask.any(-1).all(-1)), in_pair
@@ -195,10 +168,53 @@ def segment_metrics(
         for index, aspect in enumerate(aspects):
             given = batch.scores[..., index]
             judged = mask & ~jnp.isnan(given)
-            accuracy, margins = agreement(jnp.where(judged, given, 0.0), judged)
+            accuracy, margins = _agreement(
+                learned, jnp.where(judged, given, 0.0), judged
+            )
             metrics[f"segments/accuracy/{aspect}"] = accuracy
             metrics[f"segments/margins/{aspect}"] = margins
     return metrics
+
+
+_TOLERANCE = 1e-6
+"""Scores, weights and rewards nearer to each other are equal."""
+
+
+def _agreement(
+    learned: Float[Array, "b p s s"],
+    scores: Float[Array, "b p 2 s"],
+    judged: Bool[Array, "b p 2 s"],
+) -> tuple[Mean, Mean]:
+    """Compare learned differences of two segments' rewards with those of scores."""
+    gap = scores[..., 0, :, None] - scores[..., 1, None, :]
+    both = judged[..., 0, :, None] & judged[..., 1, None, :]
+    couples = both & (jnp.abs(gap) > _TOLERANCE)
+    agreed = jnp.where(
+        jnp.abs(learned) <= _TOLERANCE, 0.5, _as_float(learned * gap > 0)
+    )
+    margins = masked_mean(learned * jnp.sign(gap), couples)
+    return masked_mean(agreed, couples), margins
+
+
+def _use_of_tokens(
+    tokens: TokenLogps,
+    batch: PreferenceBatch,
+    used: Bool[Array, "b p 2 s"],
+    counts: Float[Array, "b p 2 s"],
+) -> Metrics:
+    """Tell how many tokens learn, and how far those that do and do not have moved."""
+    covered = jnp.where(used, counts, 0).sum(-1)
+    whole = pair_logps(tokens, batch).tokens
+    in_loss = _of_tokens(used, batch.completions)
+    there = batch.completions.response >= 0
+    drift = jnp.abs(tokens.logratios)
+    mask = batch.pair_mask
+    return {
+        "segments/coverage_chosen": _share(covered[..., 0], whole[..., 0], mask),
+        "segments/coverage_rejected": _share(covered[..., 1], whole[..., 1], mask),
+        "segments/drift_selected": masked_mean(drift, there & in_loss),
+        "segments/drift_unselected": masked_mean(drift, there & ~in_loss),
+    }
 
 
 def _of_tokens(

@@ -6,26 +6,41 @@ tokens of segment k, ``r_k`` the segment's score (its aspects' weighted mean).
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import chex
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxalign.errors import UserError, did_you_mean
-from jaxalign.objectives import diagnostics, logps
-from jaxalign.objectives.pairwise import check_common, dpo_loss, logistic_loss
+from jaxalign.errors import UserError
+from jaxalign.objectives import logps
+from jaxalign.objectives.aspects import (
+    aggregate_aspects,
+    check_aspect_weights,
+    resolve_aspect_weights,
+)
+from jaxalign.objectives.diagnostics import segment_metrics
+from jaxalign.objectives.logistic import dpo_loss, logistic_loss
+from jaxalign.objectives.options import check_common
 from jaxalign.objectives.policy import TokenLogps, pair_logps
+from jaxalign.objectives.record import (
+    Aspects,
+    Losses,
+    Needs,
+    Objective,
+    PairDetails,
+    Term,
+)
 from jaxalign.types import Metrics, PreferenceBatch
 
 
 __all__ = [
     "DPO2DConfig",
     "Selection",
+    "Side",
     "aggregate_aspects",
     "dpo2d_loss",
+    "make",
     "pair_details",
     "resolve_aspect_weights",
     "segment_weights",
@@ -103,64 +118,6 @@ class DPO2DConfig:
                     )
         if self.aspect_weights is not None:
             check_aspect_weights(self.aspect_weights)
-
-
-def check_aspect_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights that are negative, not finite, or all 0."""
-    for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise UserError(
-                f"objective.aspect_weights.{name} must be 0 or a positive number: "
-                f"got {weight}"
-            )
-    if sum(weights.values()) <= 0:
-        raise UserError(
-            f"objective.aspect_weights must not all be 0: got {dict(weights)}"
-        )
-
-
-def resolve_aspect_weights(
-    weights: Mapping[str, float] | None, aspects: tuple[str, ...]
-) -> np.ndarray:
-    """Return the weight of each aspect of the data, divided by their sum.
-
-    Raises:
-      UserError: a weight names an aspect that the data does not have.
-    Example:
-      >>> resolve_aspect_weights({"safety": 3.0, "clarity": 1.0}, ("clarity", "safety"))
-      array([0.25, 0.75], dtype=float32)
-    """
-    if not aspects:
-        raise UserError(
-            "the data has no scored segments, which dpo2d needs: add "
-            "chosen_segments and rejected_segments to the records, or use "
-            "objective.name=dpo"
-        )
-    if weights is None:
-        return np.full(len(aspects), 1 / len(aspects), np.float32)
-    check_aspect_weights(weights)
-    for name in weights:
-        if name not in aspects:
-            raise UserError(
-                f"objective.aspect_weights names the aspect {name!r}, which no record "
-                f"has. {did_you_mean(name, aspects)}"
-            )
-    raw = np.array([weights.get(name, 0.0) for name in aspects], np.float64)
-    return (raw / raw.sum()).astype(np.float32)
-
-
-def aggregate_aspects(
-    scores: Float[Array, "*batch a"], weights: Float[Array, " a"]
-) -> Float[Array, "*batch"]:
-    """Return ``r = sum_a w_a score_a / sum_a w_a`` over the aspects that were judged.
-
-    A score of NaN is an aspect that was not judged. Where none of the weighted ones
-    was, the result is NaN.
-    """
-    judged = ~jnp.isnan(scores)
-    weight = jnp.where(judged, weights, 0.0)
-    total = jnp.where(judged, scores, 0.0) * weight
-    return total.sum(-1) / jnp.where(weight.sum(-1) > 0, weight.sum(-1), jnp.nan)
 
 
 def segment_weights(
@@ -258,58 +215,31 @@ def select_segments(
     return Selection(best, worst, keep_chosen, keep_rejected)
 
 
-class PairDetails(NamedTuple):
-    """The parts of a pair's loss that are worth looking at."""
+class Side(NamedTuple):
+    """The segments of one response of every pair."""
 
-    losses: Array
-    """[*batch] the segment part of the loss."""
-    weights: tuple[Array, Array]
-    """[*batch s] for each side: the coefficient without beta."""
-    selected: tuple[Array, Array]
-    """[*batch s] for each side: whether the segment is in the loss."""
-    num_segment_pairs: Array
-    """[*batch] segment pairs in the loss (1 for vanilla)."""
-    contradictory: Array
-    """[*batch] candidate segment pairs whose chosen score is not above."""
-    candidates: Array
-    """[*batch] segment pairs before any was skipped."""
+    logratios: Float[Array, "*batch s"]
+    """H_k: sums of log pi - log pi_ref over each segment."""
+    scores: Float[Array, "*batch s"]
+    """Aspect-weighted raw score r of each segment."""
+    mask: Bool[Array, "*batch s"]
+    """Which segments exist, are scored and own a token."""
+    tokens: Float[Array, "*batch s"] | None = None
+    """Tokens of each segment; only ``normalize='mean1'`` reads them."""
 
 
-def pair_details(
-    chosen_logratios: Float[Array, "*batch s"],
-    rejected_logratios: Float[Array, "*batch s"],
-    chosen_scores: Float[Array, "*batch s"],
-    rejected_scores: Float[Array, "*batch s"],
-    *,
-    chosen_mask: Bool[Array, "*batch s"],
-    rejected_mask: Bool[Array, "*batch s"],
-    config: DPO2DConfig,
-    chosen_tokens: Float[Array, "*batch s"] | None = None,
-    rejected_tokens: Float[Array, "*batch s"] | None = None,
-) -> PairDetails:
+def pair_details(chosen: Side, rejected: Side, config: DPO2DConfig) -> PairDetails:
     """Return the loss of :func:`dpo2d_loss` with what it is made of."""
-    chex.assert_equal_shape(
-        [chosen_logratios, rejected_logratios, chosen_scores, rejected_scores]
-    )
-    chex.assert_equal_shape([chosen_logratios, chosen_mask, rejected_mask])
-    chosen_weights = segment_weights(
-        chosen_scores, chosen_mask, rejected=False, config=config, tokens=chosen_tokens
-    )
-    rejected_weights = segment_weights(
-        rejected_scores,
-        rejected_mask,
-        rejected=True,
-        config=config,
-        tokens=rejected_tokens,
-    )
-    chosen_scores = jnp.where(chosen_mask, chosen_scores, 0.0)
-    rejected_scores = jnp.where(rejected_mask, rejected_scores, 0.0)
+    chex.assert_equal_shape([*chosen[:3], *rejected[:3]])
+    weights = [
+        segment_weights(
+            side.scores, side.mask, rejected=bool(i), config=config, tokens=side.tokens
+        )
+        for i, side in enumerate((chosen, rejected))
+    ]
+    scores = [jnp.where(side.mask, side.scores, 0.0) for side in (chosen, rejected)]
     selection = select_segments(
-        chosen_scores,
-        rejected_scores,
-        chosen_mask=chosen_mask,
-        rejected_mask=rejected_mask,
-        config=config,
+        *scores, chosen_mask=chosen.mask, rejected_mask=rejected.mask, config=config
     )
 
     def chosen_at(values: Array) -> Array:
@@ -319,13 +249,13 @@ def pair_details(
         return jnp.take_along_axis(values, selection.rejected, axis=-1)
 
     advantage_w = jnp.where(
-        selection.chosen_mask, chosen_at(chosen_weights * chosen_logratios), 0.0
+        selection.chosen_mask, chosen_at(weights[0] * chosen.logratios), 0.0
     )
     advantage_l = jnp.where(
-        selection.rejected_mask, rejected_at(rejected_weights * rejected_logratios), 0.0
+        selection.rejected_mask, rejected_at(weights[1] * rejected.logratios), 0.0
     )
     couple = selection.chosen_mask & selection.rejected_mask
-    opposed = couple & (chosen_at(chosen_scores) <= rejected_at(rejected_scores))
+    opposed = couple & (chosen_at(scores[0]) <= rejected_at(scores[1]))
     if config.form == "vanilla":
         logits = config.beta * (advantage_w.sum(-1) - advantage_l.sum(-1))
         losses = logistic_loss(logits, config.label_smoothing)
@@ -340,13 +270,16 @@ def pair_details(
         count = kept.sum(-1).astype(losses.dtype)
         if config.reduction == "mean":
             losses = losses / jnp.maximum(count, 1)
+    selected = [
+        _scatter(keep_chosen, selection.chosen),
+        _scatter(keep_rejected, selection.rejected),
+    ]
     return PairDetails(
         losses=losses,
-        weights=(chosen_weights, rejected_weights),
-        selected=(
-            _scatter(keep_chosen, selection.chosen),
-            _scatter(keep_rejected, selection.rejected),
-        ),
+        scores=jnp.stack(scores, axis=-2),
+        mask=jnp.stack([chosen.mask, rejected.mask], axis=-2),
+        weights=jnp.stack(weights, axis=-2),
+        selected=jnp.stack(selected, axis=-2),
         num_segment_pairs=count,
         contradictory=opposed.sum(-1).astype(losses.dtype),
         candidates=couple.sum(-1).astype(losses.dtype),
@@ -383,7 +316,7 @@ def dpo2d_loss(
     [2D-DPO](https://arxiv.org/abs/2410.19720), eq. 6 and the token-weighted form before
     it. The weights w and the selection are those of :func:`segment_weights` and
     :func:`select_segments`. The anchors ``dpo_weight`` and ``sft_weight`` need whole
-    completions and are added by :func:`batch_losses`.
+    completions and are added by :func:`make`.
 
     Args:
       chosen_logratios: H_k, sums of log pi - log pi_ref over each segment.
@@ -405,82 +338,58 @@ def dpo2d_loss(
       >>> print(f"{loss:.4f}")  # one segment of weight 1 is DPO
       0.3133
     """
-    return pair_details(
-        chosen_logratios,
-        rejected_logratios,
-        chosen_scores,
-        rejected_scores,
-        chosen_mask=chosen_mask,
-        rejected_mask=rejected_mask,
-        config=config,
-        chosen_tokens=chosen_tokens,
-        rejected_tokens=rejected_tokens,
-    ).losses
+    chosen = Side(chosen_logratios, chosen_scores, chosen_mask, chosen_tokens)
+    rejected = Side(rejected_logratios, rejected_scores, rejected_mask, rejected_tokens)
+    return pair_details(chosen, rejected, config).losses
 
 
-class BatchLosses(NamedTuple):
-    """Losses of the pairs of a batch with what they are made of."""
+def make(config: DPO2DConfig, aspects: Aspects = None) -> Objective:
+    """Return the objective of 2D-DPO, the anchors included.
 
-    losses: Float[Array, "b p"]
-    details: PairDetails
-    scores: Float[Array, "b p 2 s"]
-    mask: Bool[Array, "b p 2 s"]
+    Raises:
+      UserError: ``aspect_weights`` names an aspect that the data does not have, or the
+        data has none.
+    """
+    weights = None
+    if aspects is not None:
+        weights = resolve_aspect_weights(config.aspect_weights, aspects)
+
+    def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
+        if weights is None:
+            raise ValueError("2D-DPO was made without the names of the data's aspects")
+        scores = aggregate_aspects(batch.scores, jnp.asarray(weights))
+        details = pair_details(*_sides(tokens, batch, scores), config)
+        values = details.losses
+        if config.dpo_weight or config.sft_weight:
+            pair = pair_logps(tokens, batch)
+            whole = pair.logratios
+            nll = -pair.logps[..., 0] / jnp.maximum(pair.tokens[..., 0], 1)
+            anchor = dpo_loss(whole[..., 0], whole[..., 1], beta=config.beta)
+            values = values + config.dpo_weight * anchor + config.sft_weight * nll
+        return Losses(values, segments=details)
+
+    def metrics(tokens: TokenLogps, batch: PreferenceBatch, found: Losses) -> Metrics:
+        assert found.segments is not None
+        return segment_metrics(
+            tokens, batch, found.segments, beta=config.beta, aspects=aspects or ()
+        )
+
+    # Nothing else reads the top of the scale.
+    scaled = config.normalize == "max" or config.rejected_weight == "inverted"
+    needs = Needs(segments=True, max_score=config.max_score if scaled else None)
+    return Objective(needs, (Term(losses, metrics),), beta=config.beta)
 
 
-def batch_losses(
-    tokens: TokenLogps,
-    batch: PreferenceBatch,
-    config: DPO2DConfig,
-    aspects: tuple[str, ...],
-) -> BatchLosses:
-    """Return the whole loss of every pair of a batch, the anchors included."""
-    weights = jnp.asarray(resolve_aspect_weights(config.aspect_weights, aspects))
-    scores = aggregate_aspects(batch.scores, weights)
+def _sides(
+    tokens: TokenLogps, batch: PreferenceBatch, scores: Float[Array, "b p 2 s"]
+) -> tuple[Side, Side]:
+    """Return the segments of both responses; one that was not judged is not scored."""
     mask = batch.segment_mask & ~jnp.isnan(scores)
     shape = (scores.shape[1], scores.shape[3])
     ratios = logps.segment_sums(tokens.logratios, batch.completions, shape)
     counts = logps.segment_token_counts(batch.completions, shape)
-    details = pair_details(
-        ratios[..., 0, :],
-        ratios[..., 1, :],
-        scores[..., 0, :],
-        scores[..., 1, :],
-        chosen_mask=mask[..., 0, :],
-        rejected_mask=mask[..., 1, :],
-        config=config,
-        chosen_tokens=counts[..., 0, :],
-        rejected_tokens=counts[..., 1, :],
+    chosen, rejected = (
+        Side(*(values[..., side, :] for values in (ratios, scores, mask, counts)))
+        for side in (0, 1)
     )
-    losses = details.losses
-    if config.dpo_weight or config.sft_weight:
-        pair = pair_logps(tokens, batch)
-        whole = pair.logratios
-        nll = -pair.logps[..., 0] / jnp.maximum(pair.tokens[..., 0], 1)
-        anchor = dpo_loss(whole[..., 0], whole[..., 1], beta=config.beta)
-        losses = losses + config.dpo_weight * anchor + config.sft_weight * nll
-    return BatchLosses(losses, details, scores, mask)
-
-
-def batch_metrics(
-    result: BatchLosses,
-    tokens: TokenLogps,
-    batch: PreferenceBatch,
-    config: DPO2DConfig,
-    aspects: tuple[str, ...],
-) -> Metrics:
-    """Return the metrics of segments, together and aspect by aspect."""
-    details = result.details
-    return diagnostics.segment_metrics(
-        tokens,
-        batch,
-        scores=jnp.where(result.mask, result.scores, 0.0),
-        mask=result.mask,
-        weights=jnp.stack(details.weights, axis=-2),
-        selected=jnp.stack(details.selected, axis=-2),
-        losses=details.losses,
-        num_segment_pairs=details.num_segment_pairs,
-        contradictory=details.contradictory,
-        candidates=details.candidates,
-        beta=config.beta,
-        aspects=aspects,
-    )
+    return chosen, rejected

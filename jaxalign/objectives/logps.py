@@ -147,26 +147,14 @@ def _chunked(one: PerToken, logits_fn: LogitsFn) -> Callable[..., tuple[Array, .
         values = one(variables, states, aux, fixed)
         return tuple(jnp.where(aux["valid"], value, 0.0) for value in values)
 
-    def skipping(compute: Callable[..., Any], chunk: Any) -> Any:
-        empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, chunk))
-        any_token = jnp.any(chunk[1]["valid"])
-        return jax.lax.cond(any_token, compute, lambda _: empty, chunk)
-
     @jax.custom_vjp
     def apply(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
-        def compute(chunk: Any) -> Any:
-            states, aux = chunk
-            return masked(variables, states, aux, fixed)
-
-        return jax.lax.map(lambda c: skipping(compute, c), (states, aux))
+        compute = _skipping(lambda chunk: masked(variables, chunk[0], chunk[1], fixed))
+        return jax.lax.map(compute, (states, aux))
 
     def recomputing(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
-        def compute(chunk: Any) -> Any:
-            states, aux = chunk
-            return masked(variables, states, aux, fixed)
-
-        body = jax.checkpoint(lambda c: skipping(compute, c), prevent_cse=False)
-        return jax.lax.map(body, (states, aux))
+        compute = _skipping(lambda chunk: masked(variables, chunk[0], chunk[1], fixed))
+        return jax.lax.map(jax.checkpoint(compute, prevent_cse=False), (states, aux))
 
     def with_gradient(variables: Any, states: Array, aux: Any, fixed: Any) -> Any:
         def compute(chunk: Any) -> Any:
@@ -180,7 +168,7 @@ def _chunked(one: PerToken, logits_fn: LogitsFn) -> Callable[..., tuple[Array, .
             ]
             return values, gradients
 
-        return jax.lax.map(lambda c: skipping(compute, c), (states, aux))
+        return jax.lax.map(_skipping(compute), (states, aux))
 
     def forward(variables: Any, states: Any, aux: Any, fixed: Any) -> Any:
         plain = jax.tree.map(lambda leaf: leaf.value, (variables, states, aux, fixed))
@@ -206,6 +194,17 @@ def _chunked(one: PerToken, logits_fn: LogitsFn) -> Callable[..., tuple[Array, .
 
     apply.defvjp(forward, backward, symbolic_zeros=True)
     return apply
+
+
+def _skipping(compute: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Let a function of a chunk (states, aux) give 0 where the chunk is all padding."""
+
+    def run(chunk: Any) -> Any:
+        empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, chunk))
+        any_token = jnp.any(chunk[1]["valid"])
+        return jax.lax.cond(any_token, compute, lambda _: empty, chunk)
+
+    return run
 
 
 def _filled(cotangent: Any) -> Any:

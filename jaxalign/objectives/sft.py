@@ -3,8 +3,12 @@
 import dataclasses
 from typing import Literal
 
+from jaxalign.objectives.policy import TokenLogps, pair_logps
+from jaxalign.objectives.record import Aspects, Losses, Needs, Objective, Term
+from jaxalign.types import PreferenceBatch
 
-__all__ = ["SFTConfig"]
+
+__all__ = ["SFTConfig", "make"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,3 +24,17 @@ class SFTConfig:
 
     name: Literal["sft"] = "sft"
     completion_only_loss: bool = True
+
+
+def make(config: SFTConfig, aspects: Aspects = None) -> Objective:
+    """Return the objective of supervised fine-tuning."""
+    del aspects
+    needs = Needs(
+        form="completions", reference=False, prompt=not config.completion_only_loss
+    )
+    return Objective(needs, (Term(_losses),))
+
+
+def _losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
+    pair = pair_logps(tokens, batch)
+    return Losses(-pair.logps[..., 0], counts=pair.tokens[..., 0])

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import UserError
-from jaxalign.objectives.pairwise import check_common
+from jaxalign.objectives.diagnostics import mismatched_kl
+from jaxalign.objectives.options import check_common
+from jaxalign.objectives.policy import TokenLogps, pair_logps
+from jaxalign.objectives.record import Aspects, Losses, Needs, Objective, Term
+from jaxalign.types import PreferenceBatch
 
 
-__all__ = ["BCOConfig", "KTOConfig", "bco_loss", "kto_loss"]
+__all__ = ["BCOConfig", "KTOConfig", "bco_loss", "kto_loss", "make_bco", "make_kto"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,9 @@ def kto_loss(
     labels: Bool[Array, "*batch"],
     kl: Float[Array, ""],
     *,
-    config: KTOConfig,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
 ) -> Float[Array, "*batch"]:
     """Return the KTO loss of every completion.
 
@@ -75,22 +81,24 @@ def kto_loss(
       labels: whether it is desirable.
       kl: mean of H over the mismatched completions of the whole batch; it gets no
         gradient.
-      config: options.
+      beta: temperature.
+      desirable_weight: w_D.
+      undesirable_weight: w_U.
     Returns:
       One loss a completion; not averaged, not masked.
     """
     chex.assert_equal_shape([logratios, labels])
     anchor = jax.lax.stop_gradient(jnp.maximum(kl, 0.0))
     better = jnp.where(labels, 1.0, -1.0) * (logratios - anchor)
-    weight = jnp.where(labels, config.desirable_weight, config.undesirable_weight)
-    return weight * jax.nn.sigmoid(-config.beta * better)
+    weight = jnp.where(labels, desirable_weight, undesirable_weight)
+    return weight * jax.nn.sigmoid(-beta * better)
 
 
 def bco_loss(
     logratios: Float[Array, "*batch"],
     labels: Bool[Array, "*batch"],
     *,
-    config: BCOConfig,
+    beta: float,
     mask: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Return the BCO loss of every completion.
@@ -104,13 +112,13 @@ def bco_loss(
     Args:
       logratios: H of each completion.
       labels: whether it is desirable.
-      config: options.
+      beta: temperature.
       mask: which completions exist.
     Returns:
       One loss a completion; not averaged, not masked.
     """
     chex.assert_equal_shape([logratios, labels])
-    rewards = config.beta * logratios
+    rewards = beta * logratios
     there = jnp.ones(labels.shape, bool) if mask is None else mask
 
     def mean(of: Array) -> tuple[Array, Array]:
@@ -124,3 +132,49 @@ def bco_loss(
     delta = jax.lax.stop_gradient((good + bad) / jnp.maximum(kinds, 1))
     better = jnp.where(labels, 1.0, -1.0) * (rewards - delta)
     return -jax.nn.log_sigmoid(better)
+
+
+def make_kto(config: KTOConfig, aspects: Aspects = None) -> Objective:
+    """Return the objective of KTO."""
+    del aspects
+    needs = Needs(form="labelled_kl", coupled=True)
+
+    def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
+        pair = pair_logps(tokens, batch)
+        values = kto_loss(
+            pair.logratios[..., 0],
+            _labels(batch, config.name, needs),
+            mismatched_kl(pair, batch).value,
+            beta=config.beta,
+            desirable_weight=config.desirable_weight,
+            undesirable_weight=config.undesirable_weight,
+        )
+        return Losses(values)
+
+    return Objective(needs, (Term(losses),), beta=config.beta)
+
+
+def make_bco(config: BCOConfig, aspects: Aspects = None) -> Objective:
+    """Return the objective of BCO."""
+    del aspects
+    needs = Needs(form="labelled", coupled=True)
+
+    def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
+        values = bco_loss(
+            pair_logps(tokens, batch).logratios[..., 0],
+            _labels(batch, config.name, needs),
+            beta=config.beta,
+            mask=batch.pair_mask,
+        )
+        return Losses(values)
+
+    return Objective(needs, (Term(losses),), beta=config.beta)
+
+
+def _labels(batch: PreferenceBatch, name: str, needs: Needs) -> Bool[Array, "b p"]:
+    if batch.labels is None:
+        raise ValueError(
+            f"{name} needs labelled completions: prepare the records with "
+            f"form={needs.form!r}"
+        )
+    return batch.labels

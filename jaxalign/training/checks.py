@@ -8,17 +8,14 @@ from jaxalign.data import records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig
-from jaxalign.objectives import dpo2d, objective
-from jaxalign.objectives.dpo2d import DPO2DConfig
-from jaxalign.objectives.pairwise import PairwiseConfig
-from jaxalign.objectives.token_level import SePOConfig, TISConfig
+from jaxalign.objectives import objective
 
 
 __all__ = ["check_records", "check_tokens"]
 
 
 def check_records(
-    config: objective.Objective,
+    config: objective.ObjectiveConfig,
     found: Sequence[records.Record],
     aspects: tuple[str, ...],
 ) -> None:
@@ -30,7 +27,6 @@ def check_records(
         objective that sorts the batch.
     """
     asked = objective.needs(config)
-    parts = [part for _, part in objective.members(config)]
     unjudged = 0
     for record in found:
         if asked.segments and record.rejected is not None:
@@ -41,20 +37,14 @@ def check_records(
             f"{unjudged} of {len(found)} record(s) have a response without a scored "
             f"segment, from which {config.name} learns nothing"
         )
-    for part in parts:
-        if isinstance(part, DPO2DConfig):
-            dpo2d.resolve_aspect_weights(part.aspect_weights, aspects)
-            _check_scale(part, found)
-        elif isinstance(part, TISConfig | SePOConfig):
-            _check_token_weights(part, found)
-        elif isinstance(part, PairwiseConfig) and part.coupled:
-            for record in found:
-                if record.weight != 1:
-                    raise UserError(
-                        f"{record.where}: field weight has no meaning for {part.name}, "
-                        "which compares sorted values of the whole batch: leave the "
-                        "column out or choose another objective"
-                    )
+    for _, part in objective.members(config):
+        made = objective.make(part, aspects)
+        if made.needs.max_score is not None:
+            _check_scale(made.needs.max_score, found)
+        if made.needs.token_weights:
+            _check_token_weights(part.name, made.weight_models is not None, found)
+        if made.needs.ranked:
+            _check_equal_weights(part.name, found)
 
 
 def _check_segments(record: records.Record, name: str) -> None:
@@ -66,10 +56,20 @@ def _check_segments(record: records.Record, name: str) -> None:
             )
 
 
+def _check_equal_weights(name: str, found: Sequence[records.Record]) -> None:
+    for record in found:
+        if record.weight != 1:
+            raise UserError(
+                f"{record.where}: field weight has no meaning for {name}, which "
+                "compares sorted values of the whole batch: leave the column out or "
+                "choose another objective"
+            )
+
+
 def _check_token_weights(
-    part: TISConfig | SePOConfig, found: Sequence[records.Record]
+    name: str, given: bool, found: Sequence[records.Record]
 ) -> None:
-    given = part.positive_model is not None
+    """Want token weights of the records, unless two models are given that make them."""
     for record in found:
         for field in ("chosen_token_weights", "rejected_token_weights"):
             there = getattr(record, field) is not None
@@ -81,25 +81,23 @@ def _check_token_weights(
                 )
             if not there and not given:
                 raise UserError(
-                    f"{record.where}: field {field} is missing, which {part.name} "
+                    f"{record.where}: field {field} is missing, which {name} "
                     "needs: add one number for each completion token, or give "
                     "objective.positive_model and objective.negative_model"
                 )
 
 
-def _check_scale(part: DPO2DConfig, found: Sequence[records.Record]) -> None:
-    if part.normalize != "max" and part.rejected_weight != "inverted":
-        return
+def _check_scale(top: float, found: Sequence[records.Record]) -> None:
     for record in found:
         for field in ("chosen_segments", "rejected_segments"):
             segments: Any = getattr(record, field) or ()
             for i, segment in enumerate(segments):
                 for aspect, score in segment.scores.items():
-                    if not 0 <= score <= part.max_score:
+                    if not 0 <= score <= top:
                         raise UserError(
                             f"{record.where}: field {field}[{i}].scores.{aspect}: "
                             f"got {score}, expected 0 to objective.max_score="
-                            f"{part.max_score}. Set objective.max_score to the "
+                            f"{top}. Set objective.max_score to the "
                             "top of your scale, or objective.normalize=none"
                         )
 

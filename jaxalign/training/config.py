@@ -16,7 +16,8 @@ from jaxalign.models.decoder import Remat
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import CONFIGS as OBJECTIVES
-from jaxalign.objectives.objective import Objective, needs, weight_models
+from jaxalign.objectives.objective import needs, weight_models
+from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.parallel.mesh import MeshConfig
 from jaxalign.training.metrics import parse_report_to
 from jaxalign.training.optimizer import OptimizerConfig
@@ -87,7 +88,7 @@ class TrainConfig:
     eval_data: str | None = None
     reference: str = "adapter_off"
     reference_cache: str | None = None
-    objective: Objective = dataclasses.field(default_factory=DPO2DConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
     trainable: tuple[str, ...] = ()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -200,7 +201,7 @@ def check_trainable(
         )
 
 
-def check_branches(chosen: Objective, what: str) -> None:
+def check_branches(chosen: ObjectiveConfig, what: str) -> None:
     """Refuse a gate that reads the whole sequence where a prompt has two responses.
 
     Raises:

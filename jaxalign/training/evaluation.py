@@ -62,12 +62,12 @@ def make_evaluate(
 
 
 def _with_mixed_loss(
-    values: dict[str, float], mix: objective.Objective
+    values: dict[str, float], config: objective.ObjectiveConfig
 ) -> dict[str, float]:
     """Make a mix's loss of its members' exact means over all batches."""
-    if isinstance(mix, objective.MixConfig):
-        parts = objective.members(mix)
+    terms = [term for term in objective.make(config).terms if term.name]
+    if terms:
         values["eval_loss"] = sum(
-            factor * values[f"eval_loss/{part.name}"] for factor, part in parts
+            term.weight * values[f"eval_loss/{term.name}"] for term in terms
         )
     return values

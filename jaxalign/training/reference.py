@@ -16,8 +16,8 @@ from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.data import loader, packing, reference_cache
 from jaxalign.data.chat import TokenizedPair
 from jaxalign.data.pairs import PairDataset
-from jaxalign.objectives import objective, policy, token_level
-from jaxalign.objectives.token_level import SePOConfig, TISConfig
+from jaxalign.objectives import objective, policy
+from jaxalign.objectives.record import WeightModels
 from jaxalign.parallel import sharding
 from jaxalign.training.config import TrainConfig
 from jaxalign.types import Variables
@@ -109,54 +109,47 @@ def reference_of(
 
 def estimated_weights(scorer: Scorer) -> PerToken:
     """Return token weights made from two models, where the objective asks for them."""
-    for _, part in objective.members(scorer.config.objective):
-        if not isinstance(part, TISConfig | SePOConfig) or part.positive_model is None:
-            continue
-        good, bad = (
-            scorer.score(
-                load_lib.load(
-                    path,
-                    dtype=scorer.config.dtype,
-                    quantize=scorer.config.quantize,
-                    mesh=scorer.mesh,
-                ),
-                name,
-            )
-            for name, path in objective.weight_models(scorer.config.objective).items()
+    models = objective.make(scorer.config.objective).weight_models
+    if models is None:
+        return PerToken()
+    good, bad = (
+        scorer.score(
+            load_lib.load(
+                path,
+                dtype=scorer.config.dtype,
+                quantize=scorer.config.quantize,
+                mesh=scorer.mesh,
+            ),
+            name,
         )
-
-        evaluation = scorer.evaluation
-        return PerToken(
-            _weights(part, scorer.train, good.train, bad.train),
-            None
-            if evaluation is None
-            else _weights(part, evaluation, good.evaluation, bad.evaluation),
-        )
-    return PerToken()
+        for name, path in models.paths.items()
+    )
+    evaluation = scorer.evaluation
+    return PerToken(
+        _weights(models, scorer.train, good.train, bad.train),
+        None
+        if evaluation is None
+        else _weights(models, evaluation, good.evaluation, bad.evaluation),
+    )
 
 
 def _weights(
-    part: TISConfig | SePOConfig, data: PairDataset, good: Any, bad: Any
+    models: WeightModels, data: PairDataset, good: Any, bad: Any
 ) -> list[np.ndarray]:
     return [
-        _weights_of_pair(part, *values)
+        _weights_of_pair(models, *values)
         for values in zip(data.pairs, good, bad, strict=True)
     ]
 
 
 def _weights_of_pair(
-    part: TISConfig | SePOConfig, pair: TokenizedPair, good: np.ndarray, bad: np.ndarray
+    models: WeightModels, pair: TokenizedPair, good: np.ndarray, bad: np.ndarray
 ) -> np.ndarray:
-    logratios = good - bad
-    if isinstance(part, SePOConfig):
-        return logratios
-    chosen, rejected = np.split(logratios, [pair.chosen.num_completion_tokens])
+    sides = np.split(good - bad, [pair.chosen.num_completion_tokens])
     return np.concatenate(
         [
-            np.asarray(
-                token_level.tis_weights(jnp.asarray(side), chosen=kind, config=part)
-            )
-            for side, kind in ((chosen, True), (rejected, False))
+            np.asarray(models.weights(jnp.asarray(side), chosen=kind))
+            for side, kind in zip(sides, (True, False), strict=True)
         ]
     )
 

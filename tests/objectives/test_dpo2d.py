@@ -71,16 +71,16 @@ def sides(pair):
 
 
 def details(pair, config):
-    f32 = [[jnp.asarray(x, jnp.float32) for x in pair[k]] for k in ("ratios", "scores")]
-    return dpo2d.pair_details(
-        *f32[0],
-        *f32[1],
-        chosen_mask=jnp.asarray(pair["masks"][0]),
-        rejected_mask=jnp.asarray(pair["masks"][1]),
-        config=config,
-        chosen_tokens=jnp.asarray(pair["tokens"][0], jnp.float32),
-        rejected_tokens=jnp.asarray(pair["tokens"][1], jnp.float32),
+    chosen, rejected = (
+        dpo2d.Side(
+            jnp.asarray(pair["ratios"][i], jnp.float32),
+            jnp.asarray(pair["scores"][i], jnp.float32),
+            jnp.asarray(pair["masks"][i]),
+            jnp.asarray(pair["tokens"][i], jnp.float32),
+        )
+        for i in (0, 1)
     )
+    return dpo2d.pair_details(chosen, rejected, config)
 
 
 GRID = [

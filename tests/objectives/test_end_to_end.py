@@ -17,7 +17,8 @@ from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.objectives import objective, pairwise
 from jaxalign.objectives.policy import score_tokens
-from jaxalign.objectives.token_level import SDPOConfig, StepDPOConfig, TDPOConfig
+from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
+from jaxalign.objectives.token_level import TDPOConfig
 from tests import scenes
 
 
@@ -26,7 +27,7 @@ torch = pytest.importorskip("torch")
 from tests.objectives import reference_objectives  # noqa: E402
 
 
-CONFIGS: list[objective.Objective] = [
+CONFIGS: list[objective.ObjectiveConfig] = [
     *(pairwise.PairwiseConfig(name=name) for name in pairwise.names()),
     TDPOConfig(name="tdpo1"),
     TDPOConfig(name="tdpo2"),

@@ -23,13 +23,9 @@ from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig, names
 from jaxalign.objectives.policy import TokenLogps
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.objectives.token_level import (
-    SDPOConfig,
-    SePOConfig,
-    StepDPOConfig,
-    TDPOConfig,
-    TISConfig,
-)
+from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
+from jaxalign.objectives.token_level import TDPOConfig
+from jaxalign.objectives.token_weights import SePOConfig, TISConfig
 from jaxalign.objectives.unpaired import BCOConfig, KTOConfig
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
@@ -37,7 +33,7 @@ from jaxalign.training import step as step_lib
 from tests import scenes, synthetic
 
 
-CONFIGS: list[objective.Objective] = [
+CONFIGS: list[objective.ObjectiveConfig] = [
     *(PairwiseConfig(name=name) for name in names() if name != "sigmoid"),
     PairwiseConfig(name="ipo", ld_alpha=0.4, f_divergence_type="js_divergence"),
     DPO2DConfig(),
@@ -62,7 +58,7 @@ ON_A_MESH = ("dpo", "dpo2d", "aot", "aot_unpaired", "tdpo2", "sepo", "kto", "mix
 """Those whose arithmetic is more than one number a pair."""
 
 
-def label(config: objective.Objective) -> str:
+def label(config: objective.ObjectiveConfig) -> str:
     completions = isinstance(config, SFTConfig) and not config.completion_only_loss
     return config.name + ("_with_prompt" if completions else "")
 
@@ -209,7 +205,7 @@ def _score(loaded: Any, batch: Any, asked: objective.Needs, mesh: Any) -> Scored
 
 
 def loss_and_gradient(
-    scored: Scored, config: objective.Objective, aspects: tuple[str, ...]
+    scored: Scored, config: objective.ObjectiveConfig, aspects: tuple[str, ...]
 ) -> tuple[float, Any]:
     def run(tokens: TokenLogps) -> Any:
         return objective.loss_of_tokens(
@@ -220,13 +216,15 @@ def loss_and_gradient(
     return float(loss), jax.device_get(scored.pull(slopes))
 
 
-def data_needs(config: objective.Objective) -> objective.Needs:
+def data_needs(config: objective.ObjectiveConfig) -> objective.Needs:
     """What the data of an objective depends on, so that objectives share layouts."""
     asked = objective.needs(config)
     pairs_form = asked.form == "pairs"
     return asked._replace(
         coupled=False,
+        ranked=False,
         segments=False,
+        max_score=None,
         reference=True,
         kl=pairs_form,
         token_weights=pairs_form,

@@ -24,11 +24,10 @@ from jaxalign.objectives.objective import MixConfig
 from jaxalign.objectives.pairwise import PairwiseConfig, names
 from jaxalign.objectives.policy import TokenLogps
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.objectives.token_level import (
-    SDPOConfig,
+from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
+from jaxalign.objectives.token_level import TDPOConfig
+from jaxalign.objectives.token_weights import (
     SePOConfig,
-    StepDPOConfig,
-    TDPOConfig,
     TISConfig,
     select_tokens,
     tis_weights,
@@ -156,7 +155,7 @@ def scene(weighted: bool) -> Scene:
 class Case(NamedTuple):
     """An objective, what it is compared with, and how closely."""
 
-    config: objective.Objective
+    config: objective.ObjectiveConfig
     source: str
     """``formula`` (tests/objectives/reference_*) or a function of ``trl_source``."""
     tolerance: float = 1e-10
@@ -176,7 +175,7 @@ class Case(NamedTuple):
         return " ".join([self.config.name, *given])
 
 
-def _name(config: objective.Objective) -> dict[str, Any]:
+def _name(config: objective.ObjectiveConfig) -> dict[str, Any]:
     if isinstance(config, MixConfig):
         return {"mix": {"sft": 0.5}}
     return {"name": config.name}
@@ -210,7 +209,7 @@ def pairwise(name: str, **options: Any) -> PairwiseConfig:
     return config(name=name, **options)
 
 
-def trl_configs() -> Iterator[objective.Objective]:
+def trl_configs() -> Iterator[objective.ObjectiveConfig]:
     """Yield what TRL's DPO and KTO can compute too."""
     yield PairwiseConfig(name="dpo")
     for name in DIVERGENT:
@@ -251,7 +250,7 @@ def trl_configs() -> Iterator[objective.Objective]:
         yield KTOConfig(beta=0.3, desirable_weight=good, undesirable_weight=bad)
 
 
-def other_configs() -> Iterator[objective.Objective]:
+def other_configs() -> Iterator[objective.ObjectiveConfig]:
     """Yield what TRL has not, or not as a whole."""
     yield PairwiseConfig(name="sigmoid", label_smoothing=0.2, beta=0.5)
     yield PairwiseConfig(name="cdpo")
@@ -298,7 +297,7 @@ def other_configs() -> Iterator[objective.Objective]:
     yield MixConfig(mix={"tis_dpo": 1.0, "sdpo": 0.5, "r_dpo": 0.3, "tdpo1": 1.2})
 
 
-def trl_source_of(config: objective.Objective) -> tuple[str, float]:
+def trl_source_of(config: objective.ObjectiveConfig) -> tuple[str, float]:
     """Return the function of ``trl_source`` for an objective, and how exact it is."""
     if isinstance(config, KTOConfig):
         return "kto_loss", 1e-10
@@ -330,7 +329,7 @@ class Values(NamedTuple):
     kl_gradient: np.ndarray
 
 
-def ours(config: objective.Objective, data: Scene) -> Values:
+def ours(config: objective.ObjectiveConfig, data: Scene) -> Values:
     """Return the library's values in float64."""
     known = repr(config), id(data)
     if known not in _OURS:
@@ -341,7 +340,7 @@ def ours(config: objective.Objective, data: Scene) -> Values:
 _OURS: dict[tuple[str, int], Values] = {}
 
 
-def _compute(config: objective.Objective, data: Scene) -> Values:
+def _compute(config: objective.ObjectiveConfig, data: Scene) -> Values:
     with jax.enable_x64(True):
         batch = jax.tree.map(jnp.asarray, data.batch)
 
@@ -511,7 +510,7 @@ def test_every_objective_has_a_source() -> None:
 
 # Gradients.
 
-ONE_EACH: list[objective.Objective] = [
+ONE_EACH: list[objective.ObjectiveConfig] = [
     *(pairwise(name) for name in names()),
     PairwiseConfig(name="aot_unpaired", label_smoothing=0.2, ld_alpha=0.3),
     TDPOConfig(name="tdpo1"),
@@ -529,7 +528,7 @@ ONE_EACH: list[objective.Objective] = [
 ]
 
 
-def name_of(config: objective.Objective) -> str:
+def name_of(config: objective.ObjectiveConfig) -> str:
     return Case(config, "").label.replace(" ", ",")
 
 
@@ -721,7 +720,7 @@ def test_sft_is_a_mean_over_tokens_and_a_mix_adds_weighted_means() -> None:
 
 # Values that must stay finite, in float32.
 
-HARD: list[objective.Objective] = [
+HARD: list[objective.ObjectiveConfig] = [
     *ONE_EACH,
     *(pairwise(name, **options) for name in DIVERGENT for options in DIVERGENCES[1:]),
     PairwiseConfig(name="discopop", discopop_tau=1.0, beta=10.0),
