@@ -23,8 +23,8 @@ def nca_pair_loss(
     """
     chex.assert_equal_shape([*chosen, *rejected])
     log_s = jax.nn.log_sigmoid
-    r_w, r_l = beta * chosen.logratios, beta * rejected.logratios
-    return -log_s(r_w) - 0.5 * log_s(-r_w) - 0.5 * log_s(-r_l)
+    h_w, h_l = chosen.logratios, rejected.logratios
+    return -log_s(beta * h_w) - 0.5 * log_s(-beta * h_w) - 0.5 * log_s(-beta * h_l)
 
 
 def bco_pair_loss(

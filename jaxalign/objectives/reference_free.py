@@ -58,8 +58,9 @@ def orpo_loss(
     [ORPO](https://arxiv.org/abs/2403.07691), eq. 6 and 7.
     """
     chex.assert_equal_shape([*chosen, *rejected])
-    odds = _log_odds(chosen.mean_logps) - _log_odds(rejected.mean_logps)
-    return -chosen.mean_logps - beta * jax.nn.log_sigmoid(odds)
+    mean_w, mean_l = chosen.mean_logps, rejected.mean_logps
+    odds = _log_odds(mean_w) - _log_odds(mean_l)
+    return -mean_w - beta * jax.nn.log_sigmoid(odds)
 
 
 def _log_odds(logp: Array) -> Array:
