@@ -368,10 +368,10 @@ def make(config: DPO2DConfig, aspects: Aspects = None) -> Objective:
             values = values + config.dpo_weight * anchor + config.sft_weight * nll
         return Losses(values, segments=details)
 
-    def metrics(tokens: TokenLogps, batch: PreferenceBatch, found: Losses) -> Metrics:
-        assert found.segments is not None
+    def metrics(tokens: TokenLogps, batch: PreferenceBatch, losses: Losses) -> Metrics:
+        assert losses.segments is not None
         return segment_metrics(
-            tokens, batch, found.segments, beta=config.beta, aspects=aspects or ()
+            tokens, batch, losses.segments, beta=config.beta, aspects=aspects or ()
         )
 
     # Nothing else reads the top of the scale.

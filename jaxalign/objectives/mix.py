@@ -76,19 +76,19 @@ def members(config: MixConfig) -> list[tuple[float, ObjectiveConfig]]:
         if field.name not in ("name", "mix") and getattr(config, field.name) is not None
     }
     used: set[str] = set()
-    found: list[tuple[float, ObjectiveConfig]] = []
+    parts: list[tuple[float, ObjectiveConfig]] = []
     for name, weight in config.mix.items():
         kind = OBJECTIVES[name]
         own = {k: v for k, v in given.items() if k in kind.options}
         used |= set(own)
-        found.append((weight, kind.config(**{**own, "name": name})))
+        parts.append((weight, kind.config(**{**own, "name": name})))
     for name in given:
         if name not in used:
             raise UserError(
                 f"objective.{name} has no effect: no member of the mix "
                 f"{', '.join(config.mix)} has that option"
             )
-    return found
+    return parts
 
 
 def make(config: MixConfig, aspects: Aspects = None) -> Objective:

@@ -102,15 +102,15 @@ def score(
     config: ObjectiveConfig,
 ) -> TokenLogps:
     """Score the completion tokens as the objective needs them."""
-    asked = needs(config)
+    what = needs(config)
     return score_tokens(
         trainable,
         frozen,
         batch,
         key,
         model=model,
-        reference=asked.reference,
-        kl=asked.kl,
+        reference=what.reference,
+        kl=what.kl,
     )
 
 
@@ -159,24 +159,24 @@ def loss_of_tokens(
     ``router_weight`` × :func:`balance.balance_loss` is added, which the metrics tell
     apart: ``loss`` is without it.
     """
-    made = make(config, aspects)
+    objective = make(config, aspects)
     loss: Any = jnp.zeros(())
     metrics: Metrics = {}
     own: Metrics = {}
     pairs = batch.pair_mask.sum().astype(jnp.float32)
-    for term in made.terms:
-        found = term.losses(tokens, batch)
-        losses, count = found.values, pairs
+    for term in objective.terms:
+        losses = term.losses(tokens, batch)
+        values, count = losses.values, pairs
         if batch.weights is not None:
-            losses = losses * batch.weights
-        if found.counts is not None:
-            count = jnp.where(batch.pair_mask, found.counts, 0).sum()
-        mean = Mean(jnp.where(batch.pair_mask, losses, 0).sum(), count)
+            values = values * batch.weights
+        if losses.counts is not None:
+            count = jnp.where(batch.pair_mask, losses.counts, 0).sum()
+        mean = Mean(jnp.where(batch.pair_mask, values, 0).sum(), count)
         loss = loss + term.weight * mean.total / jnp.maximum(mean.weight, 1)
         metrics[f"loss/{term.name}" if term.name else "loss"] = mean
-        own.update(term.metrics(tokens, batch, found))
+        own.update(term.metrics(tokens, batch, losses))
     metrics.setdefault("loss", Mean(loss * pairs, pairs))
-    metrics.update(_metrics_of_form(tokens, batch, made))
+    metrics.update(_metrics_of_form(tokens, batch, objective))
     metrics.update(own)
     if tokens.router is not None:
         balance = balance_loss(tokens.router)
@@ -186,15 +186,15 @@ def loss_of_tokens(
 
 
 def _metrics_of_form(
-    tokens: TokenLogps, batch: PreferenceBatch, made: Objective
+    tokens: TokenLogps, batch: PreferenceBatch, objective: Objective
 ) -> Metrics:
     """Return the metrics that all objectives of a form have."""
-    beta = 1.0 if made.beta is None else made.beta
-    if made.needs.form == "completions":
+    beta = 1.0 if objective.beta is None else objective.beta
+    if objective.needs.form == "completions":
         return diagnostics.completion_metrics(tokens, batch)
-    if made.needs.form == "pairs":
+    if objective.needs.form == "pairs":
         return diagnostics.pair_metrics(
-            tokens, batch, beta=beta, reference=made.needs.reference
+            tokens, batch, beta=beta, reference=objective.needs.reference
         )
     return diagnostics.label_metrics(tokens, batch, beta=beta)
 

@@ -196,7 +196,7 @@ def make(config: PairwiseConfig, aspects: Aspects = None) -> Objective:
     del aspects
     loss = LOSSES[config.name]
     options: dict[str, Any] = {name: getattr(config, name) for name in loss.options}
-    # LD-DPO is DPO by another name for the same weight.
+    # What TRL calls ld_alpha for all losses is LD-DPO's own alpha.
     tail = config.alpha if "alpha" in loss.sums else config.ld_alpha
     divergence = make_divergence(
         config.f_divergence_type, config.f_alpha_divergence_coef

@@ -139,10 +139,10 @@ def per_pair(
     """Return the loss of every pair by itself, sums over tokens divided by them."""
     values, segments = jnp.zeros(batch.pair_mask.shape), None
     for term in objective.terms:
-        found = term.losses(tokens, batch)
-        own = found.values
-        if found.counts is not None:
-            own = own / jnp.maximum(found.counts, 1)
+        losses = term.losses(tokens, batch)
+        own = losses.values
+        if losses.counts is not None:
+            own = own / jnp.maximum(losses.counts, 1)
         values = values + term.weight * own
-        segments = segments if found.segments is None else found.segments
+        segments = segments if losses.segments is None else losses.segments
     return Losses(values, segments=segments)

@@ -37,14 +37,14 @@ def check_records(
             f"{unjudged} of {len(found)} record(s) have a response without a scored "
             f"segment, from which {config.name} learns nothing"
         )
-    for _, part in objective.members(config):
-        made = objective.make(part, aspects)
-        if made.needs.max_score is not None:
-            _check_scale(made.needs.max_score, found)
-        if made.needs.token_weights:
-            _check_token_weights(part.name, made.weight_models is not None, found)
-        if made.needs.ranked:
-            _check_equal_weights(part.name, found)
+    for _, options in objective.members(config):
+        part = objective.make(options, aspects)
+        if part.needs.max_score is not None:
+            _check_scale(part.needs.max_score, found)
+        if part.needs.token_weights:
+            _check_token_weights(options.name, part.weight_models is not None, found)
+        if part.needs.ranked:
+            _check_equal_weights(options.name, found)
 
 
 def _check_segments(record: records.Record, name: str) -> None:
