@@ -33,6 +33,7 @@ from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat
+from jaxalign.data.rendering import Renderer
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.models import decoder
@@ -84,7 +85,7 @@ def _run(
     model, variables = _load(args, method, seed)
     tokenizer = chat.load_tokenizer(args.model)
     greedy = Sampling(max_new_tokens=args.max_new_tokens, temperature=0.0)
-    stops = chat.stop_tokens(tokenizer)
+    stops = Renderer(tokenizer).stop_tokens()
     flat = [(name, item) for name, items in problems.items() for item in items]
     requests = [
         Request(tokenizer(prompt(item["instruction"]))["input_ids"], greedy, stops)

@@ -58,7 +58,6 @@ TO_SHORTEN = {
     "adapters/lora.py",
     "adapters/peft_format.py",
     "cli/demo.py",
-    "data/chat.py",
     "data/packing.py",
     "data/records.py",
     "generation/engine.py",

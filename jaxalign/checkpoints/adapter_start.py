@@ -15,7 +15,7 @@ from jaxalign.adapters.adapter import Adapter
 from jaxalign.adapters.hybrid import HLPTConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.checkpoints.load import Checkpoint
-from jaxalign.data import chat
+from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.models import decoder
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import Family
@@ -64,7 +64,7 @@ def make(
 
 def _text_start(checkpoint: Checkpoint, config: PrefixConfig) -> Any:
     """Return the keys and values of the text that a prefix starts from."""
-    tokenizer = chat.load_tokenizer(str(checkpoint.path))
+    tokenizer = load_tokenizer(str(checkpoint.path))
     tokens = np.asarray(tokenizer(config.prefix_text)["input_ids"], np.int32)
     length = config.prefix_length
     ones = jnp.ones((1, length), jnp.int32)

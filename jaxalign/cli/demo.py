@@ -138,10 +138,10 @@ def _sample_and_judge(
 def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     from jaxalign import progress
     from jaxalign.adapters.lora import LoRAConfig
-    from jaxalign.checkpoints import hub
     from jaxalign.checkpoints import policy as policy_lib
     from jaxalign.checkpoints.fetch import fetch
-    from jaxalign.data import chat, pairs, records
+    from jaxalign.checkpoints.renderer import open_renderer
+    from jaxalign.data import pairs, records
     from jaxalign.evaluation.score import PolicyAndReference, score_records
     from jaxalign.objectives.dpo2d import DPO2DConfig
     from jaxalign.objectives.objective import beta_of
@@ -191,7 +191,7 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
     found = records.read(held_file)
     data = pairs.prepare(
         found,
-        chat.load_tokenizer(str(hub.directory_of(model, weights=False))),
+        open_renderer(model),
         max_length=None,
     )
     model = policy.checkpoint.model

@@ -9,6 +9,8 @@ import numpy as np
 from jaxalign.data import chat, forms
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.data.records import Record, aspects_of
+from jaxalign.data.rendering import Renderer
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 from jaxalign.types import Form
 
@@ -51,7 +53,7 @@ class PairDataset(NamedTuple):
 
 def prepare(
     records: Sequence[Record],
-    tokenizer: Any,
+    renderer: Renderer | Tokenizer,
     *,
     max_length: int | None,
     overflow: Overflow = "drop",
@@ -65,7 +67,7 @@ def prepare(
 
     Args:
       records: validated records.
-      tokenizer: a fast Hugging Face tokenizer.
+      renderer: of the checkpoint; its fast Hugging Face tokenizer will do.
       max_length: most tokens of a prompt with either response; None for no limit.
       overflow: ``drop`` leaves such a pair out and counts it; ``truncate`` cuts the
         prompt's head, then the completions' tails, and the scores of cut segments;
@@ -83,7 +85,7 @@ def prepare(
     aspects = aspects_of(records) if aspects is None else aspects
     shaped, origins = forms.shape(records, form)
     tokenized: Iterable[TokenizedPair] = chat.tokenize(
-        shaped, tokenizer, aspects=aspects, end_of_turn=end_of_turn
+        shaped, renderer, aspects=aspects, end_of_turn=end_of_turn
     )
     if progress is not None:
         tokenized = progress(tokenized, len(shaped))

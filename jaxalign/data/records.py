@@ -144,6 +144,13 @@ class Record(NamedTuple):
     chosen_token_weights: tuple[float, ...] | None = None
     rejected_token_weights: tuple[float, ...] | None = None
 
+    @property
+    def completions(self) -> tuple[str, ...]:
+        """Return the chosen and the rejected completion, or the only one."""
+        if self.rejected is None:
+            return (self.chosen,)
+        return self.chosen, self.rejected
+
 
 def read(source: str | Path) -> list[Record]:
     """Read and validate every record of a file.

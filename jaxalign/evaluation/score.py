@@ -13,11 +13,11 @@ import numpy as np
 
 from jaxalign import progress
 from jaxalign.adapters import adapter
-from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
-from jaxalign.data import chat, loader, pairs, records
+from jaxalign.checkpoints.renderer import open_renderer
+from jaxalign.data import loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.errors import UserError
 from jaxalign.models.quantised import Quantize
@@ -120,10 +120,10 @@ def score(config: ScoreConfig) -> Path:
     check_target(out)
     found = records.read(config.data)
     check_records(config.objective, found, records.aspects_of(found))
-    tokenizer = chat.load_tokenizer(str(hub.directory_of(config.model, weights=False)))
+    renderer = open_renderer(config.model)
     data = pairs.prepare(
         found,
-        tokenizer,
+        renderer,
         max_length=None,
         end_of_turn=needs(config.objective).end_of_turn,
         progress=lambda items, n: progress.track(items, n, "tokenising"),

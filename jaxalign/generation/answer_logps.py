@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign.adapters import adapter
-from jaxalign.data import chat, packing
+from jaxalign.data import packing
 from jaxalign.data.records import Prompt
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
 from jaxalign.types import Completions, Model, ModelInputs, Variables
@@ -49,9 +50,10 @@ def question(prompt: Prompt, answers: Sequence[str], tokenizer: Any) -> Question
       UserError: the tokenizer joins the end of the prompt with an answer in one token,
         so that the answer's probability cannot be told; or an answer is empty.
     """
-    rendered = chat.prompt_text(prompt, tokenizer)
+    renderer = Renderer(tokenizer)
+    rendered = renderer.prompt_text(prompt)
     plain = isinstance(prompt.text, str)
-    begin = chat.prompt_tokens(prompt, tokenizer)
+    begin = renderer.prompt_tokens(prompt)
     found = []
     for answer in answers:
         whole = tokenizer(rendered + answer, add_special_tokens=plain, verbose=False)

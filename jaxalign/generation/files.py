@@ -14,8 +14,9 @@ from jaxalign import progress
 from jaxalign.checkpoints import adapter_files, contents, runs
 from jaxalign.checkpoints.load import DType
 from jaxalign.configs import to_dict
-from jaxalign.data import chat, records, rows
+from jaxalign.data import records, rows
 from jaxalign.data.records import Prompt
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
@@ -152,7 +153,7 @@ def _request(
         if field.name != "seed"
     }
     sampling = Sampling(**options, seed=seed_of(config.seed, line))
-    tokens = chat.prompt_tokens(prompt, made.tokenizer)
+    tokens = Renderer(made.tokenizer).prompt_tokens(prompt)
     return Request(tokens, sampling, made.ends(sampling.stop))
 
 

@@ -10,7 +10,9 @@ from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint, DType
 from jaxalign.checkpoints.policy import open_policy
-from jaxalign.data import chat, rows
+from jaxalign.checkpoints.renderer import open_renderer
+from jaxalign.data import rows
+from jaxalign.data.tokenizer import special_tokens
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.quantised import Quantize
@@ -41,7 +43,7 @@ class TextModel(NamedTuple):
 
     def ends(self, stop: Sequence[str]) -> frozenset[int]:
         """Return ``stop_tokens`` and those of stop texts, which no text would show."""
-        return self.stop_tokens | chat.special_tokens(self.tokenizer, stop)
+        return self.stop_tokens | special_tokens(self.tokenizer, stop)
 
 
 def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -> None:
@@ -82,14 +84,13 @@ def load(
       UserError: see ``policy.open_policy``.
     """
     devices = make_mesh(mesh or MeshConfig())
-    directory = hub.directory_of(model, weights=False)
-    tokenizer = chat.load_tokenizer(str(directory))
+    renderer = open_renderer(model)
     policy = open_policy(model, adapter, dtype=dtype, quantize=quantize, mesh=devices)
     checkpoint = policy.checkpoint
     return TextModel(
         *cut(checkpoint, policy.variables, mesh=devices, donate=True),
-        tokenizer,
-        chat.stop_tokens(tokenizer) | _configured(directory),
+        renderer.tokenizer,
+        renderer.stop_tokens() | _configured(hub.directory_of(model, weights=False)),
         checkpoint.name,
     )
 

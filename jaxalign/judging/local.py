@@ -20,11 +20,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxalign.checkpoints import contents, hub
+from jaxalign.checkpoints import contents
 from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
+from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.data import chat
 from jaxalign.data.records import Message, Prompt, Record, Segment
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import answer_logps
 from jaxalign.generation.answer_logps import Question
@@ -96,7 +98,7 @@ class LocalJudge:
         if own is not None:
             # Templates are in the messages of requests, but for this one.
             self._settings["wording"] = wording.read("templates", _TEMPLATE, own)
-        self._loaded: tuple[Model, Variables, Any] | None = None
+        self._loaded: tuple[Model, Variables, Renderer] | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -118,25 +120,23 @@ class LocalJudge:
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         if self._loaded is None:
             mesh = make_mesh(self._mesh)
-            tokenizer = chat.load_tokenizer(
-                str(hub.directory_of(self._model, weights=False))
-            )
+            renderer = open_renderer(self._model)
             made = open_policy(self._model, None, dtype=self._dtype, mesh=mesh)
-            self._loaded = made.checkpoint.model, made.variables, tokenizer
-        model, variables, tokenizer = self._loaded
-        asked: list[_LocalQuestions | str] = []
+            self._loaded = made.checkpoint.model, made.variables, renderer
+        model, variables, renderer = self._loaded
+        questions: list[_LocalQuestions | str] = []
         for request in requests:
             try:
-                asked.append(self._asked(request, tokenizer))
+                questions.append(self._questions(request, renderer))
             except UserError as error:
-                asked.append(str(error))
-        found = iter(
+                questions.append(str(error))
+        answers = iter(
             answer_logps.answer_logps(
                 model,
                 variables,
                 [
                     q
-                    for one in asked
+                    for one in questions
                     if isinstance(one, _LocalQuestions)
                     for q in one.questions
                 ],
@@ -145,31 +145,31 @@ class LocalJudge:
             )
         )
         verdicts = []
-        for one in asked:
+        for one in questions:
             if isinstance(one, str):
                 verdicts.append(Verdict(None, failure=f"local: {one}"))
                 continue
-            mine = list(itertools.islice(found, len(one.questions)))
+            mine = list(itertools.islice(answers, len(one.questions)))
             read = sum(len(q.prompt) + sum(map(len, q.answers)) for q in one.questions)
             verdicts.append(Verdict(one.value(mine), prompt_tokens=read))
         return verdicts
 
-    def _asked(self, request: JudgeRequest, tokenizer: Any) -> _LocalQuestions:
+    def _questions(self, request: JudgeRequest, renderer: Renderer) -> _LocalQuestions:
         """Return a request as questions.
 
         Raises:
           UserError: it asks for a text, or cannot be told in tokens.
         """
         if request.task == "scores" and self._method == LIKELIHOOD:
-            return _likelihood(request.subject, tokenizer)
+            return _likelihood(request.subject, renderer)
         if request.task == "scores":
-            return self._choices(request.subject, tokenizer)
+            return self._choices(request.subject, renderer)
         if request.task not in _ANSWERS:
             raise UserError(
                 f"it writes no text, as {request.task} asks for; judge.name openai does"
             )
         field, answers = _ANSWERS[request.task]
-        question = _question(request.messages, answers, tokenizer)
+        question = _question(request.messages, answers, renderer)
 
         def value(found: _Found) -> Any:
             # By the mean of its tokens: the answers are not of one length.
@@ -178,7 +178,7 @@ class LocalJudge:
 
         return _LocalQuestions([question], value)
 
-    def _choices(self, subject: Subject, tokenizer: Any) -> _LocalQuestions:
+    def _choices(self, subject: Subject, renderer: Renderer) -> _LocalQuestions:
         """Ask for each segment and aspect by itself."""
         digits = [str(score) for score in range(MAX_SCORE + 1)]
         places = [
@@ -195,7 +195,7 @@ class LocalJudge:
                 "material": _material(subject, start, end),
             }
             messages = wording.messages(_TEMPLATE, values, self._own)
-            questions.append(_question(messages, digits, tokenizer))
+            questions.append(_question(messages, digits, renderer))
 
         def value(found: _Found) -> Any:
             scores: list[dict[str, float]] = [{} for _ in subject.spans]
@@ -209,14 +209,14 @@ class LocalJudge:
         return _LocalQuestions(questions, value)
 
 
-def _likelihood(subject: Subject, tokenizer: Any) -> _LocalQuestions:
+def _likelihood(subject: Subject, renderer: Renderer) -> _LocalQuestions:
     """Score segments by what the checkpoint would have written."""
     given = subject.prompt
     turns = given if isinstance(given, str) else tuple(Message(**t) for t in given)
     none = {LIKELIHOOD: 0.0}
     segments = tuple(Segment(start=a, end=b, scores=none) for a, b in subject.spans)
     record = Record(turns, subject.response, None, segments, None, "response")
-    (pair,) = chat.tokenize([record], tokenizer, end_of_turn=False)
+    (pair,) = chat.tokenize([record], renderer, end_of_turn=False)
     branch = pair.chosen
     prompt = [*pair.prompt.tolist(), *branch.tokens[: branch.lead].tolist()]
     question = Question(prompt, [branch.tokens[branch.lead :].tolist()])
@@ -244,15 +244,15 @@ def _material(subject: Subject, start: int, end: int) -> str:
 
 
 def _question(
-    messages: Sequence[Mapping[str, Any]], answers: Sequence[str], tokenizer: Any
+    messages: Sequence[Mapping[str, Any]], answers: Sequence[str], renderer: Renderer
 ) -> Question:
     """Put messages through the chat template; without one, one below the other."""
     if not all(isinstance(m["content"], str) for m in messages):
         raise UserError("it sees no images; judge.name openai may")
-    if getattr(tokenizer, "chat_template", None):
+    if renderer.has_template:
         turns = tuple(Message(role=m["role"], content=m["content"]) for m in messages)
         prompt = Prompt(turns, None, "the request")
     else:
         text = "\n\n".join(m["content"] for m in messages) + "\n\nAnswer: "
         prompt = Prompt(text, None, "the request")
-    return answer_logps.question(prompt, answers, tokenizer)
+    return answer_logps.question(prompt, answers, renderer.tokenizer)

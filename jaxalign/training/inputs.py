@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 from jaxalign import progress, trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import PeftConfig
-from jaxalign.checkpoints import adapter_files, adapter_start, contents, hub
+from jaxalign.checkpoints import adapter_files, adapter_start, contents
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
-from jaxalign.data import chat, loader, packing, pairs, records, rows
+from jaxalign.checkpoints.renderer import open_renderer
+from jaxalign.data import loader, packing, pairs, records, rows
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models.attention.choice import KernelChoice
@@ -147,13 +148,13 @@ def _read_data(config: TrainConfig, model: DecoderConfig) -> RunData:
     eval_records = records.read(config.eval_data) if config.eval_data else []
     aspects = records.aspects_of([*train_records, *eval_records])
     check_records(config.objective, [*train_records, *eval_records], aspects)
-    tokenizer = chat.load_tokenizer(str(hub.directory_of(config.model, weights=False)))
+    renderer = open_renderer(config.model)
     needs = objective.needs(config.objective)
 
     def prepare(part: Sequence[records.Record], what: str) -> PairDataset:
         data = pairs.prepare(
             part,
-            tokenizer,
+            renderer,
             max_length=config.max_length,
             overflow=config.overflow,
             aspects=aspects,

@@ -6,6 +6,7 @@ import pytest
 
 from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.data import chat, records
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import answer_logps
 from jaxalign.generation.answer_logps import Question
@@ -68,7 +69,7 @@ def test_answers_are_what_the_model_would_write(tiny_llama) -> None:
     turns = [{"role": "user", "content": "Is it?"}]
     prompt = records.parse_prompt({"prompt": turns})
     asked = answer_logps.question(prompt, ["yes", "no", "not at all"], tokenizer)
-    assert asked.prompt == chat.prompt_tokens(prompt, tokenizer)
+    assert asked.prompt == Renderer(tokenizer).prompt_tokens(prompt)
     assert [tokenizer.decode(tokens) for tokens in asked.answers] == [
         "yes",
         "no",

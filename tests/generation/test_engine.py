@@ -12,7 +12,7 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.checkpoints import load as load_lib
-from jaxalign.data import chat
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, generate
@@ -334,13 +334,13 @@ def test_an_adapter_that_reads_ahead_is_refused(tiny_llama) -> None:
 def test_prompt_tokens_are_those_of_the_template(tiny) -> None:
     from jaxalign.data import records
 
-    tokenizer = tiny.tokenizer
+    tokenizer, renderer = tiny.tokenizer, Renderer(tiny.tokenizer)
     turns = [{"role": "user", "content": "What is up?"}]
     prompt = records.parse_prompt({"prompt": turns})
     want = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-    assert chat.prompt_tokens(prompt, tokenizer) == list(want["input_ids"])
+    assert renderer.prompt_tokens(prompt) == list(want["input_ids"])
     text = records.parse_prompt({"prompt": "What is up?"})
-    assert chat.prompt_tokens(text, tokenizer) == tokenizer("What is up?")["input_ids"]
+    assert renderer.prompt_tokens(text) == tokenizer("What is up?")["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end in chat.stop_tokens(tokenizer)
+    assert end in renderer.stop_tokens()
     assert tokenizer.eos_token_id in tiny.stop_tokens

@@ -23,7 +23,8 @@ import pytest
 import uvicorn
 
 from jaxalign.cli.main import main
-from jaxalign.data import chat, records
+from jaxalign.data import records
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import (
@@ -151,7 +152,7 @@ def alone(served: Served, tokens: list[int], **options: Any) -> list[Completion]
 
 def tokens_of(served: Served, prompt: Any) -> list[int]:
     parsed = records.parse_prompt({"prompt": prompt})
-    return chat.prompt_tokens(parsed, served.service.made.tokenizer)
+    return Renderer(served.service.made.tokenizer).prompt_tokens(parsed)
 
 
 def test_models_and_health(served, client) -> None:

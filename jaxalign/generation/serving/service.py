@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from jaxalign.checkpoints.load import DType
-from jaxalign.data import chat
 from jaxalign.data.records import Prompt
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Engine, Request, Sampling
@@ -158,7 +158,7 @@ class Service:
             try:
                 tokens: Any = prompt
                 if isinstance(prompt, Prompt):
-                    tokens = chat.prompt_tokens(prompt, self.made.tokenizer)
+                    tokens = Renderer(self.made.tokenizer).prompt_tokens(prompt)
                 options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
                 options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
                 sampling = Sampling(**options)
