@@ -45,7 +45,7 @@ HOMES = {
     "fastapi": ("generation/serving/server.py",),
     "uvicorn": ("generation/serving/server.py",),
     "matplotlib": ("reports/",),
-    "pydantic": ("configs.py", "data/records.py", "generation/serving/wire.py"),
+    "pydantic": ("configs.py", "data/columns.py", "generation/serving/wire.py"),
     "torch": (),
 }
 
@@ -59,7 +59,6 @@ TO_SHORTEN = {
     "adapters/peft_format.py",
     "cli/demo.py",
     "data/packing.py",
-    "data/records.py",
     "generation/engine.py",
     "models/attention/cached.py",
     "models/attention/trial.py",

@@ -19,15 +19,22 @@ completion token, the end of turn included, in ``chosen_token_weights`` and
 ``rejected_token_weights``.
 """
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import pydantic
-
+from jaxalign.data.columns import (
+    CompletionColumns,
+    ListedSegment,
+    Message,
+    PairColumns,
+    PromptColumns,
+    Segment,
+    read_columns,
+    refuse_misspelt,
+    shown,
+)
 from jaxalign.data.rows import read_rows
 from jaxalign.errors import UserError
 
@@ -43,74 +50,6 @@ __all__ = [
     "read",
     "read_prompts",
 ]
-
-_LARGEST = float(np.finfo(np.float32).max)
-# Scores are float32 on the devices: what overflows there is not finite either.
-Finite = Annotated[
-    float, pydantic.Field(allow_inf_nan=False, ge=-_LARGEST, le=_LARGEST)
-]
-
-
-Scores = Annotated[dict[str, Finite], pydantic.Field(min_length=1)]
-
-
-class _Span(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    start: Annotated[int, pydantic.Field(ge=0)]
-    end: int
-
-
-class Segment(_Span):
-    """A stretch of a completion with its scores by aspect."""
-
-    scores: Scores
-
-
-class _Listed(_Span):
-    """A segment as files have it: not every one has been judged."""
-
-    scores: Scores | None = None
-
-
-class Message(pydantic.BaseModel):
-    """One turn of a conversation."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    role: Annotated[str, pydantic.Field(min_length=1)]
-    content: str
-
-
-class _Columns(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
-
-    prompt: str | list[Message]
-    chosen: str | list[Message]
-    rejected: str | list[Message]
-    chosen_segments: list[_Listed] | None = None
-    rejected_segments: list[_Listed] | None = None
-    images: list[str | bytes] | None = None
-    weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
-    chosen_token_weights: list[Finite] | None = None
-    rejected_token_weights: list[Finite] | None = None
-
-
-class _OneSided(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
-
-    prompt: str | list[Message]
-    completion: str | list[Message]
-    completion_segments: list[_Listed] | None = None
-    label: bool | None = None
-    images: list[str | bytes] | None = None
-    weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
-
-
-class _PromptRow(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
-
-    prompt: str | list[Message]
 
 
 class Prompt(NamedTuple):
@@ -177,56 +116,83 @@ def parse(columns: Any, where: str = "record") -> Record:
     if not isinstance(columns, Mapping):
         raise UserError(
             f"{where}: a record must be an object with prompt, chosen and rejected: "
-            f"got {_shown(columns)}"
+            f"got {shown(columns)}"
         )
-    _refuse_misspelt(columns, where)
+    refuse_misspelt(columns, where)
     present = {k: v for k, v in columns.items() if v is not None}
-    one_sided = "completion" in present
-    for name in (*_PAIRED, "chosen", "rejected") if one_sided else ("label",):
-        if name in present:
-            expected = "a completion" if one_sided else "chosen and rejected"
-            raise UserError(
-                f"{where}: field {name} does not go with {expected}. A record has "
-                "either chosen and rejected, or completion and label"
-            )
-    kind = _OneSided if one_sided else _Columns
-    try:
-        checked: Any = kind.model_validate(present)
-    except pydantic.ValidationError as error:
-        raise UserError(_explain(error, where)) from None
-    if checked.images:
-        raise UserError(
-            f"{where}: field images: got {len(checked.images)} image(s), but no "
-            "vision-language model family is supported yet. Leave the column out"
-        )
-    prompt = _prompt(checked.prompt, where)
-    if one_sided:
-        completion = _completion(checked.completion, "completion", prompt, where)
-        # Checked, though no objective learns from the segments of a single completion.
-        _segments(checked.completion_segments, "completion_segments", completion, where)
-        return Record(
-            *(prompt, completion, None, None, None, where),
-            label=checked.label,
-            weight=checked.weight,
-        )
-    chosen = _completion(checked.chosen, "chosen", prompt, where)
-    rejected = _completion(checked.rejected, "rejected", prompt, where)
-    weights = (checked.chosen_token_weights, checked.rejected_token_weights)
+    if "completion" in present:
+        return _single(present, where)
+    return _pair(present, where)
+
+
+def _pair(row: Mapping[str, Any], where: str) -> Record:
+    _refuse_mixed(row, ("label",), "chosen and rejected", where)
+    columns = read_columns(PairColumns, row, where)
+    _refuse_images(columns.images, where)
+    prompt = _prompt(columns.prompt, where)
+    chosen = _completion(columns.chosen, "chosen", prompt, where)
+    rejected = _completion(columns.rejected, "rejected", prompt, where)
+    weights = (columns.chosen_token_weights, columns.rejected_token_weights)
     return Record(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
         chosen_segments=_segments(
-            checked.chosen_segments, "chosen_segments", chosen, where
+            columns.chosen_segments, "chosen_segments", chosen, where
         ),
         rejected_segments=_segments(
-            checked.rejected_segments, "rejected_segments", rejected, where
+            columns.rejected_segments, "rejected_segments", rejected, where
         ),
         where=where,
-        weight=checked.weight,
+        weight=columns.weight,
         chosen_token_weights=None if weights[0] is None else tuple(weights[0]),
         rejected_token_weights=None if weights[1] is None else tuple(weights[1]),
     )
+
+
+def _single(row: Mapping[str, Any], where: str) -> Record:
+    _refuse_mixed(row, _PAIRED, "a completion", where)
+    columns = read_columns(CompletionColumns, row, where)
+    _refuse_images(columns.images, where)
+    prompt = _prompt(columns.prompt, where)
+    completion = _completion(columns.completion, "completion", prompt, where)
+    # Checked, though no objective learns from the segments of a single completion.
+    _segments(columns.completion_segments, "completion_segments", completion, where)
+    return Record(
+        *(prompt, completion, None, None, None, where),
+        label=columns.label,
+        weight=columns.weight,
+    )
+
+
+_PAIRED = (
+    "chosen_segments",
+    "rejected_segments",
+    "chosen_token_weights",
+    "rejected_token_weights",
+    "chosen",
+    "rejected",
+)
+"""Columns that only a pair has."""
+
+
+def _refuse_mixed(
+    row: Mapping[str, Any], names: Iterable[str], expected: str, where: str
+) -> None:
+    for name in names:
+        if name in row:
+            raise UserError(
+                f"{where}: field {name} does not go with {expected}. A record has "
+                "either chosen and rejected, or completion and label"
+            )
+
+
+def _refuse_images(images: Sequence[str | bytes] | None, where: str) -> None:
+    if images:
+        raise UserError(
+            f"{where}: field images: got {len(images)} image(s), but no "
+            "vision-language model family is supported yet. Leave the column out"
+        )
 
 
 def read_prompts(source: str | Path) -> list[Prompt]:
@@ -250,27 +216,15 @@ def parse_prompt(columns: Any, where: str = "prompt") -> Prompt:
     if not isinstance(columns, Mapping) or columns.get("prompt") is None:
         raise UserError(
             f'{where}: expected an object with the field prompt, {{"prompt": text or '
-            f"messages}}: got {_shown(columns)}"
+            f"messages}}: got {shown(columns)}"
         )
     if columns.get("images"):
         raise UserError(
             f"{where}: field images: no vision-language model family is supported yet. "
             "Leave the column out"
         )
-    try:
-        asked = _PromptRow.model_validate(columns)
-    except pydantic.ValidationError as error:
-        raise UserError(_explain(error, where)) from None
-    return Prompt(_prompt(asked.prompt, where), columns["prompt"], where)
-
-
-_PAIRED = (
-    "chosen_segments",
-    "rejected_segments",
-    "chosen_token_weights",
-    "rejected_token_weights",
-)
-"""Columns that only a pair has."""
+    row = read_columns(PromptColumns, columns, where)
+    return Prompt(_prompt(row.prompt, where), columns["prompt"], where)
 
 
 def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
@@ -283,64 +237,6 @@ def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
         ):
             names.update(segment.scores)
     return tuple(sorted(names))
-
-
-def _refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
-    known = set(_Columns.model_fields) | set(_OneSided.model_fields)
-    for name in columns:
-        if name in known or not isinstance(name, str):
-            continue
-        # Near, but not as far as TRL's own column "messages" is from "images".
-        near = difflib.get_close_matches(name, known - set(columns), n=1, cutoff=0.72)
-        if near:
-            raise UserError(
-                f"{where}: unknown field {name!r}. Did you mean {near[0]}? "
-                "Rename the column (other columns are ignored)"
-            )
-
-
-def _explain(error: pydantic.ValidationError, where: str) -> str:
-    # The branch of "text or list of messages" that fits the value's type says most.
-    def relevance(problem: Any) -> tuple[bool, int]:
-        return (
-            problem["type"] not in ("string_type", "list_type", "bytes_type"),
-            len(problem["loc"]),
-        )
-
-    problem = max(error.errors(include_url=False), key=relevance)
-    field = ""
-    for part in problem["loc"]:
-        if part in ("str", "bytes", "list[Message]"):
-            continue
-        field += (
-            f"[{part}]" if isinstance(part, int) else f".{part}" if field else f"{part}"
-        )
-    if problem["type"] == "missing":
-        return (
-            f"{where}: field {field} is missing. "
-            "A record needs prompt, chosen and rejected (or prompt, completion and "
-            "label); a message role and content; a segment start, end and scores"
-        )
-    expected = problem["msg"][0].lower() + problem["msg"][1:]
-    if field in ("prompt", "chosen", "rejected", "completion"):
-        expected = "expected a text or a list of {role, content} messages"
-    if problem["type"] == "extra_forbidden":
-        expected = "not a known field here; remove or rename it"
-    text = f"{where}: field {field}: {expected}: got {_shown(problem['input'])}"
-    # Field names come from the file: half a surrogate pair could not be printed.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _shown(value: Any) -> str:
-    """Show a value without spilling a text that may be long or offensive."""
-    if isinstance(value, str):
-        return f"a text of {len(value)} characters"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    if isinstance(value, Mapping):
-        return f"an object with {', '.join(map(str, list(value)[:6])) or 'no fields'}"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _prompt(prompt: str | Sequence[Message], where: str) -> str | tuple[Message, ...]:
@@ -397,7 +293,7 @@ def _check_text(text: str, field: str, where: str) -> None:
 
 
 def _segments(
-    segments: Sequence[_Listed] | None, field: str, text: str, where: str
+    segments: Sequence[ListedSegment] | None, field: str, text: str, where: str
 ) -> tuple[Segment, ...] | None:
     """Check all segments and return those that have scores."""
     if segments is None:
@@ -408,18 +304,18 @@ def _segments(
         if segment.end <= segment.start:
             raise UserError(
                 f"{where}: field {name}.end: expected more than start="
-                f"{_shown(segment.start)}: got {_shown(segment.end)}. Offsets are "
+                f"{shown(segment.start)}: got {shown(segment.end)}. Offsets are "
                 "half-open"
             )
         if segment.start < previous:
             raise UserError(
-                f"{where}: field {name}.start: got {_shown(segment.start)}, but the "
+                f"{where}: field {name}.start: got {shown(segment.start)}, but the "
                 f"segment before ends at {previous}. Segments are ordered and do not "
                 "overlap"
             )
         if segment.end > len(text):
             raise UserError(
-                f"{where}: field {name}.end: got {_shown(segment.end)}, but the text "
+                f"{where}: field {name}.end: got {shown(segment.end)}, but the text "
                 f"has {len(text)} characters. Offsets count code points, not bytes"
             )
         for aspect, score in (segment.scores or {}).items():
