@@ -58,7 +58,6 @@ TO_SHORTEN = {
     "adapters/lora.py",
     "adapters/peft_format.py",
     "cli/demo.py",
-    "data/packing.py",
     "generation/engine.py",
     "models/attention/cached.py",
     "models/attention/trial.py",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.chat import TokenizedPair
+from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.types import Completions, ModelInputs, PreferenceBatch
 
 
@@ -143,89 +143,153 @@ def build_rows(
       token_weights: a weight for each of the same tokens; default what the records
         came with.
     """
-    b, t = len(rows), shape.row_length
-    p, s, a = shape.pairs, shape.segments, shape.aspects
+    first = pairs[:1]
+    batch = _padding(
+        len(rows),
+        shape,
+        labelled=any(pair.label is not None for pair in first),
+        weighted=token_weights is not None
+        or any(pair.chosen.weights is not None for pair in first),
+        referenced=ref_logps is not None,
+    )
+    for r, row in enumerate(rows):
+        used = _Used()
+        for slot, index in enumerate(row):
+            pair, before = pairs[index], used
+            used = _lay_pair(batch, (r, slot), pair, before)
+            wanted = r, slice(before.completions, used.completions)
+            if batch.token_weights is not None:
+                batch.token_weights[wanted] = (
+                    _weights_of(pair) if token_weights is None else token_weights[index]
+                )
+            if ref_logps is not None:
+                batch.ref_logps[wanted] = ref_logps[index]
+    return batch
+
+
+class _Used(NamedTuple):
+    """How much of each of a row's budgets is taken."""
+
+    tokens: int = 0
+    completions: int = 0
+
+
+def _padding(
+    rows: int, shape: BatchShape, *, labelled: bool, weighted: bool, referenced: bool
+) -> Any:
+    """Return a :class:`PreferenceBatch` of numpy arrays in which nothing is laid."""
+    t, p, s, a = shape.row_length, shape.pairs, shape.segments, shape.aspects
 
     def full(value: Any, dtype: Any, *sizes: int) -> Any:
-        return np.full((b, *sizes), value, dtype)
+        return np.full((rows, *sizes), value, dtype)
 
-    tokens, positions = full(0, np.int32, t), full(0, np.int32, t)
-    sequence_ids, branch_ids = full(0, np.int32, t), full(0, np.int32, t)
-    source, target = full(0, np.int32, t), full(0, np.int32, t)
-    response, segment = full(-1, np.int32, t), full(-1, np.int32, t)
-    labelled = any(pair.label is not None for pair in pairs[:1])
-    labels = full(False, bool, p) if labelled else None
-    weights = full(1.0, np.float32, p)
-    own = any(pair.chosen.weights is not None for pair in pairs[:1])
-    weighted = full(0, np.float32, t) if own or token_weights is not None else None
-    scores = full(np.nan, np.float32, p, 2, s, a)
-    segment_mask, pair_mask = full(False, bool, p, 2, s), full(False, bool, p)
-    cached = None if ref_logps is None else full(0, np.float32, t)
-
-    for r, row in enumerate(rows):
-        place = wanted = 0
-        for slot, index in enumerate(row):
-            pair = pairs[index]
-            prompt_length, begin = len(pair.prompt), place
-            place += prompt_length
-            tokens[r, begin:place] = pair.prompt
-            positions[r, begin:place] = np.arange(prompt_length)
-            first_wanted = wanted
-            if pair.learn_prompt:
-                known = np.concatenate(
-                    [pair.prompt, pair.chosen.tokens[: pair.chosen.lead]]
-                )
-                out = slice(wanted, wanted + len(known) - 1)
-                source[r, out] = begin + np.arange(len(known) - 1)
-                target[r, out] = known[1:]
-                response[r, out] = 2 * slot
-                wanted += len(known) - 1
-            for side, branch in enumerate((pair.chosen, pair.rejected)):
-                n, m = len(branch.tokens), branch.num_completion_tokens
-                where = slice(place, place + n)
-                tokens[r, where] = branch.tokens
-                positions[r, where] = prompt_length + np.arange(n)
-                branch_ids[r, where] = side + 1
-                out = slice(wanted, wanted + m)
-                source[r, out] = np.arange(place + branch.lead, place + n) - 1
-                if branch.lead == 0 and m:
-                    # The prompt's last token predicts the first one of both responses.
-                    source[r, wanted] = begin + prompt_length - 1
-                target[r, out] = branch.tokens[branch.lead :]
-                response[r, out] = 2 * slot + side
-                segment[r, out] = branch.segments
-                count = len(branch.scored)
-                scores[r, slot, side, :count, : branch.scores.shape[1]] = branch.scores
-                segment_mask[r, slot, side, :count] = branch.scored
-                place += n
-                wanted += m
-            sequence_ids[r, begin:place] = slot + 1
-            pair_mask[r, slot] = True
-            weights[r, slot] = pair.weight
-            if labels is not None:
-                labels[r, slot] = pair.label
-            if weighted is not None:
-                weighted[r, first_wanted:wanted] = (
-                    _own_weights(pair)
-                    if token_weights is None
-                    else token_weights[index]
-                )
-            if cached is not None and ref_logps is not None:
-                cached[r, first_wanted:wanted] = ref_logps[index]
     return PreferenceBatch(
-        inputs=ModelInputs(tokens, positions, sequence_ids, branch_ids),
-        completions=Completions(source, target, response, segment),
-        scores=scores,
-        segment_mask=segment_mask,
-        pair_mask=pair_mask,
-        ref_logps=cached,
-        weights=weights,
-        labels=labels,
-        token_weights=weighted,
+        inputs=ModelInputs(
+            tokens=full(0, np.int32, t),
+            positions=full(0, np.int32, t),
+            sequence_ids=full(0, np.int32, t),
+            branch_ids=full(0, np.int32, t),
+        ),
+        completions=Completions(
+            source=full(0, np.int32, t),
+            target=full(0, np.int32, t),
+            response=full(-1, np.int32, t),
+            segment=full(-1, np.int32, t),
+        ),
+        scores=full(np.nan, np.float32, p, 2, s, a),
+        segment_mask=full(False, bool, p, 2, s),
+        pair_mask=full(False, bool, p),
+        ref_logps=full(0, np.float32, t) if referenced else None,
+        weights=full(1.0, np.float32, p),
+        labels=full(False, bool, p) if labelled else None,
+        token_weights=full(0, np.float32, t) if weighted else None,
     )
 
 
-def _own_weights(pair: TokenizedPair) -> np.ndarray:
+def _lay_pair(
+    batch: Any, at: tuple[int, int], pair: TokenizedPair, used: _Used
+) -> _Used:
+    """Lay a pair behind what a row holds: prompt, chosen, rejected.
+
+    Args:
+      batch: the arrays, written to.
+      at: the row, and which of its pairs this one is.
+      pair: the pair.
+      used: what the row holds already.
+    Returns:
+      What it holds then.
+    """
+    r, slot = at
+    inputs, begin = batch.inputs, used.tokens
+    length = len(pair.prompt)
+    prompt = r, slice(begin, begin + length)
+    inputs.tokens[prompt] = pair.prompt
+    inputs.positions[prompt] = np.arange(length)
+    used = used._replace(tokens=begin + length)
+    if pair.learn_prompt:
+        used = _want_prompt(batch.completions, at, pair, begin, used)
+    for side, branch in enumerate((pair.chosen, pair.rejected)):
+        places = r, slice(used.tokens, used.tokens + len(branch.tokens))
+        inputs.tokens[places] = branch.tokens
+        inputs.positions[places] = length + np.arange(len(branch.tokens))
+        inputs.branch_ids[places] = side + 1
+        last = begin + length - 1
+        used = _want_branch(batch.completions, (*at, side), branch, last, used)
+        count = len(branch.scored)
+        batch.scores[r, slot, side, :count, : branch.scores.shape[1]] = branch.scores
+        batch.segment_mask[r, slot, side, :count] = branch.scored
+    inputs.sequence_ids[r, begin : used.tokens] = slot + 1
+    batch.pair_mask[r, slot] = True
+    batch.weights[r, slot] = pair.weight
+    if batch.labels is not None:
+        batch.labels[r, slot] = pair.label
+    return used
+
+
+def _want_prompt(
+    completions: Any, at: tuple[int, int], pair: TokenizedPair, begin: int, used: _Used
+) -> _Used:
+    """Ask for a prompt's own tokens, but for the first one, which nothing predicts."""
+    r, slot = at
+    tokens = np.concatenate([pair.prompt, pair.chosen.tokens[: pair.chosen.lead]])
+    count = len(tokens) - 1
+    wanted = r, slice(used.completions, used.completions + count)
+    completions.source[wanted] = begin + np.arange(count)
+    completions.target[wanted] = tokens[1:]
+    completions.response[wanted] = 2 * slot
+    return used._replace(completions=used.completions + count)
+
+
+def _want_branch(
+    completions: Any,
+    at: tuple[int, int, int],
+    branch: Branch,
+    last: int,
+    used: _Used,
+) -> _Used:
+    """Ask for a response's completion tokens.
+
+    Args:
+      completions: the arrays, written to.
+      at: row, pair and response.
+      branch: the response.
+      last: place in the row of the prompt's last token, which predicts the first one
+        of every response.
+      used: what the row holds before the response.
+    """
+    r, slot, side = at
+    end, count = used.tokens + len(branch.tokens), branch.num_completion_tokens
+    wanted = r, slice(used.completions, used.completions + count)
+    completions.source[wanted] = np.arange(used.tokens + branch.lead, end) - 1
+    if branch.lead == 0 and count:
+        completions.source[r, used.completions] = last
+    completions.target[wanted] = branch.tokens[branch.lead :]
+    completions.response[wanted] = 2 * slot + side
+    completions.segment[wanted] = branch.segments
+    return _Used(end, used.completions + count)
+
+
+def _weights_of(pair: TokenizedPair) -> np.ndarray:
     """Return the token weights that a record came with, chosen then rejected."""
     sides = [pair.chosen.weights, pair.rejected.weights]
     return np.concatenate([side for side in sides if side is not None])
