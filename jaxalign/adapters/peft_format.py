@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import stacks, trees
-from jaxalign.adapters import gates, sites
+from jaxalign.adapters import gates, peft_config, sites
 from jaxalign.errors import UserError
 
 
-__all__ = ["PeftLoRA", "adapted_layers", "check_config", "from_peft", "to_peft"]
+__all__ = ["PeftLoRA", "adapted_layers", "from_peft", "to_peft"]
 
 _NAMES = {
     "a": "lora_A.weight",
@@ -30,27 +30,6 @@ _EMBEDDING_NAMES = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
 _LEAVES = {name: leaf for leaf, name in (*_NAMES.items(), *_EMBEDDING_NAMES.items())}
 _TENSOR = re.compile(rf"base_model\.model\.(.+)\.({'|'.join(map(re.escape, _LEAVES))})")
 _GATE = re.compile(rf"(.+)\.({'|'.join(gates.FEATURE_GATES)})")
-
-_REFUSED = {
-    "lora_bias": False,
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-    "use_qalora": False,
-    "alora_invocation_tokens": None,
-    "layer_replication": None,
-    "use_bdlora": None,
-    "monteclora_config": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "velora_config": None,
-    "target_parameters": None,
-}
-"""Options of PEFT that change the numbers, with the value at which they do not."""
-
-_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base weights as they are; the others change them."""
 
 Module = tuple[str, tuple[int, ...]]
 """A path without its group, such as ``self_attn/q_proj``, and the layer (and expert),
@@ -74,7 +53,7 @@ def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
     What only folds into the factors is folded: static gates, the part of the weight
     that PiSSA takes away.
     """
-    found: dict[Module, dict[str, np.ndarray]] = {}
+    modules: dict[Module, dict[str, np.ndarray]] = {}
 
     def walk(tree: Any, path: tuple[str, ...]) -> None:
         if "a" not in tree:
@@ -84,16 +63,16 @@ def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
         leaf = {name: np.asarray(tree[name], np.float32) for name in tree}
         group = stacks.group_of_name(path[0])
         if group is None:
-            found["/".join(path), ()] = _folded(leaf)
+            modules["/".join(path), ()] = _folded(leaf)
             return
         for i in np.ndindex(*leaf["a"].shape[:-2]):
             # All experts of a layer share its scale.
             single = {name: value[i[: value.ndim]] for name, value in leaf.items()}
             index = group[0] + i[0], *i[1:]
-            found["/".join(path[1:]), index] = _folded(single)
+            modules["/".join(path[1:]), index] = _folded(single)
 
     walk(adapters, ())
-    return found
+    return modules
 
 
 def _folded(leaf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -116,9 +95,7 @@ def to_peft(
 ) -> PeftLoRA:
     """Return the files' contents for a LoRA adapter.
 
-    Only keys that every PEFT understands are written. Ranks and scales that differ from
-    the most common ones go to ``rank_pattern`` and ``alpha_pattern``. PiSSA becomes
-    plain LoRA of twice the rank, ``[A; A0]`` and ``[B, -B0]``.
+    PiSSA becomes plain LoRA of twice the rank, ``[A; A0]`` and ``[B, -B0]``.
 
     Args:
       adapters: the ``lora`` collection.
@@ -144,49 +121,15 @@ def to_peft(
                 gated[f"{name}.{kind}"] = leaf[kind]
         ranks[name] = leaf["a"].shape[-1]
         scales[name] = float(leaf["scale"])
-    rslora = _looks_rslora(ranks, scales)
-    alphas = {
-        name: _round(scale * (ranks[name] ** 0.5 if rslora else ranks[name]))
-        for name, scale in scales.items()
-    }
-    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-    alpha = collections.Counter(alphas.values()).most_common(1)[0][0]
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": dropout,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "use_rslora": rslora,
-        "use_dora": any("magnitude" in leaf for leaf in modules.values()),
-        "rank_pattern": {n: r for n, r in sorted(ranks.items()) if r != rank},
-        "alpha_pattern": {n: a for n, a in sorted(alphas.items()) if a != alpha},
-        **_targets(modules, module_name, num_layers),
-    }
-    return PeftLoRA(dict(sorted(config.items())), tensors, gated)
-
-
-def _looks_rslora(ranks: Mapping[str, int], scales: Mapping[str, float]) -> bool:
-    """Tell whether alphas are rounder as rsLoRA's; both ways say the same scales."""
-
-    def round_ones(power: float) -> int:
-        alphas = (
-            _round(scale * ranks[name] ** power) for name, scale in scales.items()
-        )
-        return sum(alpha == int(alpha) for alpha in alphas)
-
-    return round_ones(0.5) > round_ones(1.0)
-
-
-def _round(alpha: float) -> float:
-    """Take back the rounding of float32: 32 / 24 × 24 is 32."""
-    near = round(alpha, 4)
-    return near if abs(near - alpha) <= 1e-6 * abs(alpha) else alpha
+    config = peft_config.to_config(
+        ranks,
+        scales,
+        targets=_targets(modules, module_name, num_layers),
+        use_dora=any("magnitude" in leaf for leaf in modules.values()),
+        dropout=dropout,
+        base_model=base_model,
+    )
+    return PeftLoRA(config, tensors, gated)
 
 
 def _targets(
@@ -205,33 +148,6 @@ def _targets(
     if len(layers) < num_layers:
         targets["layers_to_transform"] = layers
     return targets
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse an adapter_config.json that is not of plain LoRA.
-
-    Raises:
-      UserError: another kind of adapter, or an option that is not implemented.
-    """
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"adapter_config.json: peft_type {config.get('peft_type')!r} is not "
-            "supported: expected LORA or PREFIX_TUNING"
-        )
-    for option, neutral in _REFUSED.items():
-        value = config.get(option, neutral)
-        if value != neutral and value not in ([], {}, None, False):
-            raise UserError(
-                f"adapter_config.json: {option}={value!r} is not implemented: expected "
-                f"{neutral!r}"
-            )
-    start = config.get("init_lora_weights")
-    if start not in _STARTS:
-        raise UserError(
-            f"adapter_config.json: init_lora_weights={start!r} belongs to base weights "
-            "that PEFT changes on loading: save the adapter with "
-            "path_initial_model_for_weight_conversion, which makes it plain LoRA"
-        )
 
 
 def adapted_layers(
@@ -280,22 +196,10 @@ def from_peft(
       UserError: another kind of adapter, an option that is not implemented, a factor
         that is missing or of the wrong shape.
     """
-    config = stored.config
-    check_config(config)
+    peft_config.check_config(stored.config)
     if not stored.tensors:
         raise UserError("the adapter holds no tensors: save it again")
-    factors: dict[Module, dict[str, np.ndarray]] = collections.defaultdict(dict)
-    names: dict[Module, str] = {}
-    for name, value in stored.tensors.items():
-        module, factor = _parse(name, locate)
-        factors[module][factor] = np.asarray(value, np.float32).T
-        names[module] = _TENSOR.fullmatch(name).group(1)  # pyright: ignore[reportOptionalMemberAccess]
-    for name, value in stored.gates.items():
-        match = _GATE.fullmatch(name)
-        module = locate(match.group(1)) if match else None
-        if match is None or module not in factors:
-            raise UserError(f"the gate {name!r} is of no layer that the adapter adapts")
-        factors[module][match.group(2)] = np.asarray(value, np.float32)
+    factors, names = _factors(stored, locate)
     adapters: dict[str, Any] = {}
     for path, kind, weight in sites.weights(params):
         _, group, rest = stacks.split(path)
@@ -310,35 +214,16 @@ def from_peft(
             )
         leaves = [
             _leaf(
-                factors[m],
-                names[m],
+                factors.pop(module),
+                names[module],
                 weight.shape[-2:],
-                config,
+                stored.config,
                 embedding=kind == "embedding",
             )
-            for m in modules
+            for module in modules
         ]
-        if len({frozenset(leaf) for leaf in leaves}) > 1:
-            raise UserError(
-                f"the adapter of {rest or path} has gates or magnitudes in some of its "
-                "layers only"
-            )
-        if len({leaf["a"].shape for leaf in leaves}) > 1:
-            raise UserError(
-                f"the adapter of {rest or path} has other ranks for other experts, "
-                "which is not supported"
-            )
-        stacked = {
-            name: np.stack([leaf[name] for leaf in leaves]).reshape(
-                (*stack, *leaves[0][name].shape)
-            )
-            for name in leaves[0]
-        }
-        if len(stack) > 1:
-            stacked["scale"] = _shared(stacked["scale"], rest)
+        stacked = _stacked(leaves, stack, rest or path)
         trees.node_at(adapters, path.split("/")).update(stacked)
-        for module in modules:
-            del factors[module]
     if factors:
         raise UserError(
             f"the adapter has factors for {names[next(iter(factors))]}, of which this "
@@ -346,6 +231,49 @@ def from_peft(
             "cannot be adapted)"
         )
     return adapters
+
+
+def _factors(
+    stored: PeftLoRA, locate: Callable[[str], Module | None]
+) -> tuple[dict[Module, dict[str, np.ndarray]], dict[Module, str]]:
+    """Return what the files hold of each module, and its Hugging Face name."""
+    factors: dict[Module, dict[str, np.ndarray]] = collections.defaultdict(dict)
+    names: dict[Module, str] = {}
+    for name, value in stored.tensors.items():
+        module, factor = _parse(name, locate)
+        factors[module][factor] = np.asarray(value, np.float32).T
+        names[module] = _TENSOR.fullmatch(name).group(1)  # pyright: ignore[reportOptionalMemberAccess]
+    for name, value in stored.gates.items():
+        match = _GATE.fullmatch(name)
+        module = locate(match.group(1)) if match else None
+        if match is None or module not in factors:
+            raise UserError(f"the gate {name!r} is of no layer that the adapter adapts")
+        factors[module][match.group(2)] = np.asarray(value, np.float32)
+    return factors, names
+
+
+def _stacked(
+    leaves: Sequence[Mapping[str, np.ndarray]], stack: Sequence[int], path: str
+) -> dict[str, np.ndarray]:
+    """Stack the layers of a group, and the experts of each."""
+    if len({frozenset(leaf) for leaf in leaves}) > 1:
+        raise UserError(
+            f"the adapter of {path} has gates or magnitudes in some of its layers only"
+        )
+    if len({leaf["a"].shape for leaf in leaves}) > 1:
+        raise UserError(
+            f"the adapter of {path} has other ranks for other experts, "
+            "which is not supported"
+        )
+    stacked = {
+        name: np.stack([leaf[name] for leaf in leaves]).reshape(
+            (*stack, *leaves[0][name].shape)
+        )
+        for name in leaves[0]
+    }
+    if len(stack) > 1:
+        stacked["scale"] = _shared(stacked["scale"], path)
+    return stacked
 
 
 def _absolute(group: stacks.Group | None, index: tuple[int, ...]) -> tuple[int, ...]:
@@ -399,31 +327,4 @@ def _leaf(
                 f"the {kind} of {name} has the shape {list(value.shape)}: expected "
                 f"[{want}]"
             )
-    rank = a.shape[1]
-    alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    numeric = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not numeric or not abs(alpha) <= np.finfo(np.float32).max:
-        raise UserError(
-            f"adapter_config.json: lora_alpha must be a number: got {alpha!r}"
-        )
-    divisor = rank**0.5 if config.get("use_rslora") else rank
-    return {**factors, "scale": np.asarray(alpha / divisor, np.float32)}
-
-
-def _pattern(patterns: Any, name: str, default: Any) -> Any:
-    """Look a module up as PEFT does: a pattern matches the end of its name."""
-    if patterns is not None and not isinstance(patterns, Mapping):
-        raise UserError(
-            f"adapter_config.json: alpha_pattern must be an object: got {patterns!r}"
-        )
-    for pattern, value in (patterns or {}).items():
-        try:
-            found = re.fullmatch(rf"(.*\.)?({pattern})", name)
-        except re.error as error:
-            raise UserError(
-                f"adapter_config.json: alpha_pattern {pattern!r} is not a regular "
-                f"expression: {error}"
-            ) from None
-        if found:
-            return value
-    return default
+    return {**factors, "scale": peft_config.scale_of(config, name, a.shape[1])}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxalign import stacks, trees
-from jaxalign.adapters import lora, peft_format, prefix_format, selection
+from jaxalign.adapters import lora, peft_config, peft_format, prefix_format, selection
 from jaxalign.checkpoints import contents, export, places
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
@@ -252,7 +252,7 @@ class AdapterFiles:
 
     def _read_lora(self, directory: Path) -> peft_format.PeftLoRA:
         config = tensor_files.read_json(directory / _CONFIG)
-        peft_format.check_config(config)
+        peft_config.check_config(config)
         gates = {}
         if (directory / "gates.safetensors").is_file():
             gates = _read(directory, "gates")

@@ -13,10 +13,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxalign.cli import devices, parsing
 from jaxalign.whole_file import write_lines, write_text
+
+
+if TYPE_CHECKING:
+    from jaxalign.training.config import TrainConfig
 
 
 __all__ = ["DemoConfig", "run"]
@@ -116,16 +120,16 @@ def _sample_and_judge(
             )
         )
     write_text(out / "judged.jsonl", candidates.to_lines(judged))
-    found, _ = pairing.pair(
+    preferences, _ = pairing.pair(
         candidates.scored(judged), pairing.PairingConfig(min_gap=0.05)
     )
-    write_lines(out / "pairs.jsonl", found)
+    write_lines(out / "pairs.jsonl", preferences)
     scores = [score for one in judged for score in one.scores]
     figures = {
         "answers": sum(len(one.texts) for one in judged),
         "sentences": sum(len(j.segments) for one in judged for j in one.judged),
         "mean_score": round(float(np.mean(scores)), 3) if scores else None,
-        "pairs": len(found),
+        "pairs": len(preferences),
     }
     progress.say(
         f"sampled {figures['answers']} answers, judged {figures['sentences']} "
@@ -136,33 +140,74 @@ def _sample_and_judge(
 
 
 def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
-    from jaxalign import progress
-    from jaxalign.adapters.lora import LoRAConfig
     from jaxalign.checkpoints import policy as policy_lib
     from jaxalign.checkpoints.fetch import fetch
-    from jaxalign.checkpoints.renderer import open_renderer
-    from jaxalign.data import pairs, records
-    from jaxalign.evaluation.score import PolicyAndReference, score_records
-    from jaxalign.objectives.dpo2d import DPO2DConfig
-    from jaxalign.objectives.objective import beta_of
-    from jaxalign.parallel import sharding
-    from jaxalign.parallel.mesh import MeshConfig, make_mesh
-    from jaxalign.reports import run as run_report
-    from jaxalign.training import metrics, publish
-    from jaxalign.training.config import TrainConfig
-    from jaxalign.training.optimizer import OptimizerConfig
+    from jaxalign.reports.run import held_out_figures
+    from jaxalign.training import metrics
     from jaxalign.training.run import train
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     model = config.model or str(fetch("smollm2-135m", out / "smollm2-135m"))
     train_file, held_file = split_sample(out)
-    sampled = _sample_and_judge(model, train_file, out / "feedback", config.seed)
-    run_config = TrainConfig(
+    feedback = _sample_and_judge(model, train_file, out / "feedback", config.seed)
+    run_config = _run_config(config, model, train_file, held_file)
+    run = train(run_config, preemption=preemption)
+    policy = policy_lib.open_run(run)
+    _publish(run, out, policy)
+    examples = _examples(run_config, policy)
+    results = _Results(
+        run=run,
+        figures=[figure for figure in held_out_figures(run) if figure.name != "loss"],
+        examples=examples,
+        feedback=feedback,
+        seconds=time.monotonic() - began,
+        peak_gb=metrics.peak_memory_gb(),
+    )
+    page = _report(out / "report.html", run_config, results)
+    write_text(out / "summary.json", json.dumps(results.summary(), indent=2) + "\n")
+    _print(results, out, page)
+
+
+class _Results(NamedTuple):
+    """What the demo has to show."""
+
+    run: Path
+    figures: Sequence[Any]
+    """``reports.run.Figures`` of the held-out records."""
+    examples: Sequence[Any]
+    """``reports.run.Example`` of each held-out record."""
+    feedback: dict[str, Any]
+    """Figures of the model's judgement of its own answers."""
+    seconds: float
+    peak_gb: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of ``summary.json``."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "peak_gb": round(self.peak_gb, 2),
+            "sampled": self.feedback,
+            **{
+                figure.name.replace(" ", "_"): [figure.before, figure.after]
+                for figure in self.figures
+            },
+        }
+
+
+def _run_config(
+    config: DemoConfig, model: str, train_file: Path, held_file: Path
+) -> "TrainConfig":
+    from jaxalign.adapters.lora import LoRAConfig
+    from jaxalign.objectives.dpo2d import DPO2DConfig
+    from jaxalign.training.config import TrainConfig
+    from jaxalign.training.optimizer import OptimizerConfig
+
+    return TrainConfig(
         model=model,
         data=str(train_file),
         eval_data=str(held_file),
-        out=str(out / "run"),
+        out=str(Path(config.out) / "run"),
         reference="cached",
         objective=DPO2DConfig(rejected_weight="inverted", normalize="mean1"),
         adapter=LoRAConfig(rank=16, alpha=32.0),
@@ -178,65 +223,73 @@ def _demo(config: DemoConfig, preemption: Any, began: float) -> None:
         logging_steps=1,
         seed=config.seed,
     )
-    run = train(run_config, preemption=preemption)
-    steps = metrics.read(run / "metrics.jsonl")
-    figures = [
-        figure for figure in run_report.held_out_figures(run) if figure.name != "loss"
-    ]
-    policy = policy_lib.open_run(run)
+
+
+def _publish(run: Path, out: Path, policy: Any) -> None:
+    """Write what the run trained, unless an earlier start of the demo did."""
+    from jaxalign.training import publish
+
     if not (out / "merged").exists():
         publish.publish_run(run, out / "merged", form="merged", policy=policy)
     if not (out / "adapter").exists():
         publish.publish_run(run, out / "adapter", form="peft", policy=policy)
-    found = records.read(held_file)
-    data = pairs.prepare(
-        found,
-        open_renderer(model),
-        max_length=None,
-    )
+
+
+def _examples(config: "TrainConfig", policy: Any) -> list[Any]:
+    """Return the held-out records with what the trained model gives their segments."""
+    from jaxalign.checkpoints.renderer import open_renderer
+    from jaxalign.data import pairs, records
+    from jaxalign.evaluation.score import PolicyAndReference, score_records
+    from jaxalign.parallel import sharding
+    from jaxalign.parallel.mesh import MeshConfig, make_mesh
+    from jaxalign.reports.run import Example
+
+    held_out = records.read(str(config.eval_data))
     model = policy.checkpoint.model
     results = score_records(
-        data,
+        pairs.prepare(held_out, open_renderer(config.model), max_length=None),
         PolicyAndReference(model, policy.variables, model, policy.base),
-        objective=run_config.objective,
-        row_length=768,
+        objective=config.objective,
+        row_length=config.row_length,
         put=functools.partial(sharding.put_batch, mesh=make_mesh(MeshConfig())),
     )
-    examples = [
-        run_report.Example(record, result)
-        for record, result in zip(found, results, strict=True)
+    return [
+        Example(record, result)
+        for record, result in zip(held_out, results, strict=True)
     ]
-    seconds = time.monotonic() - began
-    page = run_report.write_report(
-        out / "report.html",
+
+
+def _report(path: Path, config: "TrainConfig", results: _Results) -> Path:
+    from jaxalign.data import records
+    from jaxalign.objectives.objective import beta_of
+    from jaxalign.reports.run import write_report
+    from jaxalign.training import metrics
+
+    return write_report(
+        path,
         title="jaxalign demo: 2D-DPO on SmolLM2-135M-Instruct",
-        run=run,
-        figures=figures,
-        examples=examples,
+        run=results.run,
+        figures=results.figures,
+        examples=results.examples,
         facts={
-            "steps": str(max(steps)),
-            "training pairs": str(len(records.read(train_file))),
-            "held-out pairs": str(len(found)),
-            "time": f"{seconds:.0f} s",
-            "peak memory": f"{metrics.peak_memory_gb():.2f} GB",
+            "steps": str(max(metrics.read(results.run / "metrics.jsonl"))),
+            "training pairs": str(len(records.read(config.data))),
+            "held-out pairs": str(len(results.examples)),
+            "time": f"{results.seconds:.0f} s",
+            "peak memory": f"{results.peak_gb:.2f} GB",
         },
-        beta=beta_of(run_config.objective),
+        beta=beta_of(config.objective),
     )
-    summary = {
-        "seconds": round(seconds, 1),
-        "peak_gb": round(metrics.peak_memory_gb(), 2),
-        "sampled": sampled,
-        **{
-            figure.name.replace(" ", "_"): [figure.before, figure.after]
-            for figure in figures
-        },
-    }
-    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _print(results: _Results, out: Path, page: Path) -> None:
+    from jaxalign import progress
+
     progress.say("")
-    print(f"held out ({len(found)} pairs)      before    after")
-    for figure in figures:
+    print(f"held out ({len(results.examples)} pairs)      before    after")
+    for figure in results.figures:
         print(f"  {figure.name:20} {figure.before:8.3f} {figure.after:8.3f}")
-    print(f"time {seconds:.0f} s, peak memory {metrics.peak_memory_gb():.2f} GB")
+    print(f"time {results.seconds:.0f} s, peak memory {results.peak_gb:.2f} GB")
     print(f"merged checkpoint: {out / 'merged'}")
     print(f"PEFT adapter:      {out / 'adapter'}")
     print(f"report:            {page}")
