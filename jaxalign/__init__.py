@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from jaxalign.lazy import submodules
 
 
-__version__ = "0.1.0"
-
 __all__ = [
     "adapters",
     "checkpoints",
@@ -51,12 +49,19 @@ if TYPE_CHECKING:
     from jaxalign.checkpoints.export import save_hf
     from jaxalign.checkpoints.load import load as load_hf
 
+    __version__: str
+
 _submodule, _ = submodules(__name__, __all__)
 
 _FUNCTIONS = {"load_hf": ("load", "load"), "save_hf": ("export", "save_hf")}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        # That of pyproject.toml, which is its only place.
+        return metadata.version("jaxalign")
     if name in _FUNCTIONS:
         module, function = _FUNCTIONS[name]
         return getattr(

@@ -127,19 +127,21 @@ def _name(settings: str) -> str:
 
 def _repeats(run: Run) -> str:
     """Say how many candidates cost nothing because they had been judged before."""
-    every, seen, repeated = 0, set(), 0
-    for group in _groups(run).values():
-        for one in group:
-            prompt = json.dumps(one.prompt)
-            for text, judged in zip(one.texts, one.judged, strict=True):
-                every += 1
-                if (prompt, text) in seen:
-                    repeated += 1
-                elif judged.failure is None:
-                    seen.add((prompt, text))
+    candidates = [
+        ((json.dumps(one.prompt), text), judged)
+        for group in _groups(run).values()
+        for one in group
+        for text, judged in zip(one.texts, one.judged, strict=True)
+    ]
+    seen, repeated = set(), 0
+    for key, judged in candidates:
+        if key in seen:
+            repeated += 1
+        elif judged.failure is None:
+            seen.add(key)
     return (
-        f"{repeated:,} of {count(every, 'candidate')} had the text of an earlier one "
-        "to the same prompt and took its verdict."
+        f"{repeated:,} of {count(len(candidates), 'candidate')} had the text of an "
+        "earlier one to the same prompt and took its verdict."
     )
 
 

@@ -1,11 +1,11 @@
 """From a run to files that others load: checkpoint, adapter, model card."""
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-import jaxalign
 from jaxalign import progress
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
@@ -190,10 +190,11 @@ def model_card(run: Path, config: TrainConfig, policy: Policy, form: Format) -> 
         "tags": ["jaxalign", config.objective.name],
     }
     settings = _without_paths(to_dict(config))
+    version = metadata.version("jaxalign")
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {policy.checkpoint.name} aligned with {config.objective.name}\n\n"
-        f"Trained with jaxalign {jaxalign.__version__} for {policy.step} steps. "
+        f"Trained with jaxalign {version} for {policy.step} steps. "
         f"{_about_base(config, form)}Load it with `{load}`{about}\n\n"
         f"## Metrics\n\n{shown}\n\n"
         f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```\n"

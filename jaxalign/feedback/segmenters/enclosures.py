@@ -27,7 +27,7 @@ def enclosures(text: str) -> list[tuple[int, int]]:
     [(8, 24), (25, 31)]
     """
     waiting: list[tuple[str, int]] = []
-    found: list[tuple[int, int]] = []
+    outermost: list[tuple[int, int]] = []
     for match in _MARK.finditer(text):
         mark, at = match[0], match.start()
         if mark in "\"'" and not _closes_straight(text, at, waiting):
@@ -37,20 +37,29 @@ def enclosures(text: str) -> list[tuple[int, int]]:
                 waiting.append((mark, at))
         elif mark in _PAIRS:
             waiting.append((mark, at))
-        else:
-            opener = _OPENERS.get(mark, mark)
-            if mark == "’" and _is_apostrophe(text, at):
-                continue
-            places = [i for i, w in enumerate(waiting) if w[0] == opener]
-            if places:
-                start = waiting[places[-1]][1]
-                waiting = waiting[: places[-1]]
-                if at + 1 - start <= LONGEST:
-                    while found and found[-1][0] > start:
-                        found.pop()
-                    found.append((start, at + 1))
+        elif mark == "’" and _is_apostrophe(text, at):
+            continue
+        elif (place := _partner(mark, waiting)) is not None:
+            start = waiting[place][1]
+            waiting = waiting[:place]
+            if at + 1 - start <= LONGEST:
+                _enclose(outermost, (start, at + 1))
         waiting = waiting[-_DEEPEST:]
-    return found
+    return outermost
+
+
+def _partner(mark: str, waiting: list[tuple[str, int]]) -> int | None:
+    """Return which of the open marks a closing one closes: the last of its kind."""
+    opener = _OPENERS.get(mark, mark)
+    places = [i for i, (open_mark, _) in enumerate(waiting) if open_mark == opener]
+    return places[-1] if places else None
+
+
+def _enclose(outermost: list[tuple[int, int]], pair: tuple[int, int]) -> None:
+    """Put a pair in the place of those inside it."""
+    while outermost and outermost[-1][0] > pair[0]:
+        outermost.pop()
+    outermost.append(pair)
 
 
 def _opens_straight(text: str, at: int) -> bool:
