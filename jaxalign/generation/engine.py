@@ -8,19 +8,28 @@ the one before are looked at, so a text that a stop ends costs its slot one step
 
 import collections
 import dataclasses
-import math
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxalign.errors import UserError
-from jaxalign.generation import sampling, steps
-from jaxalign.generation.sampling import Controls
-from jaxalign.generation.steps import MOST_RANKED, Said, Slots
+from jaxalign.generation import programs, steps
+from jaxalign.generation import requests as requests_lib
+from jaxalign.generation.prompts import PIECE, WaitingPrompt, extent_of
+from jaxalign.generation.requests import (
+    Completion,
+    Event,
+    FinishReason,
+    Request,
+    Sampling,
+    finished,
+)
+from jaxalign.generation.steps import Slots, TokenScores
 from jaxalign.types import Model, Variables
 
 
@@ -36,122 +45,8 @@ __all__ = [
     "generate",
 ]
 
-FinishReason = Literal["stop", "length"]
-
-_CHUNKS = (32, 128)
-"""Tokens of a prompt that are read at once: the larger where most of it is filled."""
-
-_LARGEST = float(np.finfo(np.float32).max)
-"""Of the numbers that the device takes."""
-
 _MOST_BLOCKS = 8
 """Of a cache on CPUs, see ``models.attention.cached``: each takes time to compile."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a request is answered.
-
-    Attributes:
-      num_samples: completions of each prompt.
-      max_new_tokens: most tokens of a completion, the end of turn included.
-      temperature: logits are divided by it; 0 always takes the most probable token.
-      top_p: only the smallest set of tokens whose probabilities, after temperature and
-        top_k, reach it.
-      top_k: only the k most probable tokens; 0 is all.
-      min_p: only tokens at least this share as probable as the most probable one.
-      repetition_penalty: positive logits of tokens in prompt and completion are divided
-        by it, negative ones multiplied; 1 is none.
-      stop: texts that end a completion, which then ends before them; a command takes a
-        special token by its text.
-      seed: the same seed gives the same completions, whatever else is generated.
-    """
-
-    num_samples: int = 1
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] | str = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        for name, low, high in (
-            ("num_samples", 1, None),
-            ("max_new_tokens", 1, None),
-            ("temperature", 0, None),
-            ("top_p", 0, 1),
-            ("top_k", 0, 2**31 - 1),
-            ("min_p", 0, 1),
-            ("seed", 0, 2**32 - 1),
-        ):
-            value = getattr(self, name)
-            fits = low <= value <= (_LARGEST if high is None else high)
-            if not fits:
-                expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
-                raise UserError(f"{name} must be {expected}: got {value}")
-        if not 0 < self.repetition_penalty <= _LARGEST:
-            raise UserError(
-                f"repetition_penalty must be above 0: got {self.repetition_penalty}"
-            )
-        if any(not text for text in self.stop):
-            raise UserError("stop has an empty text, which ends nothing: leave it out")
-
-
-class Request(NamedTuple):
-    """A prompt to be completed."""
-
-    tokens: Sequence[int]
-    """At least one."""
-    sampling: Sampling = Sampling()
-    stop_tokens: frozenset[int] = frozenset()
-    """Tokens that end a completion, and belong to it: ends of turn and of text."""
-    ranked: int = 0
-    """How many of the most probable tokens are told with each token, at most 20."""
-    judged: bool = False
-    """Whether the prompt's tokens are told too, with their log-probabilities."""
-
-
-class Completion(NamedTuple):
-    """What a model said."""
-
-    tokens: list[int]
-    """With the stop token, and with all tokens of a stop text, where that ended it."""
-    logps: list[float]
-    """Of each token under softmax(logits): without temperature, penalty, truncation."""
-    finish_reason: FinishReason
-    text: str = ""
-    """Without stop token or stop text; empty where nothing turns tokens into text."""
-
-
-class Event(NamedTuple):
-    """A new token of a request's sample."""
-
-    request: int
-    sample: int | None
-    """None for a token of the prompt, from the second on, if it is ``judged``."""
-    token: int
-    logp: float
-    finish_reason: FinishReason | None
-    best: tuple[tuple[int, float], ...] = ()
-    """The ``ranked`` most probable tokens with their log-probabilities."""
-
-
-@dataclasses.dataclass
-class _Prompt:
-    """A request on its way into slots."""
-
-    number: int
-    request: Request
-    begin: int = 0
-    """Tokens that have been read."""
-    next_sample: int = 0
-    row: Any = None
-    logits: Any = None
 
 
 @dataclasses.dataclass
@@ -162,22 +57,9 @@ class _Text:
     sample: int
     request: Request
     tokens: list[int] = dataclasses.field(default_factory=list)
-    asked: int = 0
-    """Tokens that the device has been asked for."""
+    ordered: int = 0
+    """Tokens that the device has been told to make."""
     done: bool = False
-
-
-_empty = jax.jit(
-    steps.empty,
-    static_argnames=("model", "slots", "length", "vocab", "dtype", "block", "mesh"),
-)
-_prefill = jax.jit(
-    steps.prefill, static_argnames=("model", "mesh"), donate_argnames="cache"
-)
-_admit = jax.jit(
-    steps.admit, static_argnames=("extent", "mesh"), donate_argnames="slots"
-)
-_step = jax.jit(steps.step, static_argnames=("model", "mesh"), donate_argnames="slots")
 
 
 class Engine:
@@ -218,20 +100,22 @@ class Engine:
         self._place, self.mesh = place, None
         if isinstance(place, NamedSharding):
             self.mesh = place.mesh
-        self.length = -(-length // _CHUNKS[-1]) * _CHUNKS[-1]
+        self._static: dict[str, Any] = {"model": model, "mesh": self.mesh}
+        self.length = -(-length // PIECE) * PIECE
         self._block = None
         if next(iter(place.device_set)).platform == "cpu":
             least = -(-self.length // _MOST_BLOCKS)
-            self._block = -(-least // _CHUNKS[-1]) * _CHUNKS[-1]
+            self._block = -(-least // PIECE) * PIECE
         self.vocab = steps.vocab_size(model, variables)
         self.compile_seconds = 0.0
         self._cache_dtype = cache_dtype
-        self._compiled: set[Any] = set()
+        self._compiled: set[Hashable] = set()
+        self._wanted: dict[Hashable, None] = {}
         self._slots = self._empty(slots)
         self._spare_rows: list[Any] = []
         self._texts: list[_Text | None] = [None] * slots
-        self._waiting: collections.deque[_Prompt] = collections.deque()
-        self._ahead: tuple[list[_Text | None], Said] | None = None
+        self._waiting: collections.deque[WaitingPrompt] = collections.deque()
+        self._ahead: tuple[list[_Text | None], TokenScores] | None = None
         self._submitted = 0
 
     @property
@@ -252,7 +136,8 @@ class Engine:
         """
         self.check(request)
         number, self._submitted = self._submitted, self._submitted + 1
-        self._waiting.append(_Prompt(number, request))
+        self._waiting.append(WaitingPrompt(number, request))
+        self._wanted |= dict.fromkeys(self._programs_of(request))
         return number
 
     def check(self, request: Request) -> None:
@@ -262,27 +147,9 @@ class Engine:
           UserError: no token, too many, one that the model lacks, or a stop text
             without ``text_of``.
         """
-        tokens, options = request.tokens, request.sampling
-        if not len(tokens):
-            raise UserError("the prompt has no token: give a text that is not empty")
-        if min(tokens) < 0 or max(tokens) >= self.vocab:
-            raise UserError(
-                f"the prompt has the token {max(tokens)}, and the model {self.vocab} "
-                "tokens: the tokenizer belongs to another model"
-            )
-        total = len(tokens) + options.max_new_tokens
-        if total > self.length:
-            raise UserError(
-                f"the prompt's {len(tokens)} tokens and max_new_tokens "
-                f"{options.max_new_tokens} make {total}: expected at most {self.length}"
-            )
-        if options.stop and self.text_of is None:
-            raise UserError("stop texts need text_of, which turns tokens into text")
-        if not 0 <= request.ranked <= min(MOST_RANKED, self.vocab):
-            raise UserError(
-                f"ranked must be in [0, {min(MOST_RANKED, self.vocab)}]: got "
-                f"{request.ranked}"
-            )
+        requests_lib.check(
+            request, vocab=self.vocab, length=self.length, text_of=self.text_of
+        )
 
     def cancel(self, number: int) -> None:
         """Drop a request; its slots are free at once and no event of it follows."""
@@ -303,13 +170,14 @@ class Engine:
           chunks: pieces of prompts that may be read before the texts in the slots go
             on; default as many as it takes to fill the slots.
         """
+        self._compile()
         events = self._fill(chunks)
-        ahead, self._ahead = self._ahead, self._ask()
+        ahead, self._ahead = self._ahead, self._order()
         if ahead is not None:
-            said = jax.device_get(ahead[1])
+            scores = jax.device_get(ahead[1])
             for slot, text in enumerate(ahead[0]):
                 if text is not None and not text.done:
-                    events.append(self._take(text, said, slot))
+                    events.append(self._take(text, scores, slot))
         self._free_slots()
         return events
 
@@ -317,23 +185,20 @@ class Engine:
         """Empty the slots of texts that are done."""
         self._texts = [t if t is not None and not t.done else None for t in self._texts]
 
-    def _ask(self) -> tuple[list[_Text | None], Said] | None:
+    def _order(self) -> tuple[list[_Text | None], TokenScores] | None:
+        """Have the device make the next token of every text."""
         if not any(self._texts):
             return None
         texts = list(self._texts)
         active = np.array([text is not None for text in texts])
         ranked = np.array(any(text.request.ranked for text in texts if text))
-        self._slots, out = self._timed(
-            "step",
-            _step,
-            *(self.variables, self._slots, active, ranked),
-            model=self.model,
-            mesh=self.mesh,
+        self._slots, out = programs.step(
+            *(self.variables, self._slots, active, ranked), **self._static
         )
         for slot, text in enumerate(texts):
             if text is not None:
-                text.asked += 1
-                if text.asked == text.request.sampling.max_new_tokens:
+                text.ordered += 1
+                if text.ordered == text.request.sampling.max_new_tokens:
                     self._texts[slot] = None
         return texts, out
 
@@ -343,7 +208,7 @@ class Engine:
         left = float("inf") if chunks is None else chunks
         while self._waiting and None in self._texts:
             prompt = self._waiting[0]
-            if prompt.begin < len(prompt.request.tokens):
+            if not prompt.is_read:
                 if left <= 0:
                     break
                 events += self._read(prompt)
@@ -355,149 +220,107 @@ class Engine:
                     self._waiting.popleft()
         return events
 
-    def _read(self, prompt: _Prompt) -> list[Event]:
+    def _read(self, prompt: WaitingPrompt) -> list[Event]:
         """Read a piece of a prompt; return its tokens if they are to be told."""
         if prompt.row is None:
             spare = self._spare_rows
-            prompt.row = (
-                spare.pop() if spare else self._timed("row", self._empty, 1).cache
-            )
-        tokens = prompt.request.tokens
-        rest = len(tokens) - prompt.begin
-        small, large = _CHUNKS
-        size = large if rest > large // 2 else small
-        count = min(rest, size)
-        piece = np.zeros((1, size), np.int32)
-        piece[0, :count] = tokens[prompt.begin : prompt.begin + count]
-        behind = tokens[prompt.begin + 1 : prompt.begin + count + 1]
-        following = None
-        if prompt.request.judged:
-            following = np.zeros(size, np.int32)
-            following[: len(behind)] = behind
-        prompt.logits, prompt.row, said = self._timed(
-            ("prefill", size, prompt.request.judged),
-            _prefill,
+            prompt.row = spare.pop() if spare else self._empty(1).cache
+        piece, begin, count, following, told = prompt.piece()
+        prompt.logits, prompt.row, scores = programs.prefill(
             *(self.variables, prompt.row, piece),
-            *(np.int32(prompt.begin), np.int32(count), np.int32(len(tokens))),
-            following,
-            model=self.model,
-            mesh=self.mesh,
+            *(np.int32(begin), np.int32(count)),
+            *(np.int32(len(prompt.request.tokens)), following),
+            **self._static,
         )
         prompt.begin += count
-        if said is None:
+        if scores is None:
             return []
-        said = jax.device_get(said)
+        scores = jax.device_get(scores)
         return [
-            _event(prompt.number, None, prompt.request, said, n, None)
-            for n in range(len(behind))
+            requests_lib.event(prompt.number, None, prompt.request, scores, n, None)
+            for n in range(told)
         ]
 
-    def _begin(self, prompt: _Prompt) -> None:
+    def _begin(self, prompt: WaitingPrompt) -> None:
         """Give a prompt's next sample a slot."""
-        request, options = prompt.request, prompt.request.sampling
-        slot = self._texts.index(None)
-        seen = np.zeros(self.vocab, bool)
-        if options.repetition_penalty != 1:
-            seen[np.asarray(request.tokens)] = True
-        key = self._timed("key", sampling.key_of, options.seed, prompt.next_sample)
-        # Of numpy's kinds; on the device they are JAX's.
-        fields: dict[str, Any] = {
-            "slot": np.int32(slot),
-            "position": np.int32(len(request.tokens)),
-            "seen": seen,
-        }
-        numbers: dict[str, Any] = {
-            "temperature": np.float32(options.temperature),
-            "top_k": np.int32(options.top_k),
-            "top_p": np.float32(options.top_p),
-            "min_p": np.float32(options.min_p),
-            "repetition_penalty": np.float32(options.repetition_penalty),
-        }
-        start = steps.Start(key=key, controls=Controls(**numbers), **fields)
-        # The places of the prompt, and a few more so that few programs will do.
-        extent = _CHUNKS[-1]
-        while extent < len(request.tokens):
-            extent *= 2
-        extent = min(extent, self.length)
-        self._slots = self._timed(
-            ("admit", extent),
-            _admit,
-            *(self._slots, prompt.row, prompt.logits, start),
-            extent=extent,
+        request, slot = prompt.request, self._texts.index(None)
+        self._slots = programs.admit(
+            *(self._slots, prompt.row, prompt.logits, prompt.start(slot, self.vocab)),
+            extent=extent_of(len(request.tokens), self.length),
             mesh=self.mesh,
         )
         self._texts[slot] = _Text(prompt.number, prompt.next_sample, request)
         prompt.next_sample += 1
 
-    def _take(self, text: _Text, said: Said, slot: int) -> Event:
-        text.tokens.append(token := int(said.tokens[slot]))
+    def _take(self, text: _Text, scores: TokenScores, slot: int) -> Event:
+        """Return a text's new token."""
+        request = text.request
+        text.tokens.append(token := int(scores.tokens[slot]))
         reason: FinishReason | None = None
-        if token in text.request.stop_tokens or self._stops(text):
+        if token in request.stop_tokens or requests_lib.stops(
+            request, text.tokens, self.text_of
+        ):
             reason = "stop"
-        elif len(text.tokens) == text.request.sampling.max_new_tokens:
+        elif len(text.tokens) == request.sampling.max_new_tokens:
             reason = "length"
         text.done = reason is not None
-        return _event(text.number, text.sample, text.request, said, slot, reason)
-
-    def _stops(self, text: _Text) -> bool:
-        stops = text.request.sampling.stop
-        if not stops or self.text_of is None:
-            return False
-        # A token has at least a byte. The margin is for one that is cut in two.
-        longest = max(len(stop.encode()) for stop in stops) + 8
-        tail = self.text_of(text.tokens[-longest:])
-        return any(stop in tail for stop in stops)
+        return requests_lib.event(
+            text.number, text.sample, request, scores, slot, reason
+        )
 
     def _empty(self, slots: int) -> Slots:
-        made = _empty(
+        made = programs.empty(
             self.variables,
-            model=self.model,
             slots=slots,
             length=self.length,
             vocab=self.vocab,
             dtype=self._cache_dtype,
             block=self._block,
-            mesh=self.mesh,
+            **self._static,
         )
         if self.mesh is None:
             # Where the steps will leave them: or each would be compiled once more.
             made = jax.device_put(made, self._place)
         return made
 
-    def _timed(
-        self, name: Any, fn: Callable[..., Any], *args: Any, **static: Any
-    ) -> Any:
-        """Call a compiled step; the first time measure how long compiling takes."""
-        if name in self._compiled:
-            return fn(*args, **static)
-        jax.block_until_ready(args)
+    def _programs_of(self, request: Request) -> Iterator[Hashable]:
+        """Yield a name for each program that a request needs."""
+        yield ("step",)
+        yield "prefill", request.judged
+        yield "admit", extent_of(len(request.tokens), self.length)
+
+    def _compile(self) -> None:
+        """Compile what the requests need and is not there yet, all at once."""
+        names = [name for name in self._wanted if name not in self._compiled]
+        self._wanted.clear()
+        if not names:
+            return
         began = time.monotonic()
-        out = fn(*args, **static)  # which returns before it has run
-        self.compile_seconds += time.monotonic() - began
-        self._compiled.add(name)
-        return out
-
-
-def _event(
-    number: int,
-    sample: int | None,
-    request: Request,
-    said: Said,
-    place: int,
-    reason: FinishReason | None,
-) -> Event:
-    """Return what was said in one place, which is on the host."""
-    best = tuple(
-        (int(said.best[place, n]), float(said.best_logps[place, n]))
-        for n in range(request.ranked)
-    )
-    token, logp = int(said.tokens[place]), float(said.logps[place])
-    if math.isnan(logp):
-        raise UserError(
-            "the model's logits are not finite: its weights or the adapter's have "
-            "diverged, or float16 is too narrow for them (--dtype bfloat16 or float32)"
+        row = self._empty(1)
+        if not self._spare_rows:
+            self._spare_rows.append(row.cache)
+        programs.compile_together(
+            functools.partial(self._lowered, name, row) for name in names
         )
-    return Event(number, sample, token, logp, reason, best)
+        self._compiled.update(names)
+        self.compile_seconds += time.monotonic() - began
+
+    def _lowered(self, name: Any, row: Slots) -> jax.stages.Lowered:
+        """Return a program, from arguments like those that it will be called with."""
+        kind, *options = name
+        one = np.int32(1)
+        if kind == "step":
+            active = np.zeros(len(self._texts), bool)
+            values = self.variables, self._slots, active, np.array(False)
+            return programs.step.lower(*values, **self._static)
+        if kind == "prefill":
+            following = np.zeros(PIECE, np.int32) if options[0] else None
+            piece = np.zeros((1, PIECE), np.int32)
+            values = self.variables, row.cache, piece, one, one, one, following
+            return programs.prefill.lower(*values, **self._static)
+        start = WaitingPrompt(0, Request([0])).start(0, self.vocab)
+        values = self._slots, row.cache, row.logits, start
+        return programs.admit.lower(*values, extent=options[0], mesh=self.mesh)
 
 
 def generate(
@@ -567,19 +390,3 @@ def completed(
             left[index] -= 1
             if not left[index]:
                 yield index, [done for _, done in sorted(making.pop(index).items())]
-
-
-def finished(
-    made: Completion,
-    reason: FinishReason,
-    request: Request,
-    text_of: Callable[[Sequence[int]], str] | None,
-) -> Completion:
-    """Give a completion its text, which ends before whatever stopped it."""
-    text = ""
-    if text_of is not None:
-        ended = made.tokens[-1] in request.stop_tokens
-        text = text_of(made.tokens[:-1] if ended else made.tokens)
-        cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
-        text = text[: min(cuts, default=len(text))]
-    return made._replace(finish_reason=reason, text=text)

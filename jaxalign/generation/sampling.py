@@ -43,7 +43,9 @@ class Controls(NamedTuple):
     changes nothing (CTRL, https://arxiv.org/abs/1909.05858, section 4.1)."""
 
 
-def key_of(seed: int, sample: int) -> UInt32[Array, "2"]:
+def key_of(
+    seed: int | UInt32[Array, ""], sample: int | Int[Array, ""]
+) -> UInt32[Array, "2"]:
     """Return the key of one of a request's samples, as data.
 
     Always threefry, whatever JAX's default is: a seed stands for the same text.

@@ -19,9 +19,9 @@ from jaxalign.types import Model, Variables
 
 __all__ = [
     "MOST_RANKED",
-    "Said",
     "Slots",
     "Start",
+    "TokenScores",
     "admit",
     "empty",
     "prefill",
@@ -50,7 +50,7 @@ class Slots(NamedTuple):
     """Tokens that a repetition penalty lowers."""
 
 
-class Said(NamedTuple):
+class TokenScores(NamedTuple):
     """Tokens, and what the model thought of them: without temperature or truncation."""
 
     tokens: Int[Array, " n"]
@@ -67,7 +67,9 @@ class Start(NamedTuple):
     slot: Int[Array, ""]
     position: Int[Array, ""]
     """Tokens of the prompt."""
-    key: UInt32[Array, "2"]
+    seed: UInt32[Array, ""]
+    sample: Int[Array, ""]
+    """Which of the request's samples: with the seed it gives the slot's key."""
     controls: Controls
     """Numbers."""
     seen: Bool[Array, " v"]
@@ -156,7 +158,7 @@ def prefill(
     *,
     model: Model,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "1 v"], Any, Said | None]:
+) -> tuple[Float[Array, "1 v"], Any, TokenScores | None]:
     """Put a piece of a prompt in a cache of one row.
 
     Args:
@@ -180,17 +182,17 @@ def prefill(
     )
     if following is None:
         last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
-        logits, said = _everywhere(model.logits_fn(variables, last), mesh), None
+        logits, scores = _everywhere(model.logits_fn(variables, last), mesh), None
     else:
         every = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
         logits = jax.lax.dynamic_slice_in_dim(every, count - 1, 1)
-        said = _everywhere(_said(every, following, jnp.ones((), bool)), mesh)
-    return logits, _placed_cache(cache, mesh), said
+        scores = _everywhere(_scores(every, following, jnp.ones((), bool)), mesh)
+    return logits, _placed_cache(cache, mesh), scores
 
 
-def _said(
+def _scores(
     logits: Float[Array, "n v"], tokens: Int[Array, " n"], ranked: Bool[Array, ""]
-) -> Said:
+) -> TokenScores:
     """Return what the model thought of tokens, with the best ones if asked for."""
     total = jax.nn.logsumexp(logits, axis=-1)
     drawn = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
@@ -201,7 +203,7 @@ def _said(
         lambda: tuple(jax.lax.top_k(logits, most)),
         lambda: (nothing, nothing.astype(jnp.int32)),
     )
-    return Said(tokens, drawn - total, best, values - total[:, None])
+    return TokenScores(tokens, drawn - total, best, values - total[:, None])
 
 
 def admit(
@@ -243,7 +245,7 @@ def admit(
         put(slots.logits, logits[0]),
         put(slots.positions, start.position),
         put(slots.counts, jnp.zeros((), jnp.int32)),
-        put(slots.keys, start.key),
+        put(slots.keys, sampling.key_of(start.seed, start.sample)),
         jax.tree.map(put, slots.controls, start.controls),
         put(slots.seen, start.seen),
     )
@@ -258,7 +260,7 @@ def step(
     *,
     model: Model,
     mesh: Mesh | None = None,
-) -> tuple[Slots, Said]:
+) -> tuple[Slots, TokenScores]:
     """Draw the next token of every active slot, and run the model on it.
 
     Args:
@@ -279,7 +281,7 @@ def step(
     heat = jnp.where(active, slots.controls.temperature, 0.0)
     controls = slots.controls._replace(temperature=heat)
     tokens = sampling.sample(chosen, controls, slots.keys, slots.counts)
-    said = _said(slots.logits, tokens, ranked)
+    scores = _scores(slots.logits, tokens, ranked)
     hidden, cache = model.decode_fn(
         variables,
         slots.cache,
@@ -295,4 +297,4 @@ def step(
         counts=slots.counts + moved,
         seen=slots.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
     )
-    return _placed(slots, mesh), _everywhere(said, mesh)
+    return _placed(slots, mesh), _everywhere(scores, mesh)

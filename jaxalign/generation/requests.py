@@ -1,0 +1,219 @@
+"""What is asked of the engine, and what it gives back."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.generation.steps import MOST_RANKED, TokenScores
+
+
+__all__ = [
+    "Completion",
+    "Event",
+    "FinishReason",
+    "Request",
+    "Sampling",
+    "check",
+    "event",
+    "finished",
+    "stops",
+]
+
+FinishReason = Literal["stop", "length"]
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of the numbers that the device takes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a request is answered.
+
+    Attributes:
+      num_samples: completions of each prompt.
+      max_new_tokens: most tokens of a completion, the end of turn included.
+      temperature: logits are divided by it; 0 always takes the most probable token.
+      top_p: only the smallest set of tokens whose probabilities, after temperature and
+        top_k, reach it.
+      top_k: only the k most probable tokens; 0 is all.
+      min_p: only tokens at least this share as probable as the most probable one.
+      repetition_penalty: positive logits of tokens in prompt and completion are divided
+        by it, negative ones multiplied; 1 is none.
+      stop: texts that end a completion, which then ends before them; a command takes a
+        special token by its text.
+      seed: the same seed gives the same completions, whatever else is generated.
+    """
+
+    num_samples: int = 1
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] | str = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name, low, high in (
+            ("num_samples", 1, None),
+            ("max_new_tokens", 1, None),
+            ("temperature", 0, None),
+            ("top_p", 0, 1),
+            ("top_k", 0, 2**31 - 1),
+            ("min_p", 0, 1),
+            ("seed", 0, 2**32 - 1),
+        ):
+            value = getattr(self, name)
+            fits = low <= value <= (_LARGEST if high is None else high)
+            if not fits:
+                expected = f"at least {low}" if high is None else f"in [{low}, {high}]"
+                raise UserError(f"{name} must be {expected}: got {value}")
+        if not 0 < self.repetition_penalty <= _LARGEST:
+            raise UserError(
+                f"repetition_penalty must be above 0: got {self.repetition_penalty}"
+            )
+        if any(not text for text in self.stop):
+            raise UserError("stop has an empty text, which ends nothing: leave it out")
+
+
+class Request(NamedTuple):
+    """A prompt to be completed."""
+
+    tokens: Sequence[int]
+    """At least one."""
+    sampling: Sampling = Sampling()
+    stop_tokens: frozenset[int] = frozenset()
+    """Tokens that end a completion, and belong to it: ends of turn and of text."""
+    ranked: int = 0
+    """How many of the most probable tokens are told with each token, at most 20."""
+    judged: bool = False
+    """Whether the prompt's tokens are told too, with their log-probabilities."""
+
+
+class Completion(NamedTuple):
+    """What a model said."""
+
+    tokens: list[int]
+    """With the stop token, and with all tokens of a stop text, where that ended it."""
+    logps: list[float]
+    """Of each token under softmax(logits): without temperature, penalty, truncation."""
+    finish_reason: FinishReason
+    text: str = ""
+    """Without stop token or stop text; empty where nothing turns tokens into text."""
+
+
+class Event(NamedTuple):
+    """A new token of a request's sample."""
+
+    request: int
+    sample: int | None
+    """None for a token of the prompt, from the second on, if it is ``judged``."""
+    token: int
+    logp: float
+    finish_reason: FinishReason | None
+    best: tuple[tuple[int, float], ...] = ()
+    """The ``ranked`` most probable tokens with their log-probabilities."""
+
+
+def check(
+    request: Request,
+    *,
+    vocab: int,
+    length: int,
+    text_of: Callable[[Sequence[int]], str] | None,
+) -> None:
+    """Refuse what cannot be completed.
+
+    Args:
+      request: to be completed.
+      vocab: tokens of the model.
+      length: most tokens of a prompt with its completion.
+      text_of: turns tokens into text, if anything does.
+    Raises:
+      UserError: no token, too many, one that the model lacks, or a stop text
+        without ``text_of``.
+    """
+    tokens, options = request.tokens, request.sampling
+    if not len(tokens):
+        raise UserError("the prompt has no token: give a text that is not empty")
+    if min(tokens) < 0 or max(tokens) >= vocab:
+        raise UserError(
+            f"the prompt has the token {max(tokens)}, and the model {vocab} "
+            "tokens: the tokenizer belongs to another model"
+        )
+    total = len(tokens) + options.max_new_tokens
+    if total > length:
+        raise UserError(
+            f"the prompt's {len(tokens)} tokens and max_new_tokens "
+            f"{options.max_new_tokens} make {total}: expected at most {length}"
+        )
+    if options.stop and text_of is None:
+        raise UserError("stop texts need text_of, which turns tokens into text")
+    if not 0 <= request.ranked <= min(MOST_RANKED, vocab):
+        raise UserError(
+            f"ranked must be in [0, {min(MOST_RANKED, vocab)}]: got {request.ranked}"
+        )
+
+
+def stops(
+    request: Request,
+    tokens: Sequence[int],
+    text_of: Callable[[Sequence[int]], str] | None,
+) -> bool:
+    """Tell whether the text of a completion's tokens has a stop text at its end."""
+    texts = request.sampling.stop
+    if not texts or text_of is None:
+        return False
+    # A token has at least a byte. The margin is for one that is cut in two.
+    longest = max(len(stop.encode()) for stop in texts) + 8
+    tail = text_of(tokens[-longest:])
+    return any(stop in tail for stop in texts)
+
+
+def event(
+    number: int,
+    sample: int | None,
+    request: Request,
+    scores: TokenScores,
+    place: int,
+    reason: FinishReason | None,
+) -> Event:
+    """Return the token in one place of scores, which are on the host.
+
+    Raises:
+      UserError: its log-probability is no number.
+    """
+    best = tuple(
+        (int(scores.best[place, n]), float(scores.best_logps[place, n]))
+        for n in range(request.ranked)
+    )
+    token, logp = int(scores.tokens[place]), float(scores.logps[place])
+    if math.isnan(logp):
+        raise UserError(
+            "the model's logits are not finite: its weights or the adapter's have "
+            "diverged, or float16 is too narrow for them (--dtype bfloat16 or float32)"
+        )
+    return Event(number, sample, token, logp, reason, best)
+
+
+def finished(
+    completion: Completion,
+    reason: FinishReason,
+    request: Request,
+    text_of: Callable[[Sequence[int]], str] | None,
+) -> Completion:
+    """Give a completion its text, which ends before whatever stopped it."""
+    text = ""
+    if text_of is not None:
+        ended = completion.tokens[-1] in request.stop_tokens
+        text = text_of(completion.tokens[:-1] if ended else completion.tokens)
+        cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
+        text = text[: min(cuts, default=len(text))]
+    return completion._replace(finish_reason=reason, text=text)
