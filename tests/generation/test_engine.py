@@ -344,3 +344,30 @@ def test_prompt_tokens_are_those_of_the_template(tiny) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in renderer.stop_tokens()
     assert tokenizer.eos_token_id in tiny.stop_tokens
+
+
+def test_every_program_is_compiled_once(tiny) -> None:
+    """What is compiled ahead is what is called, also by the next engine."""
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **facts: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(facts["fun_name"])
+
+    requests = [
+        Request(text, OPTIONS, judged=judged)
+        for text, judged in zip(prompts(5, 150), (False, True), strict=True)
+    ]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        # Sizes that no other test has.
+        options: Any = {"slots": 7, "length": 384}
+        generate(tiny.model, tiny.variables, requests, **options)
+        found = sorted(name for name in compiled if "empty" not in name)
+        compiled.clear()
+        generate(tiny.model, tiny.variables, requests, **options)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    names = "admit", "admit", "prefill", "prefill", "step"
+    assert found == [f"jit({name})" for name in names]
+    assert not compiled
