@@ -27,7 +27,7 @@ class Piece(NamedTuple):
     tokens: Int[np.ndarray, "1 c"]
     begin: int
     """Place of the first."""
-    count: int
+    length: int
     """How many of them count; the rest fills up the array."""
     following: Int[np.ndarray, " c"] | None
     """The token behind each, if they are to be told."""
