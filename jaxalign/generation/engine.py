@@ -103,7 +103,7 @@ class Engine:
         self._static: dict[str, Any] = {"model": model, "mesh": self.mesh}
         self.length = -(-length // PIECE) * PIECE
         self._block = None
-        if next(iter(place.device_set)).platform == "cpu":
+        if [device.platform for device in place.device_set] == ["cpu"]:
             least = -(-self.length // _MOST_BLOCKS)
             self._block = -(-least // PIECE) * PIECE
         self.vocab = steps.vocab_size(model, variables)

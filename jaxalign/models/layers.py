@@ -301,20 +301,11 @@ class Attention(nn.Module):
         self, name: str, new: Array, layout: attention_lib.CacheLayout
     ) -> tuple[Array, ...]:
         """Put the new tokens' keys or values in the cache and return all of it."""
-        blocks, axis = [], cached.PLACES_AXIS[name]
-        for number, block in enumerate(self.get_variable(CACHE, name)):
-            size = block.shape[axis]
-            places = layout.positions - number * size
-            here = layout.valid & (places >= 0)
-            # What is not for this block gets a place beyond its end, and is dropped.
-            places = jnp.where(here, places, size)
-            rows = jnp.arange(block.shape[0])[:, None]
-            new = new.astype(block.dtype)
-            index = [rows, slice(None), slice(None), slice(None)]
-            index[axis] = places
-            blocks.append(block.at[tuple(index)].set(new, mode="drop"))
-        self.put_variable(CACHE, name, tuple(blocks))
-        return tuple(blocks)
+        blocks = cached.put(
+            self.get_variable(CACHE, name), new, layout, axis=cached.PLACES_AXIS[name]
+        )
+        self.put_variable(CACHE, name, blocks)
+        return blocks
 
 
 _ACTIVATIONS = {

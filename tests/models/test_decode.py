@@ -13,7 +13,8 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
-from jaxalign.models import layers
+from jaxalign.models import attention, layers
+from jaxalign.models.attention import cached
 from tests.adapters import scenes
 
 
@@ -104,3 +105,27 @@ def test_a_gate_that_reads_ahead_cannot_decode(tiny_llama) -> None:
     assert cache_fn is not None
     with pytest.raises(UserError, match="cannot decode token by token"):
         cache_fn(made.variables, 1, 8)
+
+
+@pytest.mark.parametrize("length", [1, 5], ids=["step", "piece"])
+@pytest.mark.parametrize("name", ["key", "value"])
+def test_a_cut_cache_is_written_like_a_whole_one(name, length) -> None:
+    """Rows stand at places of their own, across blocks; some tokens are not valid."""
+    rng = np.random.default_rng(0)
+    axis, shape = cached.PLACES_AXIS[name], [3, 2, 4, 4]
+    shape[axis] = 12
+    whole = rng.normal(size=shape).astype(np.float32)
+    new = rng.normal(size=(3, length, 2, 4)).astype(np.float32)
+    positions = np.array([[0], [6], [2]], np.int32) + np.arange(length, dtype=np.int32)
+    valid = np.ones((3, length), bool)
+    valid[1, -1] = False
+    layout = attention.CacheLayout(jnp.asarray(positions), jnp.asarray(valid))
+    put = jax.jit(cached.put, static_argnames="axis")
+    blocks = put(np.split(whole, 3, axis), new, layout, axis=axis)
+    assert len(blocks) == 3
+    (want,) = put([whole], new, layout, axis=axis)
+    np.testing.assert_array_equal(np.concatenate(blocks, axis), want)
+    for row, column in np.argwhere(valid):
+        place = positions[row, column]
+        found = np.take(np.asarray(want)[row], place, axis)
+        np.testing.assert_array_equal(found, new[row, column])

@@ -11,6 +11,7 @@ would wait for it.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,79 @@ from jaxtyping import Array, Float
 from jaxalign.models.attention.mask import LOW, CacheLayout, capped
 
 
-__all__ = ["PLACES_AXIS", "attend"]
+__all__ = ["PLACES_AXIS", "attend", "put"]
 
 PLACES_AXIS = {"key": -1, "value": -2}
 """Which axis of an array of the cache the places are."""
 
 _State = tuple[Array, Array, Array]
 """Of a softmax in the making: the largest score, the sum, the weighed values."""
+
+
+def put(
+    blocks: Sequence[Float[Array, "b g x y"]],
+    new: Float[Array, "b t g h"],
+    layout: CacheLayout,
+    *,
+    axis: int,
+) -> tuple[Float[Array, "b g x y"], ...]:
+    """Return the blocks of a cache with new tokens' keys or values in their places.
+
+    A cache that is cut, which only CPUs' are, is written without scatters: XLA compiles
+    each of them anew, two for every block of every layer, where it compiles a loop or a
+    select once for all.
+
+    Args:
+      blocks: of keys or values, see :func:`attend`.
+      new: of the new tokens.
+      layout: where they stand; those that are not valid are dropped.
+      axis: of the places.
+    """
+    size = blocks[0].shape[axis]
+    new = new.astype(blocks[0].dtype)
+    found = []
+    for number, block in enumerate(blocks):
+        places = layout.positions - number * size
+        here = layout.valid & (places >= 0) & (places < size)
+        if len(blocks) == 1:
+            # What is not for this block gets a place beyond its end, and is dropped.
+            index: list[Any] = [jnp.arange(len(block))[:, None], *[slice(None)] * 3]
+            index[axis] = jnp.where(here, places, size)
+            found.append(block.at[tuple(index)].set(new, mode="drop"))
+        elif new.shape[1] == 1:
+            found.append(_put_one(block, new, places[:, 0], here[:, 0], axis))
+        else:
+            found.append(_put_some(block, new, places, here, axis))
+    return tuple(found)
+
+
+def _put_one(block: Array, new: Array, places: Array, here: Array, axis: int) -> Array:
+    """Put one token a row, row after row, in place."""
+    tokens = jnp.moveaxis(new, 1, axis)
+    begins, zero = jnp.where(here, places, 0), jnp.zeros((), jnp.int32)
+
+    def row(i: Array, block: Array) -> Array:
+        begin = [i, zero, zero, zero]
+        begin[axis] = begins[i]
+        token = jax.lax.dynamic_slice_in_dim(tokens, i, 1)
+        old = jax.lax.dynamic_slice(block, begin, token.shape)
+        return jax.lax.dynamic_update_slice(
+            block, jnp.where(here[i], token, old), begin
+        )
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(len(block)), row, block)
+
+
+def _put_some(block: Array, new: Array, places: Array, here: Array, axis: int) -> Array:
+    """Write a block anew, every place from the token that stands there, if any."""
+    size = block.shape[axis]
+    stands = here[..., None] & (places[..., None] == jnp.arange(size)[None, None])
+    source = jnp.argmax(stands, axis=1)
+    tokens = jnp.take_along_axis(new, source[:, :, None, None], axis=1)
+    shape = [len(block), 1, 1, 1]
+    shape[axis] = size
+    is_new = jnp.broadcast_to(stands.any(axis=1).reshape(shape), block.shape)
+    return jnp.where(is_new, jnp.moveaxis(tokens, 1, axis), block)
 
 
 def attend(
