@@ -238,7 +238,8 @@ def admit(
         return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
 
     def put(leaf: Array, value: Array) -> Array:
-        return leaf.at[start.slot].set(value)
+        # Not `leaf.at[slot].set`, a scatter, which takes longer to compile.
+        return jax.lax.dynamic_update_index_in_dim(leaf, value, start.slot, axis=0)
 
     slots = Slots(
         jax.tree.map_with_path(copy, slots.cache, row),
