@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 __all__ = [
+    "Bound",
     "Completions",
     "Form",
     "Mean",
@@ -104,6 +105,8 @@ class Model(NamedTuple):
     ``key=`` it also applies dropout, without it is deterministic.
     ``logits_fn(variables, hidden) -> [*n v]`` is the head; it is called on chunks.
     The other two are for generation; training and scoring do without.
+
+    Models compare by their functions; those of ``decoder.make_model`` compare by value.
     """
 
     hidden_fn: Callable[..., Float[Array, "b t d"]]
@@ -118,6 +121,35 @@ class Model(NamedTuple):
     ``block`` places each, by default in one."""
     routed_fn: Callable[..., tuple[Float[Array, "b t d"], RouterSums]] | None = None
     """Of a mixture of experts: as ``hidden_fn``, and what the routers did."""
+
+
+class Bound:
+    """A function with its first argument: equal to another where both parts are.
+
+    A model made of these, passed as a static argument, finds the programs of an equal
+    one. A bound method compares its object by identity, a closure itself.
+
+    >>> Bound(divmod, 7)(2), Bound(divmod, 7) == Bound(divmod, 7)
+    ((3, 1), True)
+    """
+
+    def __init__(self, function: Callable[..., Any], first: Any) -> None:
+        self.function = function
+        self.first = first
+        self.__name__ = function.__name__.strip("_")  # of programs made of it
+        # Counted once: a static argument is looked up at every call.
+        self._hash = hash((function, first))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.first, *args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Bound):
+            return NotImplemented
+        return (self.function, self.first) == (other.function, other.first)
 
 
 class Mean(NamedTuple):

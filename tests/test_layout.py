@@ -58,7 +58,6 @@ TO_SHORTEN = {
     "adapters/lora.py",
     "models/attention/cached.py",
     "models/attention/trial.py",
-    "models/decoder.py",
     "models/layers.py",
 }
 

@@ -192,18 +192,17 @@ def score_records(
     source = loader.StepSource(
         data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
     )
-    run = jax.jit(
-        functools.partial(_evaluate, objective=objective, aspects=data.aspects),
-        static_argnames=("models",),
+    run = functools.partial(
+        _evaluate_jit,
+        models=(scorer.model, scorer.ref_model),
+        objective=objective,
+        aspects=tuple(data.aspects),
     )
-    models = (scorer.model, scorer.ref_model)
     waiting: dict[int, dict[str, Any]] = {}
     ready = 0
     for step in progress.track(range(len(source)), len(source), "scoring rows"):
         batch = jax.tree.map(lambda leaf: leaf[0], source[step])
-        values = jax.device_get(
-            run(scorer.variables, scorer.ref_variables, put(batch), models=models)
-        )
+        values = jax.device_get(run(scorer.variables, scorer.ref_variables, put(batch)))
         for r, row in enumerate(source.rows_of_step(step)):
             for slot, index in enumerate(row):
                 waiting[index] = _result(
@@ -253,6 +252,10 @@ def _evaluate(
         "weights": weights,
         "selected": selected,
     }
+
+
+# By the models' values: a second score in one process compiles nothing.
+_evaluate_jit = jax.jit(_evaluate, static_argnames=("models", "objective", "aspects"))
 
 
 def _result(

@@ -1,5 +1,6 @@
 """The decoder: embeddings, groups of scanned layers, final norm, head."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from jaxalign.models.attention import cached
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import Runtime
 from jaxalign.stacks import Group, group_name, group_of_name
-from jaxalign.types import Model, ModelInputs, RouterSums, Variables
+from jaxalign.types import Bound, Model, ModelInputs, RouterSums, Variables
 
 
 __all__ = [
@@ -148,6 +149,9 @@ def make_model(
 ) -> Model:
     """Return the decoder as pure functions.
 
+    Equal arguments give equal models with equal hashes: passed as a static argument, a
+    model loaded twice finds the programs of the first.
+
     Args:
       config: sizes and options.
       groups: how the layers are cut into stacks; default one stack of all.
@@ -159,80 +163,94 @@ def make_model(
       attention_sequences: most sequences of a row, which ``cudnn`` needs.
       mesh: devices, over which some kernels must be split by hand.
     """
-    groups = tuple(groups or ((0, config.num_layers),))
+    runtime = Runtime(
+        # By one of its many names: types of scalars and dtypes do not hash alike.
+        dtype=jnp.dtype(dtype),
+        attention=attention_implementation,
+        attention_block=attention_block,
+        attention_sequences=attention_sequences,
+        mesh=mesh,
+        lora_dropout=lora_dropout,
+        deterministic=True,
+    )
+    cut = tuple((low, high) for low, high in groups or ((0, config.num_layers),))
+    decoder = Decoder(config, cut, runtime, remat)
+    return Model(
+        hidden_fn=Bound(_hidden, decoder),
+        logits_fn=Bound(_logits, decoder),
+        decode_fn=Bound(_decode, decoder),
+        cache_fn=Bound(_cache, decoder),
+        routed_fn=None if config.mixture is None else Bound(_routed, decoder),
+    )
 
-    def module(deterministic: bool) -> Decoder:
-        runtime = Runtime(
-            dtype=dtype,
-            attention=attention_implementation,
-            attention_block=attention_block,
-            attention_sequences=attention_sequences,
-            mesh=mesh,
-            lora_dropout=lora_dropout,
-            deterministic=deterministic,
-        )
-        return Decoder(config, groups, runtime, remat)
 
-    def hidden_fn(
-        variables: Variables, inputs: ModelInputs, *, key: Any = None
-    ) -> Float[Array, "b t d"]:
-        rngs = None if key is None else {"dropout": key}
-        out: Any = module(key is None).apply(
-            variables, inputs, method=Decoder.hidden, rngs=rngs
-        )
-        return out
+def _with_dropout(decoder: Decoder, key: Any) -> tuple[Decoder, dict[str, Any] | None]:
+    """Return the decoder and the keys that a call with or without a key needs."""
+    if key is None:
+        return decoder, None
+    noisy = dataclasses.replace(decoder.runtime, deterministic=False)
+    return decoder.clone(runtime=noisy), {"dropout": key}
 
-    def routed_fn(
-        variables: Variables, inputs: ModelInputs, *, key: Any = None
-    ) -> tuple[Float[Array, "b t d"], RouterSums]:
-        rngs = None if key is None else {"dropout": key}
-        out, found = module(key is None).apply(
-            variables,
-            inputs,
-            method=Decoder.hidden,
-            rngs=rngs,
-            mutable=[layers.ROUTED],
-        )
-        is_sums = lambda node: isinstance(node, RouterSums)  # noqa: E731
-        stacks = jax.tree.leaves(found[layers.ROUTED], is_leaf=is_sums)
-        of_stacks = [jax.tree.map(lambda x: x.sum(0), stack) for stack in stacks]
-        return out, jax.tree.map(lambda *xs: sum(xs), *of_stacks)
 
-    def logits_fn(
-        variables: Variables, hidden: Float[Array, "*n d"]
-    ) -> Float[Array, "*n v"]:
-        out: Any = module(True).apply(variables, hidden, method=Decoder.logits)
-        return out
+def _hidden(
+    decoder: Decoder, variables: Variables, inputs: ModelInputs, *, key: Any = None
+) -> Float[Array, "b t d"]:
+    decoder, rngs = _with_dropout(decoder, key)
+    out: Any = decoder.apply(variables, inputs, method=Decoder.hidden, rngs=rngs)
+    return out
 
-    def decode_fn(
-        variables: Variables,
-        cache: Any,
-        tokens: Any,
-        positions: Any,
-        valid: Any,
-        lengths: Any = None,
-    ) -> tuple[Float[Array, "b t d"], Any]:
-        out, changed = module(True).apply(
-            {**variables, layers.CACHE: cache},
-            tokens,
-            attention.CacheLayout(positions, valid, lengths=lengths),
-            method=Decoder.decode,
-            mutable=[layers.CACHE],
-        )
-        return out, changed[layers.CACHE]
 
-    def cache_fn(
-        variables: Variables,
-        slots: int,
-        length: int,
-        cache_dtype: Any = None,
-        block: int | None = None,
-    ) -> Any:
-        kind = dtype if cache_dtype is None else cache_dtype
-        return make_cache(config, groups, variables, slots, length, kind, block)
+def _routed(
+    decoder: Decoder, variables: Variables, inputs: ModelInputs, *, key: Any = None
+) -> tuple[Float[Array, "b t d"], RouterSums]:
+    decoder, rngs = _with_dropout(decoder, key)
+    out, found = decoder.apply(
+        variables, inputs, method=Decoder.hidden, rngs=rngs, mutable=[layers.ROUTED]
+    )
+    is_sums = lambda node: isinstance(node, RouterSums)  # noqa: E731
+    stacks = jax.tree.leaves(found[layers.ROUTED], is_leaf=is_sums)
+    of_stacks = [jax.tree.map(lambda x: x.sum(0), stack) for stack in stacks]
+    return out, jax.tree.map(lambda *xs: sum(xs), *of_stacks)
 
-    routed = None if config.mixture is None else routed_fn
-    return Model(hidden_fn, logits_fn, decode_fn, cache_fn, routed)
+
+def _logits(
+    decoder: Decoder, variables: Variables, hidden: Float[Array, "*n d"]
+) -> Float[Array, "*n v"]:
+    out: Any = decoder.apply(variables, hidden, method=Decoder.logits)
+    return out
+
+
+def _decode(
+    decoder: Decoder,
+    variables: Variables,
+    cache: Any,
+    tokens: Any,
+    positions: Any,
+    valid: Any,
+    lengths: Any = None,
+) -> tuple[Float[Array, "b t d"], Any]:
+    out, changed = decoder.apply(
+        {**variables, layers.CACHE: cache},
+        tokens,
+        attention.CacheLayout(positions, valid, lengths=lengths),
+        method=Decoder.decode,
+        mutable=[layers.CACHE],
+    )
+    return out, changed[layers.CACHE]
+
+
+def _cache(
+    decoder: Decoder,
+    variables: Variables,
+    slots: int,
+    length: int,
+    dtype: Any = None,
+    block: int | None = None,
+) -> Any:
+    kind = decoder.runtime.dtype if dtype is None else dtype
+    return make_cache(
+        decoder.config, decoder.groups, variables, slots, length, kind, block
+    )
 
 
 def make_cache(

@@ -78,7 +78,9 @@ class DPO2DConfig:
 
     name: Literal["dpo2d"] = "dpo2d"
     beta: float = 0.1
-    aspect_weights: dict[str, float] | None = None
+    aspect_weights: dict[str, float] | None = dataclasses.field(
+        default=None, hash=False
+    )
     form: Literal["group", "vanilla"] = "group"
     top_k: int | None = None
     pairing: Literal["rank", "order"] = "rank"

@@ -26,7 +26,7 @@ class MixConfig:
     and is refused where none has.
     """
 
-    mix: dict[str, float]
+    mix: dict[str, float] = dataclasses.field(hash=False)
     name: Literal["mix"] = "mix"
     beta: float | None = None
     label_smoothing: float | None = None
@@ -37,7 +37,9 @@ class MixConfig:
     ld_alpha: float | None = None
     f_divergence_type: Divergence | None = None
     f_alpha_divergence_coef: float | None = None
-    aspect_weights: dict[str, float] | None = None
+    aspect_weights: dict[str, float] | None = dataclasses.field(
+        default=None, hash=False
+    )
     form: Literal["group", "vanilla"] | None = None
     top_k: int | None = None
     pairing: Literal["rank", "order"] | None = None

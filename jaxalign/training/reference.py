@@ -1,6 +1,5 @@
 """Numbers that frozen models give to the data: the reference, token weights."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,14 +177,12 @@ def reference_logps(
     source = loader.StepSource(
         data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
     )
-    score = jax.jit(
-        functools.partial(policy.policy_token_logps, model=checkpoint.model)
-    )
     found: dict[int, np.ndarray] = {}
     steps = range(len(source))
     for step in progress.track(steps, len(source), "reference log-probabilities"):
         batch = jax.tree.map(lambda leaf: leaf[0], source[step])
-        values = np.asarray(score(variables, sharding.put_batch(batch, mesh)))
+        on_devices = sharding.put_batch(batch, mesh)
+        values = np.asarray(_score(variables, on_devices, model=checkpoint.model))
         for r, row in enumerate(source.rows_of_step(step)):
             for slot, index in enumerate(row):
                 mine = batch.completions.response[r] // 2 == slot
@@ -194,3 +191,7 @@ def reference_logps(
     if path is not None:
         reference_cache.write(path, key, logps)
     return logps
+
+
+# By the model's value: a second reference in one process compiles nothing.
+_score = jax.jit(policy.policy_token_logps, static_argnames="model")
