@@ -1,7 +1,10 @@
 """Fixtures of all tests, and the environment that they run in."""
 
+import hashlib
 import os
+import platform
 from importlib import metadata
+from pathlib import Path
 
 
 # Before jax or transformers is imported: eight CPU devices, and no hub. The tests spend
@@ -26,19 +29,43 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# No compiled program is kept in the user's cache; a test may name a place of its own.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
+
+def _place_of_programs() -> str:
+    """Return where compiled programs are kept, for all workers and later runs.
+
+    They fit one version of the compiler, its flags and one kind of processor.
+    """
+    cpu = Path("/proc/cpuinfo")  # of Linux
+    told = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    wanted = ("model name", "flags", "Features")
+    processor = {line for line in told if line.startswith(wanted)}
+    parts = (
+        metadata.version("jaxlib"),
+        os.environ["XLA_FLAGS"],
+        platform.machine(),
+        *sorted(processor),
+    )
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return str(Path(__file__).parents[1] / ".cache" / f"xla-tests-{name}")
+
+
+# Never the user's cache. JAXALIGN_TEST_PROGRAMS names another place; empty for none.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "JAXALIGN_TEST_PROGRAMS", _place_of_programs()
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import functools  # noqa: E402
 import json  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-from tests import synthetic  # noqa: E402
+from tests import kinds, synthetic  # noqa: E402
 
 
 # The same examples on every run and every machine; a slow machine is no failure.
@@ -46,6 +73,80 @@ hypothesis.settings.register_profile(
     "jaxalign", derandomize=True, deadline=None, database=None
 )
 hypothesis.settings.load_profile("jaxalign")
+
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the kinds of tests that the short run leaves out."""
+    for kind, meaning in kinds.KINDS.items():
+        config.addinivalue_line("markers", f"{kind}: {meaning}")
+    config.stash[_LEFT_OUT] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Mark tests with their kinds, keep the short run short, begin with what is long.
+
+    With ``-m`` or a test's own name the user says what is to run.
+    """
+    if config.args == config.getini("testpaths") and (wrong := kinds.stale(items)):
+        raise pytest.UsageError("tests/kinds.py: " + "; ".join(wrong))
+    for item in items:
+        for kind in kinds.kinds_of(item):
+            item.add_marker(kind)
+    items.sort(key=lambda item: -kinds.seconds_of(item))
+    if config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    kept, left = [], []
+    for item in items:
+        (left if kinds.kinds_of(item) else kept).append(item)
+    for item in left:
+        for kind in kinds.kinds_of(item):
+            config.stash[_LEFT_OUT][kind] = config.stash[_LEFT_OUT].get(kind, 0) + 1
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files, the longest first: a file's fixtures are runs."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary what a worker left out."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["left_out"] = session.config.stash[_LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker left out; all leave out the same."""
+    found = getattr(node, "workeroutput", {}).get("left_out", {})
+    node.config.stash[_LEFT_OUT].update(found)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name what was not run, with the command that runs it."""
+    left = config.stash[_LEFT_OUT]
+    if not left:
+        return
+    terminalreporter.section("not run here")
+    for kind, meaning in kinds.KINDS.items():
+        if count := left.get(kind):
+            command = f"pytest -n 2 -m {kind}"
+            terminalreporter.line(f"{count:5} {kind:9} {command:24} {meaning}")
+    terminalreporter.line(f'all of them: pytest -n 2 -m "{kinds.REST}"')
+
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -62,6 +163,15 @@ def forget_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have checkpoints written once for all workers of a run."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    synthetic.keep_in(place / "kept")
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Return ``make_tokenizer(**options)``, see ``synthetic.make_tokenizer``."""
@@ -76,7 +186,7 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., An
 
 @pytest.fixture(scope="session")
 def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return ``make_llama(**overrides)``, which writes a new tiny checkpoint.
+    """Return ``make_llama(**overrides)``, which gives a tiny checkpoint to change.
 
     Options are those of ``synthetic.make_llama``: ``tokenizer={...}``, ``seed=1`` and
     any field of LlamaConfig.

@@ -5,9 +5,12 @@ Nothing is downloaded and no text is taken from anywhere.
 
 import functools
 import gzip
+import hashlib
 import json
 import random
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +117,9 @@ def make_checkpoint(
 ) -> Path:
     """Write a random model of a family with a tokenizer; return its directory.
 
-    The sizes are odd on purpose: 4 heads on 2 key-value heads, a head size that is not
-    width / heads, norm weights that are not 1, biases that are not 0.
+    It is made once a run of the tests, and every caller has a copy to change. The sizes
+    are odd on purpose: 4 heads on 2 key-value heads, a head size that is not width /
+    heads, norm weights that are not 1, biases that are not 0.
 
     Args:
       directory: where to.
@@ -125,6 +129,53 @@ def make_checkpoint(
       save: options of ``save_pretrained``.
       **overrides: fields of the config.
     """
+    options = {"tokenizer": tokenizer, "seed": seed, "save": save, **overrides}
+    text = json.dumps([model_type, options], sort_keys=True, default=repr)
+    kept = made_once(
+        text, lambda empty: _write_checkpoint(empty, model_type, **options)
+    )
+    shutil.copytree(kept, directory, dirs_exist_ok=True)
+    return directory
+
+
+_PLACES: list[Path] = []
+
+
+def keep_in(place: Path) -> None:
+    """Say where :func:`made_once` keeps things: one place for all workers of a run."""
+    _PLACES[:] = [place]
+
+
+def made_once(key: str, make: Callable[[Path], Any]) -> Path:
+    """Return a directory that ``make`` filled once a run, whoever asks for it.
+
+    Args:
+      key: tells what is in it; equal keys, equal contents.
+      make: fills an empty directory.
+    """
+    if not _PLACES:
+        keep_in(Path(tempfile.mkdtemp()))
+    kept = _PLACES[0] / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if not kept.exists():
+        _PLACES[0].mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=_PLACES[0]))
+        make(draft)
+        try:
+            draft.rename(kept)
+        except OSError:  # another worker was faster
+            shutil.rmtree(draft)
+    return kept
+
+
+def _write_checkpoint(
+    directory: Path,
+    model_type: str,
+    *,
+    tokenizer: dict[str, Any] | None,
+    seed: int,
+    save: dict[str, Any] | None,
+    **overrides: Any,
+) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -156,7 +207,6 @@ def make_checkpoint(
             elif name.endswith("bias") and model_type != "llama":
                 torch.nn.init.normal_(weight, std=0.2)
     model.save_pretrained(directory, **(save or {}))
-    return directory
 
 
 def sentence(rng: random.Random, words: int = 5) -> str:

@@ -12,7 +12,9 @@ __all__ = ["set_up_jax"]
 def set_up_jax() -> None:
     """Keep compiled programs on disk, so that the next run starts at once.
 
-    ``JAX_COMPILATION_CACHE_DIR`` chooses the place; an empty value turns it off.
+    ``JAX_COMPILATION_CACHE_DIR`` chooses the place; an empty value turns it off. Only
+    what took half a second to compile is kept, unless
+    ``JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`` says otherwise.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     place = os.environ.get(
@@ -20,4 +22,5 @@ def set_up_jax() -> None:
     )
     if place:
         jax.config.update("jax_compilation_cache_dir", place)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        least = os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float(least))

@@ -202,7 +202,6 @@ def start(config: Path) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.slow
 def test_kills_at_every_stage_change_nothing(
     done: Path, setting: Any, tmp_path: Path
 ) -> None:

@@ -151,7 +151,6 @@ def test_a_special_token_is_a_stop_text(config, tiny_llama) -> None:
     assert made.ends(("a", "im_start")) == made.stop_tokens
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_lines(config, tmp_path) -> None:
     """kill -9 as soon as two lines are there."""
     config |= {"batch_slots": 2, "max_new_tokens": 40}

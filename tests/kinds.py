@@ -1,0 +1,206 @@
+"""What the short run leaves out, by kind: ``pytest -n 2`` keeps a proof of each.
+
+A test that takes long and proves its point with one case says here which cases stay;
+the others run with ``pytest -n 2 -m KIND``, and all in ``.ci/run``. The end of a run
+names what it left out. Tests of a kind may also be marked where they stand.
+"""
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+
+__all__ = ["KINDS", "REST", "RULES", "Rule", "kinds_of", "seconds_of", "stale"]
+
+KINDS = {
+    "variants": "further cases of what one case proves",
+    "parity": "further comparisons with transformers, TRL, PEFT and torch",
+    "kill": "processes that are killed, or asked to end, and go on",
+    "fuzz": "thousands of broken files",
+    "slow": "minutes rather than seconds, or gigabytes",
+}
+
+REST = " or ".join(KINDS)
+"""The expression that selects exactly what the short run leaves out."""
+
+
+class Rule(NamedTuple):
+    """Which cases of a test are of a kind: all but those kept."""
+
+    kind: str
+    kept: tuple[str, ...] = ()
+    """Patterns of the cases that the short run keeps; none for the whole test."""
+
+
+RULES: dict[str, dict[str, Rule]] = {
+    # One objective of every group in every layout; of the coupled ones two.
+    "objectives/test_layouts.py": {
+        "test_the_layout_changes_nothing": Rule(
+            "variants",
+            ("dpo", "dpo2d0", "aot", "tdpo2", "sepo", "kto", "sft", "mix"),
+        ),
+        "test_accumulation_is_one_large_batch": Rule(
+            "variants", ("hinge", "aot", "kto")
+        ),
+    },
+    "evaluation/test_score.py": {
+        "test_every_option_of_2d_dpo": Rule(
+            "variants", ("{}", "*vanilla*", "*mean1*", "*top_k*")
+        ),
+    },
+    # Three axes of devices at once, and more devices than heads.
+    "parallel/test_sharding.py": {
+        "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule(
+            "variants", ("lora-{'tensor': 2, *", "hlpt-{'tensor': 4, *")
+        ),
+    },
+    # Each family is compared with transformers once, by its log-probabilities.
+    "models/test_families.py": {
+        "test_log_probs_are_those_of_transformers": Rule(
+            "parity",
+            (
+                *("llama longrope", "mistral", "qwen2", "qwen3", "qwen3_moe"),
+                *("mixtral", "gemma?", "phi3", "olmo2", "smollm3", "granite"),
+            ),
+        ),
+        "test_shards_in_half_precision_come_back_to_the_last_bit": Rule(
+            "variants", ("mistral", "qwen3_moe", "gemma3", "phi3")
+        ),
+    },
+    "models/test_llama.py": {
+        "test_log_probs_are_those_of_transformers": Rule(
+            "parity", ("chat-plain", "plain-text-biases", "chat-tied")
+        ),
+        "test_remat_and_groups_change_nothing": Rule(
+            "variants", ("one-dots", "two-full")
+        ),
+        "test_blocked_attention_equals_the_plain_formula": Rule(
+            "variants", ("3", "64")
+        ),
+    },
+    "models/test_experts.py": {
+        "test_a_mesh_gives_the_same": Rule("variants", ("{'tensor': 4, *",)),
+        "test_the_balance_is_that_of_transformers": Rule("parity", ("qwen3_moe",)),
+        "test_peft_scores_adapted_experts_alike": Rule("parity", ("qwen3_moe",)),
+        "test_adapted_experts_merge_and_come_back": Rule("variants", ("static",)),
+    },
+    "generation/test_engine.py": {
+        "test_greedy_text_is_that_of_transformers": Rule(
+            "parity", ("llama llama3", "qwen2", "mixtral", "gemma3")
+        ),
+        "test_greedy_text_with_an_adapter_is_that_of_the_full_forward_pass": Rule(
+            "variants", ("H2LPT*", "LoRA*dora=True*")
+        ),
+    },
+    # Adapters: LoRA, a gate, a prefix, a hybrid.
+    "models/test_decode.py": {
+        "test_decoding_equals_the_full_forward_pass": Rule(
+            "variants",
+            ("NoAdapter*", "LoRA*'sequence')", "Prefix*separate*'token')", "H2LPT*"),
+        ),
+    },
+    "adapters/test_prefix.py": {
+        "test_packing_changes_nothing": Rule(
+            "variants", ("concat-token", "separate-sequence")
+        ),
+        "test_remat_changes_no_gradient": Rule("variants", ("full",)),
+    },
+    "adapters/test_files.py": {
+        "test_an_adapter_comes_back": Rule(
+            "variants", ("lora", "dora", "prefix", "gated", "h2lpt")
+        ),
+        "test_torch_users_get_what_score_says": Rule("parity", ("hlpt",)),
+    },
+    "adapters/test_hybrid.py": {
+        "test_only_adapter_leaves_are_trained": Rule("variants", ("hlpt",)),
+    },
+    "adapters/test_gates.py": {
+        "test_a_token_changes_no_earlier_logit": Rule(
+            "variants", ("LoRA*'sequence')", "Prefix*separate*'none')", "HLPT*")
+        ),
+    },
+    # Quantised bases: both codes, an adapter, a hybrid.
+    "models/test_quantised.py": {
+        "test_log_probs_are_those_of_the_unpacked_weights": Rule(
+            "variants", ("int8-lora", "nf4-none", "nf4-hlpt")
+        ),
+        "test_gradients_are_those_of_the_unpacked_weights": Rule(
+            "variants", ("int8-lora-none",)
+        ),
+        "test_a_step_needs_no_memory_for_unpacked_layers": Rule("variants", ("none",)),
+    },
+    "training/test_quantised_runs.py": {
+        "test_another_reference_is_held_alike": Rule("variants"),
+        "test_score_holds_the_base_as_the_run_did": Rule("variants"),
+    },
+    "training/test_objective_runs.py": {
+        "test_token_weights_from_two_models": Rule("variants"),
+        "test_supervised_then_sequential_kl": Rule("variants"),
+    },
+    # Killed in the short run: a training, a generate, a round.
+    "training/test_resume.py": {
+        "test_base_weights_by_pattern": Rule("variants", ("some",)),
+        "test_sigterm_saves_and_asks_to_be_run_again": Rule("kill"),
+    },
+    "cli/test_judge.py": {
+        "test_two_kills_and_a_full_disk_lose_nothing": Rule("kill"),
+    },
+    "generation/test_server.py": {"test_sigterm_drains": Rule("kill")},
+    # What a reader refuses is tested by name; these look for what nobody thought of.
+    "checkpoints/test_load.py": {
+        "test_configs_with_other_values": Rule("fuzz"),
+        "test_headers_with_other_values": Rule("fuzz"),
+    },
+    "feedback/test_segmenters.py": {
+        "test_the_time_is_in_proportion_to_the_text": Rule(
+            "variants", (".", "(a. ", "``` ", "$$a\\n", "|\\n", "[[]1]")
+        ),
+        "test_many_marks_take_seconds": Rule("variants", (".", '"')),
+        "test_real_answers_are_their_segments_and_white_space": Rule("slow"),
+    },
+}
+
+SECONDS: dict[str, int] = {}
+"""What the longest files take, so that a run begins with them."""
+
+
+def seconds_of(item: Any) -> int:
+    """Return what the file of a collected test takes, 0 where that is not much."""
+    return SECONDS.get(_place_of(item)[0], 0)
+
+
+def kinds_of(item: Any) -> set[str]:
+    """Return the kinds of a collected test: by its marks and by the rules."""
+    found = {mark.name for mark in item.iter_markers() if mark.name in KINDS}
+    file, test, case = _place_of(item)
+    rule = RULES.get(file, {}).get(test)
+    if rule is not None and not any(_fits(case, kept) for kept in rule.kept):
+        found.add(rule.kind)
+    return found
+
+
+def stale(items: Iterable[Any]) -> list[str]:
+    """Return rules that no test answers to, or that keep a case that is not there."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for item in items:
+        file, test, case = _place_of(item)
+        cases.setdefault((file, test), []).append(case)
+    wrong = []
+    for file, rules in RULES.items():
+        for test, rule in rules.items():
+            there = cases.get((file, test), [])
+            for kept in rule.kept or ("*",):
+                if not any(_fits(case, kept) for case in there):
+                    wrong.append(f"{file}::{test}[{kept}]")
+    return wrong
+
+
+def _fits(case: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(case, pattern)
+
+
+def _place_of(item: Any) -> tuple[str, str, str]:
+    """Return file below tests/, function and case of a collected test."""
+    file, _, rest = item.nodeid.removeprefix("tests/").partition("::")
+    spec = getattr(item, "callspec", None)
+    return file, rest.partition("[")[0], "" if spec is None else spec.id
