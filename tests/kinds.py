@@ -29,7 +29,8 @@ class Rule(NamedTuple):
 
     kind: str
     kept: tuple[str, ...] = ()
-    """Patterns of the cases that the short run keeps; none for the whole test."""
+    """Patterns of the cases that the short run keeps, with ``!`` those that fit it not;
+    none for the whole test."""
 
 
 RULES: dict[str, dict[str, Rule]] = {
@@ -39,19 +40,21 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants",
             ("dpo", "dpo2d0", "aot", "tdpo2", "sepo", "kto", "sft", "mix"),
         ),
-        "test_accumulation_is_one_large_batch": Rule(
-            "variants", ("hinge", "aot", "kto")
-        ),
+        "test_accumulation_is_one_large_batch": Rule("variants", ("aot", "kto")),
+    },
+    "objectives/test_objectives.py": {
+        "test_agrees_with_the_formula": Rule("variants", ("!*,f_divergence_type=*",)),
+        "test_stays_finite": Rule("variants", ("!*,f_divergence_type=*",)),
     },
     "evaluation/test_score.py": {
         "test_every_option_of_2d_dpo": Rule(
             "variants", ("{}", "*vanilla*", "*mean1*", "*top_k*")
         ),
     },
-    # Three axes of devices at once, and more devices than heads.
+    # Three axes of devices at once; more devices than heads, with experts.
     "parallel/test_sharding.py": {
         "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule(
-            "variants", ("lora-{'tensor': 2, *", "hlpt-{'tensor': 4, *")
+            "variants", ("lora-{'tensor': 2, *",)
         ),
     },
     # Each family is compared with transformers once, by its log-probabilities.
@@ -89,7 +92,7 @@ RULES: dict[str, dict[str, Rule]] = {
             "parity", ("llama llama3", "qwen2", "mixtral", "gemma3")
         ),
         "test_greedy_text_with_an_adapter_is_that_of_the_full_forward_pass": Rule(
-            "variants", ("H2LPT*", "LoRA*dora=True*")
+            "variants", ("H2LPT*",)
         ),
     },
     # Adapters: LoRA, a gate, a prefix, a hybrid.
@@ -111,6 +114,24 @@ RULES: dict[str, dict[str, Rule]] = {
         ),
         "test_torch_users_get_what_score_says": Rule("parity", ("hlpt",)),
     },
+    "adapters/test_torch_loader.py": {
+        "test_logits_are_those_of_jax": Rule(
+            "parity", ("concat-token", "separate-sequence", "concat-mean")
+        ),
+    },
+    "checkpoints/test_export.py": {
+        "test_an_adapter_of_peft_gives_the_same_weights": Rule(
+            "parity", ("everything", "ranks rslora", "dora", "embeddings")
+        ),
+        "test_an_adapter_goes_through_both_ways": Rule(
+            "variants", ("everything", "ranks rslora", "dora", "embeddings")
+        ),
+    },
+    "checkpoints/test_convert.py": {
+        "test_it_loads_like_the_source": Rule(
+            "variants", ("None-auto", "groups1-float32", "groups2-bfloat16")
+        ),
+    },
     "adapters/test_hybrid.py": {
         "test_only_adapter_leaves_are_trained": Rule("variants", ("hlpt",)),
     },
@@ -123,6 +144,12 @@ RULES: dict[str, dict[str, Rule]] = {
     "models/test_quantised.py": {
         "test_log_probs_are_those_of_the_unpacked_weights": Rule(
             "variants", ("int8-lora", "nf4-none", "nf4-hlpt")
+        ),
+        "test_a_mesh_gives_the_single_device_s_log_probs": Rule(
+            "variants", ("nf4-{'tensor': 2, *",)
+        ),
+        "test_codes_are_those_of_a_slow_float64_implementation": Rule(
+            "variants", ("1-*", "65-*")
         ),
         "test_gradients_are_those_of_the_unpacked_weights": Rule(
             "variants", ("int8-lora-none",)
@@ -145,10 +172,19 @@ RULES: dict[str, dict[str, Rule]] = {
     "cli/test_judge.py": {
         "test_two_kills_and_a_full_disk_lose_nothing": Rule("kill"),
     },
+    "models/test_attention.py": {
+        "test_a_kernel_gives_the_plain_formula_s_values_and_gradients": Rule(
+            "variants", ("xla-7-5.0", "splash-150-2.0", "cudnn-*")
+        ),
+    },
+    "training/test_attention.py": {
+        "test_a_model_computes_the_same_with_splash": Rule("variants", ("None",)),
+    },
     "generation/test_server.py": {"test_sigterm_drains": Rule("kill")},
     # What a reader refuses is tested by name; these look for what nobody thought of.
     "checkpoints/test_load.py": {
         "test_configs_with_other_values": Rule("fuzz"),
+        "test_flipped_and_cut_headers": Rule("fuzz"),
         "test_headers_with_other_values": Rule("fuzz"),
     },
     "feedback/test_segmenters.py": {
@@ -196,6 +232,8 @@ def stale(items: Iterable[Any]) -> list[str]:
 
 
 def _fits(case: str, pattern: str) -> bool:
+    if pattern.startswith("!"):
+        return not fnmatch.fnmatchcase(case, pattern[1:])
     return fnmatch.fnmatchcase(case, pattern)
 
 

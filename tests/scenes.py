@@ -12,8 +12,13 @@ from jaxalign import trees
 from jaxalign.adapters import lora
 from jaxalign.data import chat, loader, pairs, records
 from jaxalign.data.pairs import PairDataset
+from jaxalign.objectives import policy
 from jaxalign.types import PreferenceBatch
 from tests import synthetic
+
+
+token_logps = jax.jit(policy.policy_token_logps, static_argnames="model")
+"""Compiled once for all equal models and shapes of a process."""
 
 
 def dataset(

@@ -13,7 +13,6 @@ import pytest
 
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.models import families
-from jaxalign.objectives import policy
 from tests import scenes, synthetic
 
 
@@ -39,7 +38,7 @@ def test_a_family_is_one_file(tmp_path, monkeypatch) -> None:
     loaded = load_lib.load(directory)
     assert loaded.config.text.qkv_bias and loaded.config.text.o_bias
     batch = scenes.batch(data)
-    got = policy.policy_token_logps(loaded.variables, batch, model=loaded.model)
+    got = scenes.token_logps(loaded.variables, batch, model=loaded.model)
     scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)
 
 

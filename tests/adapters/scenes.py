@@ -1,5 +1,6 @@
 """Adapters that change a tiny model in every part of theirs."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxalign.checkpoints import adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.models import decoder
-from jaxalign.types import ModelInputs
+from jaxalign.types import Model, ModelInputs
 
 
 class Adapted(NamedTuple):
@@ -70,9 +71,9 @@ def one_sequence(tokens: Any) -> ModelInputs:
 
 def logits(made: Adapted, inputs: ModelInputs) -> np.ndarray:
     """Run the adapted model over rows."""
-    model = made.checkpoint.model
+    return np.asarray(_logits(made.variables, inputs, model=made.checkpoint.model))
 
-    def run(variables: Any, inputs: ModelInputs) -> Any:
-        return model.logits_fn(variables, model.hidden_fn(variables, inputs))
 
-    return np.asarray(jax.jit(run)(made.variables, inputs))
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(variables: Any, inputs: ModelInputs, *, model: Model) -> Any:
+    return model.logits_fn(variables, model.hidden_fn(variables, inputs))

@@ -184,7 +184,7 @@ def test_packing_changes_nothing(tiny_llama, gate, mode) -> None:
     for row_length in (3 * int(data.lengths.max()), int(data.lengths.max())):
         batch = model_scenes.batch(data, row_length=row_length)
         model = made.checkpoint.model
-        logps = policy.policy_token_logps(made.variables, batch, model=model)
+        logps = model_scenes.token_logps(made.variables, batch, model=model)
         found.append(model_scenes.responses(batch, logps))
     model_scenes.assert_same(found[0], found[1], atol=2e-5)
 
@@ -234,7 +234,7 @@ def test_peft_has_the_same_logits(tiny_llama, tmp_path) -> None:
     data = model_scenes.dataset(tiny_llama, 2)
     batch = model_scenes.batch(data, row_length=int(data.lengths.max()))
     model = made.checkpoint.model
-    logps = policy.policy_token_logps(made.variables, batch, model=model)
+    logps = model_scenes.token_logps(made.variables, batch, model=model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         peft = PeftModel.from_pretrained(model_scenes.torch_model(tiny_llama), out)

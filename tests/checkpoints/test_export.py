@@ -22,7 +22,6 @@ from jaxalign.checkpoints.policy import Policy, open_policy, open_run
 from jaxalign.checkpoints.state import SavedState, StateStore
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
-from jaxalign.objectives import policy
 from jaxalign.parallel.mesh import make_mesh
 from jaxalign.training import publish, run_directory
 from jaxalign.training import step as step_lib
@@ -189,7 +188,7 @@ class Adapted:
 
 def logps(model: Any, variables: Any, data: Any) -> dict[tuple[int, ...], np.ndarray]:
     batch = scenes.batch(data, row_length=int(data.lengths.max()))
-    score = jax.jit(functools.partial(policy.policy_token_logps, model=model))
+    score = functools.partial(scenes.token_logps, model=model)
     return scenes.responses(batch, score(variables, batch))
 
 

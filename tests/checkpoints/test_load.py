@@ -21,7 +21,6 @@ from jaxalign.checkpoints import places
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, rotary
-from jaxalign.objectives import policy
 from tests import scenes
 
 
@@ -115,7 +114,7 @@ def weight(loaded: load_lib.Checkpoint, name: str) -> np.ndarray:
 
 def logps(loaded: load_lib.Checkpoint, data: Any) -> dict[tuple[int, ...], np.ndarray]:
     batch = scenes.batch(data, row_length=int(data.lengths.max()))
-    score = jax.jit(functools.partial(policy.policy_token_logps, model=loaded.model))
+    score = functools.partial(scenes.token_logps, model=loaded.model)
     return scenes.responses(batch, score(loaded.variables, batch))
 
 

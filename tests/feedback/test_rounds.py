@@ -9,11 +9,10 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import yaml
@@ -38,16 +37,6 @@ STAGES = (
     "adapter",
     "gate.json",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have compiled programs kept for all runs of this file, in a place of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        place = str(tmp_path_factory.mktemp("programs"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", place)
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from jaxalign.checkpoints.policy import open_policy
 from jaxalign.cli.main import main
 from jaxalign.data import loader
 from jaxalign.errors import UserError
-from jaxalign.objectives import balance, dpo2d, objective, policy
+from jaxalign.objectives import balance, dpo2d, objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.types import ModelInputs
@@ -134,7 +134,7 @@ def test_peft_scores_adapted_experts_alike(make, tmp_path, model_type) -> None:
     peft = PeftModel.from_pretrained(scenes.torch_model(directory), out).eval()
     want = scenes.torch_logps(peft, data)
     batch = scenes.batch(data)
-    got = policy.policy_token_logps(made.variables, batch, model=made.checkpoint.model)
+    got = scenes.token_logps(made.variables, batch, model=made.checkpoint.model)
     scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)
 
 

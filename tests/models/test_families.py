@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.errors import UserError
-from jaxalign.objectives import policy
 from tests import scenes, synthetic
 from tests.adapters import scenes as decoding
 
@@ -147,15 +146,10 @@ def test_log_probs_are_those_of_transformers(make, name, tmp_path) -> None:
     want = scenes.torch_logps(scenes.torch_model(directory), data)
     loaded = load_lib.load(directory)
     assert max(len(key) for key in want) > 60
-    score = jax.jit(
-        lambda variables, batch: policy.policy_token_logps(
-            variables, batch, model=loaded.model
-        )
-    )
     # Several pairs a row, and one pair a row; prompts are shared either way.
     for row_length in (3 * int(data.lengths.max()), int(data.lengths.max())):
         batch = scenes.batch(data, row_length=row_length)
-        got = score(loaded.variables, batch)
+        got = scenes.token_logps(loaded.variables, batch, model=loaded.model)
         scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)
     # There and back: every tensor, every bit.
     out = export.save_hf(loaded.variables, tmp_path / "out", like=loaded)

@@ -50,7 +50,7 @@ def test_log_probs_are_those_of_transformers(make_llama, overrides, chat) -> Non
     # Several pairs a row, and one pair a row.
     for row_length in (3 * int(data.lengths.max()), int(data.lengths.max())):
         batch = scenes.batch(data, row_length=row_length)
-        got = policy.policy_token_logps(loaded.variables, batch, model=loaded.model)
+        got = scenes.token_logps(loaded.variables, batch, model=loaded.model)
         scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_remat_and_groups_change_nothing(tiny_llama, remat, groups) -> None:
     else:
         # Other groups, other random adapters: compare the base model alone.
         got, want = (
-            policy.policy_token_logps(x.variables, batch, model=x.model)
+            scenes.token_logps(x.variables, batch, model=x.model)
             for x in (other, plain)
         )
         np.testing.assert_allclose(got, want, atol=1e-5)
@@ -151,7 +151,7 @@ def test_padding_of_a_row_changes_nothing(tiny_llama) -> None:
     values = []
     for row_length in (length, length + 7):
         batch = scenes.batch(data, row_length=row_length)
-        got = policy.policy_token_logps(loaded.variables, batch, model=loaded.model)
+        got = scenes.token_logps(loaded.variables, batch, model=loaded.model)
         values.append(scenes.responses(batch, got))
     scenes.assert_same(*values, atol=1e-6)
 

@@ -198,11 +198,11 @@ def scene(directory, kind, name, **options) -> tuple[Any, Any, Any]:
 )
 def test_log_probs_are_those_of_the_unpacked_weights(wide_llama, kind, name) -> None:
     batch, model, variables = scene(wide_llama, kind, name)
-    score = jax.jit(functools.partial(policy.policy_token_logps, model=model))
+    score = functools.partial(scenes.token_logps, model=model)
     got = score(variables, batch)
     np.testing.assert_allclose(got, score(unpacked(variables), batch), atol=1e-5)
     other = load_lib.load(wide_llama)
-    plain = policy.policy_token_logps(other.variables, batch, model=other.model)
+    plain = scenes.token_logps(other.variables, batch, model=other.model)
     assert np.abs(np.asarray(got - plain)).max() > 1e-2
 
 
@@ -280,7 +280,7 @@ def test_pissa_starts_as_the_quantised_model(wide_llama) -> None:
     made = adapter_start.make(jax.random.key(0), ADAPTERS["pissa"], checkpoint)
     data = scenes.dataset(wide_llama, 3)
     batch = scenes.batch(data)
-    score = functools.partial(policy.policy_token_logps, model=checkpoint.model)
+    score = functools.partial(scenes.token_logps, model=checkpoint.model)
     start = score({**checkpoint.variables, **made}, batch)
     np.testing.assert_allclose(start, score(checkpoint.variables, batch), atol=1e-4)
 
@@ -324,10 +324,8 @@ def test_a_mesh_gives_the_single_device_s_log_probs(make_llama, kind, mesh) -> N
         loaded = load_lib.load(
             directory, quantize=kind, mesh=make_mesh(MeshConfig(**options))
         )
-        score = jax.jit(
-            functools.partial(policy.policy_token_logps, model=loaded.model)
-        )
-        found.append((loaded.variables, score(loaded.variables, batch)))
+        score = scenes.token_logps(loaded.variables, batch, model=loaded.model)
+        found.append((loaded.variables, score))
     for got, want in zip(*(jax.tree.leaves(v) for v, _ in found), strict=True):
         np.testing.assert_array_equal(got, want)
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-5, atol=1e-4)

@@ -69,9 +69,9 @@ def command(values, *extra: str):
     return [sys.executable, "-m", "jaxalign.cli.main", "train", *arguments, *extra]
 
 
-def environment(cache: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return {**os.environ, "XLA_FLAGS": flags}
 
 
 def comparable(run: Path) -> dict[int, dict]:
@@ -96,16 +96,15 @@ def final_weights(run: Path) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def undisturbed(files, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     subprocess.run(
-        command(options(files, run)), env=environment(cache), check=True, timeout=600
+        command(options(files, run)), env=environment(), check=True, timeout=600
     )
-    return run, cache
+    return run
 
 
 def test_a_run_leaves_what_the_design_says(undisturbed) -> None:
-    run, _ = undisturbed
+    run = undisturbed
     steps = metrics_lib.read(run / "metrics.jsonl")
     assert list(steps) == list(range(STEPS + 1))
     first = steps[1]
@@ -143,14 +142,14 @@ def logged(run: Path) -> int:
 
 def test_killed_again_and_again_it_ends_the_same(files, undisturbed, tmp_path) -> None:
     """kill -9 in start-up, in compilation, between steps and in the middle of saves."""
-    want, cache = undisturbed
+    want = undisturbed
     run = tmp_path / "run"
     rng = random.Random(0)
     kills = in_saves = 0
     while kills < KILLS:
         process = subprocess.Popen(
             command(options(files, run)),
-            env=environment(cache),
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -174,7 +173,7 @@ def test_killed_again_and_again_it_ends_the_same(files, undisturbed, tmp_path) -
         shutil.rmtree(run)
     assert in_saves
     subprocess.run(
-        command(options(files, run)), env=environment(cache), check=True, timeout=600
+        command(options(files, run)), env=environment(), check=True, timeout=600
     )
     check_same(run, want)
 
@@ -186,10 +185,10 @@ def check_same(run: Path, want: Path) -> None:
 
 
 def test_sigterm_saves_and_asks_to_be_run_again(files, undisturbed, tmp_path) -> None:
-    want, cache = undisturbed
+    want = undisturbed
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command(options(files, run)), env=environment(cache), stderr=subprocess.DEVNULL
+        command(options(files, run)), env=environment(), stderr=subprocess.DEVNULL
     )
     metrics = run / "metrics.jsonl"
     while process.poll() is None and not (
@@ -201,20 +200,20 @@ def test_sigterm_saves_and_asks_to_be_run_again(files, undisturbed, tmp_path) ->
     saved = max(int(p.name) for p in (run / "checkpoints").iterdir())
     assert 0 < saved < STEPS
     subprocess.run(
-        command(options(files, run)), env=environment(cache), check=True, timeout=300
+        command(options(files, run)), env=environment(), check=True, timeout=300
     )
     check_same(run, want)
 
 
 def test_a_finished_run_is_left_alone(files, undisturbed) -> None:
-    run, _ = undisturbed
+    run = undisturbed
     before = (run / "metrics.jsonl").read_bytes()
     assert train(from_dict(options(files, run))) == run
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_another_run_s_directory_is_refused(files, undisturbed, tmp_path) -> None:
-    run, _ = undisturbed
+    run = undisturbed
     other = options(files, run, optimizer={"learning_rate": 2e-3})
     with pytest.raises(UserError, match="optimizer.learning_rate: 0.001 there, 0.002"):
         train(from_dict(other))
