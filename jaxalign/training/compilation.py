@@ -42,7 +42,7 @@ def abstract_state(
     """
     everywhere = sharding.replicated(mesh)
 
-    def put(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+    def put(leaf: Any, place: Any) -> Any:
         return jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=place, weak_type=leaf.weak_type
         )
