@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxalign import stacks
+from jaxalign import products, stacks
 from jaxalign.adapters import gates, selection
 from jaxalign.errors import UserError
 
@@ -195,14 +195,9 @@ def attend(
     out, lse = own
     rows, length, heads, width = q.shape
     groups = key.shape[0]
-    value = leaves["value"].astype(q.dtype)
     grouped = q.reshape(rows, length, groups, heads // groups, width)
-    scores = jnp.einsum(
-        "btgmh,gph->btgmp",
-        grouped * scale,
-        key.astype(q.dtype),
-        preferred_element_type=jnp.float32,
-    ).reshape(rows, length, heads, -1)
+    scores = products.einsum("btgmh,gph->btgmp", grouped * scale, key)
+    scores = scores.reshape(rows, length, heads, -1)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     strength = jnp.ones((1, 1, 1)) if gate is None else gate
@@ -212,12 +207,8 @@ def attend(
 
     def values(weights: Array) -> Array:
         weights = weights.reshape(rows, length, groups, heads // groups, -1)
-        found = jnp.einsum(
-            "btgmp,gph->btgmh",
-            weights.astype(q.dtype),
-            value,
-            preferred_element_type=jnp.float32,
-        )
+        weights = weights.astype(q.dtype)
+        found = products.einsum("btgmp,gph->btgmh", weights, leaves["value"])
         return found.reshape(rows, length, heads, width)
 
     if "mix" in leaves:

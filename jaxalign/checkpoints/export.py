@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxalign import stacks, trees
-from jaxalign.adapters import gates, lora
+from jaxalign.adapters import gates, low_rank
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import contents, hub, places
 from jaxalign.checkpoints import load as load_lib
@@ -307,7 +307,7 @@ def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
     module, _, leaf = place.path.rpartition("/")
     adapter = _descend(variables.get("lora"), module)
     if adapter is not None and leaf in ("kernel", "embedding"):
-        value = lora.merge({leaf: value}, jax.tree.map(fetch, adapter))[leaf]
+        value = low_rank.merge({leaf: value}, jax.tree.map(fetch, adapter))[leaf]
     return value.T if place.rule.transpose else value
 
 

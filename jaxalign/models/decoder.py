@@ -96,7 +96,7 @@ class Decoder(nn.Module):
             setattr(self, group_name(group), module)
         self.norm = layers.RMSNorm(config)
         if not config.tie_embeddings:
-            self.lm_head = layers.Dense(config.vocab_size, self.runtime)
+            self.lm_head = layers.Dense(config.vocab_size, self.runtime, rounded=False)
 
     def hidden(self, inputs: ModelInputs) -> Float[Array, "b t d"]:
         """Return the last hidden state of every token, after the final norm."""

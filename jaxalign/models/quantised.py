@@ -160,10 +160,10 @@ def _divided(wide: Array, scales: Array) -> Array:
 
 
 def apply(fn: Callable[[Array, Array], Array], x: Array, weight: Any) -> Array:
-    """Return ``fn(x, W)``, W in the dtype of x.
+    """Return ``fn(x, W)``.
 
-    Codes are turned back into W for this call, and again where its derivative is taken:
-    what is kept in between is the codes, which are there anyway.
+    Codes are turned back into W, in the dtype of x, for this call, and again where its
+    derivative is taken: what is kept in between is the codes, which are there anyway.
 
     Args:
       fn: linear in x.
@@ -171,7 +171,7 @@ def apply(fn: Callable[[Array, Array], Array], x: Array, weight: Any) -> Array:
       weight: an array or codes.
     """
     if not isinstance(weight, Quantised):
-        return fn(x, weight.astype(x.dtype))
+        return fn(x, weight)
     return jax.checkpoint(lambda x, codes: fn(x, codes.astype(x.dtype)))(x, weight)
 
 

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxalign.adapters import lora
+from jaxalign import products
+from jaxalign.adapters import low_rank
 from jaxalign.models import quantised
 from jaxalign.parallel.mesh import BATCH_AXES
 from jaxalign.types import RouterSums
@@ -89,7 +90,7 @@ def combine(
 ) -> Float[Array, "b t d"]:
     """Add up what each token's experts gave, weighed; undoes :func:`dispatch`."""
     back = out[jnp.argsort(order)].reshape(*weights.shape, -1)
-    return (back * weights[..., None]).sum(-2)
+    return (back * weights[..., None]).sum(-2).astype(out.dtype)
 
 
 class ExpertWeights(NamedTuple):
@@ -127,7 +128,7 @@ def apply(
     Args:
       x: tokens.
       experts: of each.
-      weights: of what they give.
+      weights: of what they give, float32.
       mlps: all experts.
       activation: of the gate.
       saved_name: name under which a remat policy may keep what linear layers compute.
@@ -142,11 +143,11 @@ def apply(
 
         def dense(part: ExpertWeights, x: Array) -> Array:
             y = quantised.apply(
-                lambda x, w: jax.lax.ragged_dot(x, w, sizes), x, part.kernel
+                lambda x, w: products.ragged_dot(x, w, sizes), x, part.kernel
             )
             if part.lora:
-                y = lora.apply_experts(y, x, part.lora, sizes)
-            return checkpoint_name(y, saved_name)
+                y = low_rank.apply_experts(y, x, part.lora, sizes)
+            return checkpoint_name(y.astype(x.dtype), saved_name)
 
         out = activation(dense(mlps.gate, rows)) * dense(mlps.up, rows)
         return combine(dense(mlps.down, out), order, weights)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign import trees
-from jaxalign.adapters import lora
+from jaxalign.adapters import lora, low_rank
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.errors import UserError
 from tests.adapters import scenes
@@ -26,7 +26,7 @@ A, B = numbers(7, 2), numbers(2, 5)
 
 def applied(leaves: dict[str, jax.Array]) -> np.ndarray:
     x, kernel = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32)
-    return np.asarray(lora.apply(x @ kernel, x, leaves, kernel=kernel))
+    return np.asarray(low_rank.apply(x @ kernel, x, leaves, kernel=kernel))
 
 
 def test_plain_gated_and_doubled() -> None:
@@ -58,9 +58,9 @@ def test_a_column_of_zeros_stays_one() -> None:
     """As those of padded vocabularies."""
     x, kernel = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32).at[:, 2].set(0)
     leaves = tree(a=A, b=0 * B, scale=np.array(1.5), magnitude=np.abs(numbers(5)))
-    out = lora.apply(x @ kernel, x, leaves, kernel=kernel)
+    out = low_rank.apply(x @ kernel, x, leaves, kernel=kernel)
     assert np.isfinite(out).all() and not np.asarray(out)[..., 2].any()
-    merged = lora.merge({"q": {"kernel": kernel}}, {"q": leaves})["q"]["kernel"]
+    merged = low_rank.merge({"q": {"kernel": kernel}}, {"q": leaves})["q"]["kernel"]
     assert np.isfinite(merged).all() and not np.asarray(merged)[:, 2].any()
 
 
@@ -70,7 +70,7 @@ def test_doras_lengths_are_constants() -> None:
     x, kernel = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32)
 
     def loss(b: jax.Array) -> jax.Array:
-        out = lora.apply(x @ kernel, x, {**leaves, "b": b}, kernel=kernel)
+        out = low_rank.apply(x @ kernel, x, {**leaves, "b": b}, kernel=kernel)
         return (out * jnp.asarray(numbers(2, 3, 5), jnp.float32)).sum()
 
     ratio = np.abs(numbers(5)) / np.linalg.norm(W + 1.5 * A @ B, axis=0)
@@ -84,7 +84,7 @@ def test_the_written_out_derivative() -> None:
     probe = jnp.asarray(numbers(2, 3, 5), jnp.float32)
 
     def ours(*v):
-        return (probe * lora.delta(*v)).sum()
+        return (probe * low_rank.delta(*v)).sum()
 
     def plain(x, a, b, s):
         return (probe * ((jnp.broadcast_to(s, (2, 3, 1)) * (x @ a)) @ b)).sum()
@@ -156,16 +156,16 @@ def test_merged_weights_give_the_same_logits(tiny_llama, config) -> None:
     made = scenes.adapted(tiny_llama, config)
     inputs = scenes.one_sequence(np.arange(5, 30)[None])
     params, own = made.checkpoint.variables["params"], made.collections["lora"]
-    merged = lora.merge(params, own)
+    merged = low_rank.merge(params, own)
     checkpoint = made.checkpoint._replace(variables={"params": merged})
     want = scenes.logits(made, inputs)
     got = scenes.logits(scenes.Adapted(checkpoint, {}), inputs)
     np.testing.assert_allclose(got, want, atol=2e-4)
     if config.dora:
         with pytest.raises(UserError, match="DoRA cannot be taken out"):
-            lora.unmerge(merged, own)
+            low_rank.unmerge(merged, own)
         return
-    back = lora.unmerge(merged, own)
+    back = low_rank.unmerge(merged, own)
     jax.tree.map(
         lambda b, p: np.testing.assert_allclose(b, p, rtol=1e-5, atol=1e-5),
         back,
@@ -176,7 +176,7 @@ def test_merged_weights_give_the_same_logits(tiny_llama, config) -> None:
 def test_gates_that_read_the_input_are_not_merged(tiny_llama) -> None:
     made = scenes.adapted(tiny_llama, LoRAConfig(rank=2, gate="token"))
     with pytest.raises(UserError, match="token_gate, which depends on the input"):
-        lora.merge(made.checkpoint.variables["params"], made.collections["lora"])
+        low_rank.merge(made.checkpoint.variables["params"], made.collections["lora"])
 
 
 def test_patterns_choose_ranks_and_alphas(tiny_llama) -> None:

@@ -12,8 +12,7 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.errors import UserError
-from jaxalign.generation import text_model
-from jaxalign.models import attention, layers
+from jaxalign.generation import ready
 from jaxalign.models.attention import cached
 from tests.adapters import scenes
 
@@ -82,14 +81,14 @@ def test_layers_that_are_stacks_of_their_own_are_traced_once(
 ) -> None:
     """Python takes longer than the compiler otherwise."""
     made = scenes.adapted(tiny_llama, LoRAConfig(rank=2, layers="0-1"))
-    model, variables = text_model.cut(made.checkpoint, made.variables, donate=False)
-    traced, attend = [], layers.cached.attend
+    model, variables = ready.cut(made.checkpoint, made.variables, donate=False)
+    traced, attend = [], cached.attend
 
     def count(*args: Any, **options: Any) -> Any:
         traced.append(args)
         return attend(*args, **options)
 
-    monkeypatch.setattr(layers.cached, "attend", count)
+    monkeypatch.setattr(cached, "attend", count)
     assert model.decode_fn is not None and model.cache_fn is not None
     cache = model.cache_fn(variables, 7, 64)
     one = np.zeros((7, 1), np.int32)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import trees
-from jaxalign.adapters import adapter, lora
+from jaxalign.adapters import adapter, low_rank
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import adapter_files, adapter_start, export
 from jaxalign.checkpoints import load as load_lib
@@ -88,7 +88,9 @@ def test_adapted_experts_merge_and_come_back(make, tmp_path, name) -> None:
     want = adapter_scenes.logits(made, inputs)
     plain = adapter_scenes.Adapted(made.checkpoint, {})
     assert np.abs(adapter_scenes.logits(plain, inputs) - want).max() > 0.1
-    params = lora.merge(made.checkpoint.variables["params"], made.collections["lora"])
+    params = low_rank.merge(
+        made.checkpoint.variables["params"], made.collections["lora"]
+    )
     merged = made.checkpoint._replace(variables={"params": params})
     got = adapter_scenes.logits(adapter_scenes.Adapted(merged, {}), inputs)
     np.testing.assert_allclose(got, want, atol=2e-4)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxalign import trees
-from jaxalign.adapters import adapter, lora
+from jaxalign.adapters import adapter, low_rank
 from jaxalign.adapters.hybrid import HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
@@ -288,8 +288,8 @@ def test_pissa_starts_as_the_quantised_model(wide_llama) -> None:
 def test_adapters_merge_into_the_unpacked_weight(wide_llama) -> None:
     made = adapter_scenes.adapted(wide_llama, ADAPTERS["dora"], quantize="int8")
     variables = made.variables
-    merged = lora.merge(variables["params"], variables["lora"])
-    want = lora.merge(unpacked(variables["params"]), variables["lora"])
+    merged = low_rank.merge(variables["params"], variables["lora"])
+    want = low_rank.merge(unpacked(variables["params"]), variables["lora"])
     for got, value in zip(
         jax.tree.leaves(unpacked(merged)), jax.tree.leaves(want), strict=True
     ):

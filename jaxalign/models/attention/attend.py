@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from jaxalign import products
 from jaxalign.models.attention import cudnn, splash, xla
 from jaxalign.models.attention.choice import Implementation
 from jaxalign.models.attention.mask import LOW, RowLayout, capped, visible
@@ -114,18 +115,16 @@ def _dense(
     softcap: float | None,
 ) -> tuple[Array, Array]:
     rows, length, heads, width = q.shape
-    groups = k.shape[2]
+    groups, dtype = k.shape[2], q.dtype
     q = q.reshape(rows, length, groups, heads // groups, width)
-    scores = jnp.einsum(
-        "bqgmh,bkgh->bgmqk", q * scale, k, preferred_element_type=jnp.float32
-    )
+    scores = products.einsum("bqgmh,bkgh->bgmqk", q * scale, k)
     scores = capped(scores, softcap)
     mask = visible(layout, (0, length), (0, length))
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1, where=mask)
     weights = jnp.where(mask, weights, 0.0)
-    out = jnp.einsum("bgmqk,bkgh->bqgmh", weights.astype(v.dtype), v)
+    out = products.einsum("bgmqk,bkgh->bqgmh", weights.astype(v.dtype), v)
     seen = mask.any(-1)
     safe = jnp.where(mask, scores, jnp.where(seen[..., None], LOW, 0.0))
     lse = jnp.where(seen, jax.nn.logsumexp(safe, axis=-1), 0.0)
     lse = jnp.moveaxis(lse, 3, 1).reshape(rows, length, heads)
-    return out.reshape(rows, length, heads, width), lse
+    return out.reshape(rows, length, heads, width).astype(dtype), lse
