@@ -7,7 +7,8 @@ float32 by bfloat16, with the same end. So here the factors of every product, of
 in the derivative too, have the dtype of ``x``, and every result is float32 until it
 becomes the derivative of something narrower. What follows a product rounds it, once.
 
-Where ``x`` is float32 these are JAX's own functions, to the last bit.
+Where ``x`` is float32 these are JAX's own functions, to the last bit. Inside
+``jax.shard_map`` both factors must vary over the same axes of the mesh.
 """
 
 import functools
@@ -49,7 +50,7 @@ def einsum(spec: str, x: Float[Array, "..."], y: Float[Array, "..."]) -> Array:
         )
     free = x.ndim - len(spec.split(",")[0].replace("...", ""))
     spec = spec.replace("...", string.ascii_uppercase[:free])
-    return _product(spec, *_alike(x, y))
+    return _product(spec, x, y)
 
 
 def ragged_dot(
@@ -66,26 +67,11 @@ def ragged_dot(
     """
     if not _narrow(x):
         return jax.lax.ragged_dot(x, weights.astype(x.dtype), sizes)
-    return _ragged(*_alike(x, weights), sizes)
+    return _ragged(x, weights, sizes)
 
 
 def _narrow(x: Array) -> bool:
     return x.dtype.itemsize < 4
-
-
-def _alike(x: Array, y: Array) -> tuple[Array, Array]:
-    """Have both vary over the same axes of a mesh inside ``jax.shard_map``.
-
-    JAX does so by itself, but not around a derivative that is written out.
-    """
-    axes = [jax.typeof(z).vma for z in (x, y)]
-    every = axes[0] | axes[1]
-
-    def vary(z: Array, own: frozenset[Any]) -> Array:
-        missing = tuple(every - own)
-        return jax.lax.pcast(z, missing, to="varying") if missing else z
-
-    return vary(x, axes[0]), vary(y, axes[1])
 
 
 def _wide(spec: str, x: Array, y: Array) -> Array:

@@ -155,11 +155,20 @@ def apply(
     split = mesh is not None and any(mesh.shape[axis] > 1 for axis in BATCH_AXES)
     if mesh is not None and split:
         rows = P(BATCH_AXES)
-        run = jax.shard_map(
-            run,
+
+        def run_split(x: Array, experts: Array, weights: Array, mlps: Any) -> Array:
+            # The derivative of a weight is the sum over the devices' rows.
+            mlps = jax.tree.map(
+                lambda w: jax.lax.pcast(w, BATCH_AXES, to="varying"), mlps
+            )
+            return run(x, experts, weights, mlps)
+
+        call = jax.shard_map(
+            run_split,
             mesh=mesh,
             in_specs=(rows, rows, rows, P()),
             out_specs=rows,
             axis_names=set(BATCH_AXES),
         )
+        return call(x, experts, weights, mlps)
     return run(x, experts, weights, mlps)

@@ -12,7 +12,8 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.errors import UserError
-from jaxalign.generation import ready
+from jaxalign.generation import text_model
+from jaxalign.models import attention
 from jaxalign.models.attention import cached
 from tests.adapters import scenes
 
@@ -81,7 +82,7 @@ def test_layers_that_are_stacks_of_their_own_are_traced_once(
 ) -> None:
     """Python takes longer than the compiler otherwise."""
     made = scenes.adapted(tiny_llama, LoRAConfig(rank=2, layers="0-1"))
-    model, variables = ready.cut(made.checkpoint, made.variables, donate=False)
+    model, variables = text_model.cut(made.checkpoint, made.variables, donate=False)
     traced, attend = [], cached.attend
 
     def count(*args: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxalign.models.attention.mask import LOW, CacheLayout, capped
 
@@ -122,38 +122,6 @@ def attend(
     grouped = grouped.transpose(0, 2, 3, 1, 4).reshape(rows, groups, -1, width)
     grouped = grouped * scale
     positions = jnp.tile(layout.positions, (1, heads // groups))
-
-    def join(number: int, state: _State, k: Array, v: Array) -> _State:
-        top, total, out = state
-        # The barriers keep the products as they are: few rows times a long matrix.
-        scores = jnp.einsum(
-            "bgqh,bghs->bgqs",
-            grouped,
-            k.astype(q.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        scores = jax.lax.optimization_barrier(scores)
-        places = number * size + jnp.arange(size)[None, None]
-        seen = places <= positions[..., None]
-        if layout.window is not None:
-            seen &= positions[..., None] - places < layout.window
-        scores = jnp.where(seen[:, None], capped(scores, softcap), LOW)
-        new_top = jnp.maximum(top, scores.max(axis=-1))
-        weights = jnp.exp(scores - new_top[..., None])
-        weights = jnp.where(seen[:, None], weights, 0.0)
-        kept = jnp.exp(top - new_top)
-        found = jnp.einsum(
-            "bgqs,bgsh->bgqh",
-            jax.lax.optimization_barrier(weights.astype(q.dtype)),
-            v.astype(q.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return (
-            new_top,
-            total * kept + weights.sum(axis=-1),
-            out * kept[..., None] + found,
-        )
-
     shape = grouped.shape[:3]
     state: _State = (
         jnp.full(shape, LOW, jnp.float32),
@@ -161,12 +129,20 @@ def attend(
         jnp.zeros((*shape, width), jnp.float32),
     )
     first, end = _reach(layout)
+
+    def join(begin: int, state: _State, k: Array, v: Array) -> _State:
+        places = begin + jnp.arange(size)[None, None]
+        seen = places <= positions[..., None]
+        if layout.window is not None:
+            seen &= positions[..., None] - places < layout.window
+        return _join(grouped, seen[:, None], softcap, state, k, v)
+
     for number, (k, v) in enumerate(zip(keys, values, strict=True)):
-        do = functools.partial(join, number)
+        begin = number * size
+        do = functools.partial(join, begin)
         if len(keys) == 1:
             state = do(state, k, v)
         else:
-            begin = number * size
             reached = (begin < end) & (begin + size > first)
             state = jax.lax.cond(reached, do, lambda state, *_: state, state, k, v)
     top, total, out = state
@@ -181,6 +157,45 @@ def attend(
         return jnp.moveaxis(x, 3, 1).reshape(rows, length, heads, *tail)
 
     return by_token(out), by_token(lse)
+
+
+def _join(
+    q: Float[Array, "b g r h"],
+    seen: Bool[Array, "b 1 r s"],
+    softcap: float | None,
+    state: _State,
+    k: Float[Array, "b g h s"],
+    v: Float[Array, "b g s h"],
+) -> _State:
+    """Put a block of the cache into the softmax."""
+    top, total, out = state
+    # Products are taken in the wider of the two dtypes, so that a wide cache is read
+    # as it lies there.
+    dtype = max(q.dtype, k.dtype, key=lambda dtype: dtype.itemsize)
+    # The barriers keep the products as they are: few rows times a long matrix.
+    scores = jnp.einsum(
+        "bgqh,bghs->bgqs",
+        q.astype(dtype),
+        k.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    scores = jax.lax.optimization_barrier(scores)
+    scores = jnp.where(seen, capped(scores, softcap), LOW)
+    new_top = jnp.maximum(top, scores.max(axis=-1))
+    weights = jnp.exp(scores - new_top[..., None])
+    weights = jnp.where(seen, weights, 0.0)
+    kept = jnp.exp(top - new_top)
+    found = jnp.einsum(
+        "bgqs,bgsh->bgqh",
+        jax.lax.optimization_barrier(weights.astype(dtype)),
+        v.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return (
+        new_top,
+        total * kept + weights.sum(axis=-1),
+        out * kept[..., None] + found,
+    )
 
 
 def _reach(layout: CacheLayout) -> tuple[Array, Array]:

@@ -17,7 +17,7 @@ from jaxalign.models.attention.choice import (
     choose,
     machine_of,
 )
-from jaxalign.models.attention.mask import row_layout
+from jaxalign.models.attention.mask import RowLayout, row_layout
 from jaxalign.types import ModelInputs
 
 
@@ -77,31 +77,7 @@ def try_out(
     Raises:
       UserError: it is more than rounding explains.
     """
-    lengths = [(50, 30, 40), (20, 60, 30)]
-    pieces = [p for pair in lengths for p in enumerate(pair)]
-    pad = 26
-    branches = np.repeat([b for b, _ in pieces] + [0], [n for _, n in pieces] + [pad])
-    ids = np.repeat([1, 2, 0], [*map(sum, lengths), pad])
-    places = [
-        np.arange(n) + (pair[0] if branch else 0)
-        for pair in lengths
-        for branch, n in enumerate(pair)
-    ]
-    positions = np.concatenate([*places, np.zeros(pad, int)])
-    rng = np.random.default_rng(0)
-
-    def normal(heads: int) -> jax.Array:
-        values = rng.normal(size=(1, len(ids), heads, work.head_dim))
-        return jax.device_put(jnp.asarray(values, work.dtype), device)
-
-    q, k, v, weights = map(
-        normal, (work.heads, work.kv_heads, work.kv_heads, work.heads)
-    )
-    row = [jax.device_put(x.astype(np.int32)[None], device) for x in (ids, branches)]
-    place = jax.device_put(positions.astype(np.int32)[None], device)
-    layout = row_layout(ModelInputs(row[0], place, *row))
-    if work.windows:
-        layout = layout._replace(window=jax.device_put(jnp.int32(25), device))
+    (q, k, v, weights), layout = _batch(device, work)
 
     def results(name: Implementation, **options: Any) -> tuple[jax.Array, ...]:
         def total(q: Any, k: Any, v: Any) -> tuple[jax.Array, jax.Array]:
@@ -145,3 +121,31 @@ def try_out(
             "what `jaxalign env` prints"
         )
     return worst
+
+
+def _batch(device: Any, work: Work) -> tuple[list[jax.Array], RowLayout]:
+    """Return queries, keys, values and weights of the outputs, and who sees whom."""
+    lengths = [(50, 30, 40), (20, 60, 30)]
+    pieces = [p for pair in lengths for p in enumerate(pair)]
+    pad = 26
+    branches = np.repeat([b for b, _ in pieces] + [0], [n for _, n in pieces] + [pad])
+    ids = np.repeat([1, 2, 0], [*map(sum, lengths), pad])
+    places = [
+        np.arange(n) + (pair[0] if branch else 0)
+        for pair in lengths
+        for branch, n in enumerate(pair)
+    ]
+    positions = np.concatenate([*places, np.zeros(pad, int)])
+    rng = np.random.default_rng(0)
+
+    def normal(heads: int) -> jax.Array:
+        values = rng.normal(size=(1, len(ids), heads, work.head_dim))
+        return jax.device_put(jnp.asarray(values, work.dtype), device)
+
+    arrays = [normal(n) for n in (work.heads, work.kv_heads, work.kv_heads, work.heads)]
+    row = [jax.device_put(x.astype(np.int32)[None], device) for x in (ids, branches)]
+    place = jax.device_put(positions.astype(np.int32)[None], device)
+    layout = row_layout(ModelInputs(row[0], place, *row))
+    if work.windows:
+        layout = layout._replace(window=jax.device_put(jnp.int32(25), device))
+    return arrays, layout
