@@ -12,6 +12,7 @@ Where ``x`` is float32 these are JAX's own functions, to the last bit. Inside
 """
 
 import functools
+import math
 import string
 from typing import Any
 
@@ -75,7 +76,26 @@ def _narrow(x: Array) -> bool:
 
 
 def _wide(spec: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    inputs, out = spec.split("->")
+    left, right = inputs.split(",")
+    both = "".join(axis for axis in left if axis in right and axis in out)
+    if not both:
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    # Of a product with such axes XLA's CPU compiler may exchange the factors after it
+    # has chosen the code, and then has none. The barriers keep them as they are.
+    summed = "".join(axis for axis in left if axis in right and axis not in out)
+    mine = "".join(axis for axis in left if axis not in right)
+    theirs = "".join(axis for axis in right if axis not in left)
+    x = jnp.einsum(f"{left}->{both}{mine}{summed}", x)
+    y = jnp.einsum(f"{right}->{both}{summed}{theirs}", y)
+    shape = (*x.shape[: len(both + mine)], *y.shape[len(both + summed) :])
+    groups, terms = x.shape[: len(both)], x.shape[len(both + mine) :]
+    x = x.reshape(*groups, -1, math.prod(terms))
+    y = y.reshape(*groups, math.prod(terms), -1)
+    x, y = jax.lax.optimization_barrier((x, y))
+    found = jnp.matmul(x, y, preferred_element_type=jnp.float32)
+    found = jax.lax.optimization_barrier(found).reshape(shape)
+    return jnp.einsum(f"{both}{mine}{theirs}->{out}", found)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
