@@ -12,7 +12,7 @@ import pytest
 
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.evaluation import score
-from jaxalign.generation import answer_logps, engine, ready
+from jaxalign.generation import answer_logps, engine, text_model
 from jaxalign.models import decoder
 from jaxalign.objectives import policy
 from jaxalign.objectives.dpo2d import DPO2DConfig
@@ -41,8 +41,8 @@ def compiled(caplog: pytest.LogCaptureFixture):
 
 
 def test_equal_arguments_give_equal_models(tiny_llama) -> None:
-    config = load_lib.open_config(tiny_llama)[0]
-    again = load_lib.open_config(tiny_llama)[0]
+    config = load_lib.open_config(tiny_llama)[0].text
+    again = load_lib.open_config(tiny_llama)[0].text
     mesh, other_mesh = (make_mesh(MeshConfig(data=n, fsdp=8 // n)) for n in (8, 4))
     options = {"groups": ((0, 1), (1, 3)), "dtype": jnp.bfloat16, "mesh": mesh}
     made = decoder.make_model(config, **options)
@@ -135,7 +135,7 @@ def test_a_second_score_compiles_nothing(tiny_llama, compiled, objective) -> Non
 
 def test_a_second_engine_compiles_nothing(tiny_llama, compiled) -> None:
     def texts():
-        made = ready.load(str(tiny_llama))
+        made = text_model.load(str(tiny_llama))
         request = engine.Request([5, 6, 7], engine.Sampling(max_new_tokens=4))
         found = engine.generate(made.model, made.variables, [request], slots=2)
         return found[0][0].tokens
