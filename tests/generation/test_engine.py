@@ -360,8 +360,8 @@ def test_every_program_is_compiled_once(tiny) -> None:
     ]
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        # Sizes that no other test has.
-        options: Any = {"slots": 7, "length": 384}
+        # Sizes, and a dtype of the cache, that no other test has.
+        options: Any = {"slots": 7, "length": 384, "cache_dtype": "float16"}
         generate(tiny.model, tiny.variables, requests, **options)
         found = sorted(name for name in compiled if "empty" not in name)
         compiled.clear()
