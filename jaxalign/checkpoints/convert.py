@@ -51,6 +51,11 @@ def convert(
       UserError: the checkpoint cannot be loaded or is converted already, or ``out`` is
         not empty.
     """
+    if dtype == "fastest":
+        raise UserError(
+            "dtype fastest depends on the machine that a run is on, and a converted "
+            "checkpoint is for all: give auto, float32, bfloat16 or float16"
+        )
     directory = hub.directory_of(model)
     if base_lib.is_base(directory):
         raise UserError(f"{model} is converted already: give the checkpoint it is of")

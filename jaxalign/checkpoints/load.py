@@ -37,8 +37,9 @@ __all__ = [
     "open_config",
 ]
 
-DType = Literal["float32", "bfloat16", "float16", "auto"]
-"""Of weights and computation; ``auto`` keeps every weight as it is stored."""
+DType = Literal["float32", "bfloat16", "float16", "auto", "fastest"]
+"""Of weights and computation; ``auto`` keeps every weight as it is stored. ``fastest``
+is for commands, which have ``checkpoints.fastest`` choose before anything is loaded."""
 
 
 class Checkpoint(NamedTuple):

@@ -106,6 +106,7 @@ def _sample_and_judge(
             out=str(out / "samples.jsonl"),
             num_samples=2,
             max_new_tokens=48,
+            dtype="fastest",
             seed=seed,
         )
     )
@@ -205,6 +206,7 @@ def _run_config(
 
     return TrainConfig(
         model=model,
+        dtype="fastest",
         data=str(train_file),
         eval_data=str(held_file),
         out=str(Path(config.out) / "run"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxalign import progress
 from jaxalign.adapters import adapter
+from jaxalign.checkpoints import fastest
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
@@ -58,7 +59,8 @@ class ScoreConfig:
       token_logps: whether to write every completion token.
       batch_rows: rows that are computed at once.
       row_length: places of a row; default the longest pair.
-      dtype: of weights and computation; ``auto`` keeps weights as they are stored.
+      dtype: of weights and computation; ``auto`` keeps weights as they are stored,
+        ``fastest`` is what this device multiplies faster.
       quantize: how both models' frozen linear weights are held, see ``jaxalign train``;
         default as the run that ``adapter`` is was trained, elsewhere ``none``.
       mesh: how the devices are arranged.
@@ -118,6 +120,8 @@ def score(config: ScoreConfig) -> Path:
     """
     out = Path(config.out)
     check_target(out)
+    dtype = fastest.resolve(config.dtype, config.model)
+    config = dataclasses.replace(config, dtype=dtype)
     found = records.read(config.data)
     check_records(config.objective, found, records.aspects_of(found))
     renderer = open_renderer(config.model)

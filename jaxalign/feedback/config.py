@@ -159,7 +159,8 @@ class RLAIFConfig:
         is the reference of all rounds.
       optimizer: AdamW and its schedule, anew in each round.
       training: how each round trains.
-      dtype: of frozen weights and computation.
+      dtype: of frozen weights and computation; ``fastest`` is what this device
+        multiplies faster, kept for the whole run.
       quantize: how frozen linear weights are held.
       mesh: how the devices are arranged.
     """

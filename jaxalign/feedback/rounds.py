@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign import progress
-from jaxalign.checkpoints import contents
+from jaxalign.checkpoints import contents, fastest
 from jaxalign.configs import read_yaml
 from jaxalign.data import records, rows
 from jaxalign.errors import UserError
@@ -113,6 +113,9 @@ def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
 
 def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
     _check_prompts(config)
+    kept = fastest.kept_in(Path(config.out) / CONFIG)
+    dtype = fastest.resolve(config.dtype, config.model, kept=kept)
+    config = dataclasses.replace(config, dtype=dtype)
     sources = {
         "model": contents.fingerprint(config.model),
         "prompts": rows.fingerprint(config.prompts),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import progress
-from jaxalign.checkpoints import adapter_files, contents, runs
+from jaxalign.checkpoints import adapter_files, contents, fastest, runs
 from jaxalign.checkpoints.load import DType
 from jaxalign.configs import to_dict
 from jaxalign.data import records, rows
@@ -45,7 +45,8 @@ class GenerateConfig(Sampling):
         already, made with the same settings, the rest is written.
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
       batch_slots: completions that are made at the same time.
-      dtype: of weights and computation; ``auto`` keeps weights as they are stored.
+      dtype: of weights and computation; ``auto`` keeps weights as they are stored,
+        ``fastest`` is what this device multiplies faster.
       cache_dtype: of the keys and values of earlier tokens; default that of the
         computation.
       quantize: how frozen linear weights are held, see ``jaxalign train``; default as
@@ -92,6 +93,8 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     out = Path(config.out)
     check_target(out)
     prompts = records.read_prompts(config.data)
+    dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
+    config = dataclasses.replace(config, dtype=dtype)
     settings = _settings(config)
     with writing(f"--out {out}", _KEPT):
         done = _resume(out, settings, len(prompts))
@@ -187,6 +190,15 @@ def _line(index: int, prompt: Prompt, completions: list[Completion]) -> dict[str
 
 def _settings_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.settings.json")
+
+
+def _kept_dtype(out: Path) -> str | None:
+    """Return the dtype that an output was begun with."""
+    try:
+        kept = json.loads(_settings_file(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept.get("dtype") if isinstance(kept, dict) and out.exists() else None
 
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -
             f"batch_slots must be a multiple of mesh.data × mesh.fsdp = {mesh.rows}: "
             f"got {batch_slots}"
         )
-    if cache_dtype == "auto":
-        raise UserError("cache_dtype auto means nothing: leave it out")
+    if cache_dtype in ("auto", "fastest"):
+        raise UserError(f"cache_dtype {cache_dtype} means nothing: leave it out")
 
 
 def load(

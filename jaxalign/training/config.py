@@ -62,7 +62,8 @@ class TrainConfig:
       packing: whether a row holds as many pairs as fit, or one.
       overflow: what to do with a pair above max_length.
       dtype: of the frozen weights and of the computation; what is trained is float32.
-        ``auto`` keeps weights as they are stored; nothing scales the loss of float16.
+        ``auto`` keeps weights as they are stored; nothing scales the loss of float16;
+        ``fastest`` is what this device multiplies faster, kept for the whole run.
       quantize: hold the layers' frozen linear weights, the reference's too, as int8 or
         4-bit nf4 codes; needs an adapter.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.

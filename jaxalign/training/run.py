@@ -1,9 +1,10 @@
 """A training run from its config to its last checkpoint."""
 
+import dataclasses
 from pathlib import Path
 
 from jaxalign import progress
-from jaxalign.checkpoints import runs
+from jaxalign.checkpoints import fastest, runs
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.training import loop, run_directory
 from jaxalign.training.config import TrainConfig
@@ -32,6 +33,9 @@ def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
       Preempted: SIGTERM came; all is saved.
       TrainingDiverged: updates were not finite.
     """
+    kept = fastest.kept_in(Path(config.out) / runs.CONFIG)
+    dtype = fastest.resolve(config.dtype, config.model, kept=kept)
+    config = dataclasses.replace(config, dtype=dtype)
     inputs = read_inputs(config)
     with run_directory.claim(config, inputs.fingerprints) as run:
         store = StateStore(run / runs.CHECKPOINTS, keep=config.save_total_limit)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from types import FrameType
 from typing import Any
 
+from jaxalign.checkpoints import fastest
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Event
@@ -249,10 +250,11 @@ def serve(config: ServeConfig) -> None:
       UserError: the address cannot be listened on, or see ``text_model.load``.
     """
     with _listen(config) as listener:
+        dtype = fastest.resolve(config.dtype, config.model)
         made = text_model.load(
             config.model,
             config.adapter,
-            dtype=config.dtype,
+            dtype=dtype,
             quantize=config.quantize,
             mesh=config.mesh,
         )

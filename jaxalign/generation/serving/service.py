@@ -41,7 +41,8 @@ class ServeConfig:
       max_length: most tokens of a prompt with its completion.
       max_waiting: completions that may wait for a slot; what is more gets 429.
       max_new_tokens: most tokens of a chat completion, where the request does not say.
-      dtype: of weights and computation; ``auto`` keeps weights as they are stored.
+      dtype: of weights and computation; ``auto`` keeps weights as they are stored,
+        ``fastest`` is what this device multiplies faster.
       cache_dtype: of the keys and values of earlier tokens; default that of the
         computation.
       quantize: how frozen linear weights are held, see ``jaxalign train``; default as
