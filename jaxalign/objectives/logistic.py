@@ -75,9 +75,10 @@ def sigmoid_loss(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> Float[Array, "*batch"]:
-    """Return :func:`dpo_loss` of two sides: DPO, cDPO with smoothing.
+    """Return ``-(1 - e) log s(z) - e log s(-z)``: DPO, with smoothing e cDPO.
 
-    [LD-DPO](https://arxiv.org/abs/2409.11069) is the same where the tokens beyond the
+    [DPO](https://arxiv.org/abs/2305.18290), eq. 7, see :func:`dpo_loss`.
+    [LD-DPO](https://arxiv.org/abs/2409.06411) is the same where the tokens beyond the
     shorter response weigh less, see ``policy.tail_weights``.
     """
     chex.assert_equal_shape([*chosen, *rejected])

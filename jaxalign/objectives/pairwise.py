@@ -115,7 +115,7 @@ class PairwiseConfig:
     """Options of an objective over whole pairs; None is the objective's own default.
 
     Attributes:
-      name: the objective, see :data:`LOSSES`; ``sigmoid`` and ``dpo`` are one.
+      name: the objective; ``sigmoid`` and ``dpo`` are one.
       beta: temperature; for ipo tau, for orpo the weight of the odds-ratio term.
       label_smoothing: share of pairs believed to be labelled the wrong way round, in
         [0, 0.5]; below 0.5 for robust, above 0 for exo_pair.

@@ -1,8 +1,7 @@
 """AOT: distributions of rewards compared by optimal transport, which is to sort them.
 
-[Distributional preference alignment](https://arxiv.org/abs/2406.05882). In one
-dimension the optimal plan pairs the k-th smallest value of the one distribution with
-the k-th smallest of the other, so the loss needs all pairs of a batch.
+In one dimension the optimal plan pairs the k-th smallest value of the one distribution
+with the k-th smallest of the other, so the loss needs all pairs of a batch.
 """
 
 import chex
@@ -29,6 +28,7 @@ def aot_loss(
 
     ``-log s(beta (policy margin of rank k - reference margin of rank k))``, smoothed as
     DPO is. The mask says which pairs there are; a pair has the loss of its rank.
+    [Distributional preference alignment](https://arxiv.org/abs/2406.05882), paired.
     """
     chex.assert_equal_shape([*chosen, *rejected, mask])
     better = chosen.logps - rejected.logps
@@ -48,6 +48,7 @@ def aot_unpaired_loss(
 
     ``-log s(beta (H_w of rank k - H_l of rank k))``, smoothed as DPO is. The mask says
     which pairs there are; a pair has the loss of its chosen response's rank.
+    [Distributional preference alignment](https://arxiv.org/abs/2406.05882), unpaired.
     """
     chex.assert_equal_shape([*chosen, *rejected, mask])
     return _sorted_loss(

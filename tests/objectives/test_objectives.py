@@ -6,7 +6,9 @@ several pairs a row, unused places, one-token completions and unequal lengths.
 
 import dataclasses
 import functools
+import inspect
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,10 +20,10 @@ import torch
 from jax.test_util import check_grads
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import logps, objective, policy
+from jaxalign.objectives import dpo2d, logps, objective, policy
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import MixConfig
-from jaxalign.objectives.pairwise import PairwiseConfig, names
+from jaxalign.objectives.pairwise import LOSSES, PairwiseConfig, names
 from jaxalign.objectives.policy import TokenLogps
 from jaxalign.objectives.sft import SFTConfig
 from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
@@ -506,6 +508,34 @@ def test_agrees_with_trl(case) -> None:
 def test_every_objective_has_a_source() -> None:
     compared = {c.config.name for c in FORMULA_CASES}
     assert compared == set(objective.CONFIGS)
+
+
+def test_every_pairwise_loss_has_its_own_options_and_source() -> None:
+    for name, loss in LOSSES.items():
+        keywords = {
+            key: parameter.default is inspect.Parameter.empty
+            for key, parameter in inspect.signature(loss.fn).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        needed = {key for key, required in keywords.items() if required} - {"mask"}
+        assert needed <= set(loss.options) <= set(keywords), name
+        assert ("mask" in keywords) == loss.ranked, name
+        assert re.search(r"\]\(https://\S+\)", loss.fn.__doc__ or ""), name
+
+
+def test_segments_are_compared_once_for_loss_and_metrics(monkeypatch) -> None:
+    calls = []
+    details = dpo2d.pair_details
+    monkeypatch.setattr(
+        dpo2d, "pair_details", lambda *args: calls.append(1) or details(*args)
+    )
+    data = scene(False)
+    batch = jax.tree.map(jnp.asarray, data.batch)
+    config = MixConfig(mix={"dpo2d": 1.0, "sft": 0.1})
+    _, metrics = objective.loss_of_tokens(
+        data.tokens(jnp.float32), batch, config=config, aspects=ASPECTS
+    )
+    assert "segments/accuracy" in metrics and len(calls) == 1
 
 
 # Gradients.
