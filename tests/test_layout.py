@@ -54,8 +54,6 @@ LONGEST_FILE = 400
 # One file for one file format, all of whose tables belong together.
 LONG_FILES = {"checkpoints/gguf.py"}
 LONGEST_FUNCTION = 60
-# Being taken apart; each line goes when its file is.
-TO_SHORTEN: set[str] = set()
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)
 IDS = [str(p.relative_to(PACKAGE)) for p in FILES]
@@ -212,8 +210,6 @@ def code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_files_and_functions_stay_small(path: Path) -> None:
-    if place_of(path) in TO_SHORTEN:
-        pytest.skip("being taken apart")
     lines = len(path.read_text(encoding="utf-8").splitlines())
     if place_of(path) not in LONG_FILES:
         assert lines <= LONGEST_FILE, f"{place_of(path)} has {lines} lines"
