@@ -17,7 +17,8 @@ for texts that have ended counts for nothing, as in use.
 
 The error is the mean difference of a token's log-probability from the same library's
 float32, over texts that the side itself made from the first ``--error_prompts``
-prompts. The texts differ, so the last column does too, a little.
+prompts. The texts differ, so the last column does too, a little (ours also counts the
+end of turn, put behind the texts that were cut short).
 
 ``--parity`` instead compares greedy texts of all prompts token by token.
 

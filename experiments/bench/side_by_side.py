@@ -94,7 +94,7 @@ def head_line(results: Iterable[Result]) -> str:
     """Say on which machine and with which versions the results came about."""
     flags = cpu_flags()
     units = ", ".join(unit for unit in UNITS if unit in flags) or "none of these"
-    found: dict[str, str] = {"Python": platform.python_version()}
+    found: dict[str, str] = {"python": platform.python_version()}
     for result in results:
         for package, its in result.get("versions", {}).items():
             if its not in found.setdefault(package, its).split(" and "):
@@ -226,7 +226,7 @@ def table(
         if (side := fastest(sides, results, kind)) is not None
     }
     lines = [
-        f"| | runs | {unit} | from – to | × {peer}'s best | peak GB | × its memory | "
+        f"| | runs | {unit} | from – to | × best {peer} | peak GB | × its memory | "
         "error, nats a token | log-prob. a token |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
