@@ -13,34 +13,26 @@ from jax.sharding import Mesh
 from jaxalign import progress, trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
-from jaxalign.checkpoints import adapter_files, adapter_start, runs
-from jaxalign.checkpoints import load as load_lib
-from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.checkpoints import adapter_files, runs
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.data import loader, packing
 from jaxalign.models import decoder
-from jaxalign.models.attention import Implementation
 from jaxalign.objectives import objective
 from jaxalign.parallel import sharding
-from jaxalign.training import evaluation, reference
+from jaxalign.training import compilation, evaluation, reference
 from jaxalign.training import optimizer as optimizer_lib
+from jaxalign.training import start as start_lib
 from jaxalign.training import step as step_lib
+from jaxalign.training.compilation import StepCompilation
 from jaxalign.training.config import TrainConfig
-from jaxalign.training.inputs import RunInputs, given_adapter
+from jaxalign.training.inputs import RunInputs
 from jaxalign.training.preemption import Preemption
+from jaxalign.training.start import StartingPolicy
 from jaxalign.training.step import LossFn, TrainState
-from jaxalign.types import Metrics, Variables
+from jaxalign.types import Metrics, Model, Variables
 
 
-__all__ = ["Session", "StartingPolicy", "load_start", "setup"]
-
-
-class StartingPolicy(NamedTuple):
-    """A loaded model, split into what is trained and what is not."""
-
-    checkpoint: Checkpoint
-    trainable: Variables
-    frozen: Variables
+__all__ = ["Session", "setup"]
 
 
 class Session(NamedTuple):
@@ -87,20 +79,20 @@ def setup(
     rows = source.rows_of_epoch(0)
     fill = packing.fill(rows, data.train.lengths, data.shape.row_length)
     progress.say(f"rows: {len(rows)} of {data.shape.row_length}, {fill:.1%} full")
+    tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
+    put = functools.partial(sharding.put_batch, mesh=inputs.mesh, leading=1)
+    ahead = _compile_ahead(inputs, run / runs.ADAPTER_START, tx, put)
     policy = _load(inputs, run / runs.ADAPTER_START)
     numbers = _frozen_numbers(inputs, run, policy)
     policy = policy._replace(frozen={**policy.frozen, **numbers.variables})
     source.ref_logps, source.token_weights = numbers.ref.train, numbers.weights.train
-    tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
     state, start, data_state = _restore(
         store, _initial_state(config, policy, tx, inputs.mesh), source.num_steps
     )
-    loss_fn, to_minimise = _losses(inputs, policy.checkpoint)
-    put = functools.partial(sharding.put_batch, mesh=inputs.mesh, leading=1)
-    step_fn = _compile(
-        step_lib.make_train_step(
-            to_minimise, tx, dropout=adapter.dropout(config.adapter) > 0
-        ),
+    loss_fn, to_minimise = _losses(inputs, policy.checkpoint.model)
+    step_fn = _compiled(
+        ahead,
+        _train_step(inputs, to_minimise, tx),
         state,
         policy.frozen,
         put(source[start]),
@@ -133,70 +125,15 @@ def setup(
     )
 
 
-def load_start(
-    config: TrainConfig,
-    mesh: Mesh,
-    *,
-    start: Path | None = None,
-    attention: Implementation = "xla",
-    sequences: int | None = None,
-) -> StartingPolicy:
-    """Load the model of a run and its adapter, at its starting values.
-
-    Args:
-      config: of the run.
-      mesh: devices.
-      start: file that keeps the starting values; where it is not there (yet) they are
-        made.
-      attention: the kernel.
-      sequences: most of them in a row.
-    """
-    described, family = load_lib.open_config(config.model)
-    model_config = described.text
-    collections = given_adapter(config, start)
-    if collections is not None:
-        groups = adapter_files.groups_of(collections, model_config.num_layers)
-    else:
-        shapes = decoder.param_shapes(model_config)
-        groups = adapter.groups(config.adapter, shapes, model_config.num_layers)
-    shapes = decoder.param_shapes(model_config, groups)
-    trained = trees.mask_from_patterns(shapes, config.trainable)
-    keeps = dict(zip(trees.paths(shapes), jax.tree.leaves(trained), strict=True))
-    with progress.reading(f"loading {config.model}") as show:
-        checkpoint = load_lib.load(
-            config.model,
-            groups=groups,
-            dtype=config.dtype,
-            float32=keeps.__getitem__,
-            quantize=config.quantize,
-            mesh=mesh,
-            progress=show,
-            remat=config.remat,
-            lora_dropout=adapter.dropout(config.adapter),
-            attention_implementation=attention,
-            attention_block=config.attention_block,
-            attention_sequences=sequences,
-        )
-    variables = dict(checkpoint.variables)
-    if not isinstance(config.adapter, NoAdapter):
-        if collections is None:
-            key = jax.random.fold_in(jax.random.key(config.seed), 1)
-            collections = adapter_start.make(key, config.adapter, checkpoint)
-        variables |= adapter_start.place(collections, mesh, family)
-    mask = adapter.trained_mask(variables, shapes, config.trainable)
-    return StartingPolicy(checkpoint, *trees.partition(variables, mask))
-
-
 def _load(inputs: RunInputs, start: Path) -> StartingPolicy:
     """Load the starting policy, and keep the adapter's part of it."""
     config = inputs.config
     began = time.monotonic()
-    policy = load_start(
+    policy = start_lib.load_start(
         config,
         inputs.mesh,
         start=start,
-        attention=inputs.kernel.implementation,
-        sequences=inputs.data.shape.pairs,
+        **_kernel(inputs),
     )
     if not isinstance(config.adapter, NoAdapter) and not start.is_file():
         whole = trees.combine(policy.trainable, policy.frozen)
@@ -240,10 +177,10 @@ def _frozen_numbers(
 
 
 def _losses(
-    inputs: RunInputs, checkpoint: Checkpoint
+    inputs: RunInputs, model: Model
 ) -> tuple[LossFn, LossFn | step_lib.Coupled]:
     """Return the loss of a batch, and the one that a step minimises."""
-    config, model = inputs.config, checkpoint.model
+    config = inputs.config
     options: dict[str, Any] = {
         "config": config.objective,
         "aspects": inputs.data.aspects,
@@ -298,16 +235,56 @@ def _restore(
     return state, saved.step, saved.data
 
 
-def _compile(
-    train_step: Callable[..., Any], state: TrainState, frozen: Variables, batch: Any
+def _train_step(
+    inputs: RunInputs,
+    to_minimise: LossFn | step_lib.Coupled,
+    tx: optax.GradientTransformation,
+) -> Callable[..., Any]:
+    dropout = adapter.dropout(inputs.config.adapter) > 0
+    return step_lib.make_train_step(to_minimise, tx, dropout=dropout)
+
+
+def _compile_ahead(
+    inputs: RunInputs,
+    start: Path,
+    tx: optax.GradientTransformation,
+    put: Callable[[Any], Any],
+) -> StepCompilation | None:
+    """Begin to compile the step by what config and headers tell of the weights.
+
+    None where that is not all: weights held as they are stored or as codes, and
+    numbers of a reference that is computed first.
+    """
+    config = inputs.config
+    if config.dtype == "auto" or config.quantize != "none":
+        return None
+    if config.reference != "adapter_off" or objective.weight_models(config.objective):
+        return None
+    trainable, frozen = start_lib.expected_start(config, inputs.mesh, start=start)
+    model = start_lib.expected_model(config, inputs.mesh, start, **_kernel(inputs))
+    train_step = _train_step(inputs, _losses(inputs, model)[1], tx)
+    state = compilation.abstract_state(trainable, tx, inputs.mesh)
+    return compilation.compile_ahead(train_step, state, frozen, put(inputs.source[0]))
+
+
+def _kernel(inputs: RunInputs) -> dict[str, Any]:
+    return {
+        "attention": inputs.kernel.implementation,
+        "sequences": inputs.data.shape.pairs,
+    }
+
+
+def _compiled(
+    ahead: StepCompilation | None,
+    train_step: Callable[..., Any],
+    state: TrainState,
+    frozen: Variables,
+    batch: Any,
 ) -> Callable[..., Any]:
     began = time.monotonic()
     progress.say("compiling the training step ...")
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step_fn = (
-        jax.jit(train_step, donate_argnums=0, out_shardings=(where, None))
-        .lower(state, frozen, batch)
-        .compile()
-    )
+    if ahead is None:
+        ahead = compilation.compile_ahead(train_step, state, frozen, batch)
+    step_fn = ahead.result(state, frozen, batch)
     progress.say(f"compiled in {time.monotonic() - began:.1f} s")
     return step_fn

@@ -28,7 +28,7 @@ from jaxalign.training import step as step_lib
 from jaxalign.training.config import NoAdapter, TrainConfig
 from jaxalign.training.inputs import fingerprints
 from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.setup import load_start
+from jaxalign.training.start import load_start
 from tests import scenes, synthetic
 from tests.checkpoints.test_load import small_tensors, write
 

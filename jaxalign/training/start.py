@@ -1,0 +1,174 @@
+"""What a run trains, at its starting values: loaded, or described before it is."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxalign import progress, trees
+from jaxalign.adapters import adapter
+from jaxalign.adapters.adapter import NoAdapter
+from jaxalign.checkpoints import adapter_files, adapter_start
+from jaxalign.checkpoints import load as load_lib
+from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.models import decoder
+from jaxalign.models.attention import Implementation
+from jaxalign.models.config import DecoderConfig
+from jaxalign.models.families import Family
+from jaxalign.parallel import sharding
+from jaxalign.stacks import Group
+from jaxalign.training.config import TrainConfig
+from jaxalign.training.inputs import given_adapter
+from jaxalign.types import Model, Variables
+
+
+__all__ = ["StartingPolicy", "expected_model", "expected_start", "load_start"]
+
+
+class StartingPolicy(NamedTuple):
+    """A loaded model, split into what is trained and what is not."""
+
+    checkpoint: Checkpoint
+    trainable: Variables
+    frozen: Variables
+
+
+class _Layout(NamedTuple):
+    """How the weights of a run are cut, by config.json and the adapter's options."""
+
+    config: DecoderConfig
+    family: Family
+    groups: tuple[Group, ...]
+    shapes: Any
+    """Of the base weights."""
+    trained: Any
+    """Which of them are trained."""
+    collections: Variables | None
+    """An adapter that is there already."""
+
+
+def _layout(config: TrainConfig, start: Path | None) -> _Layout:
+    described, family = load_lib.open_config(config.model)
+    model, collections = described.text, given_adapter(config, start)
+    if collections is not None:
+        groups = adapter_files.groups_of(collections, model.num_layers)
+    else:
+        shapes = decoder.param_shapes(model)
+        groups = adapter.groups(config.adapter, shapes, model.num_layers)
+    shapes = decoder.param_shapes(model, groups)
+    trained = trees.mask_from_patterns(shapes, config.trainable)
+    return _Layout(model, family, groups, shapes, trained, collections)
+
+
+def load_start(
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    start: Path | None = None,
+    attention: Implementation = "xla",
+    sequences: int | None = None,
+) -> StartingPolicy:
+    """Load the model of a run and its adapter, at its starting values.
+
+    Args:
+      config: of the run.
+      mesh: devices.
+      start: file that keeps the starting values; where it is not there (yet) they are
+        made.
+      attention: the kernel.
+      sequences: most of them in a row.
+    """
+    layout = _layout(config, start)
+    names = trees.paths(layout.shapes)
+    trained = dict(zip(names, jax.tree.leaves(layout.trained), strict=True))
+    with progress.reading(f"loading {config.model}") as show:
+        checkpoint = load_lib.load(
+            config.model,
+            groups=layout.groups,
+            dtype=config.dtype,
+            float32=trained.__getitem__,
+            quantize=config.quantize,
+            mesh=mesh,
+            progress=show,
+            **_model_options(config, attention, sequences),
+        )
+    variables = dict(checkpoint.variables)
+    if not isinstance(config.adapter, NoAdapter):
+        collections = layout.collections
+        if collections is None:
+            key = jax.random.fold_in(jax.random.key(config.seed), 1)
+            collections = adapter_start.make(key, config.adapter, checkpoint)
+        variables |= adapter_start.place(collections, mesh, layout.family)
+    mask = adapter.trained_mask(variables, layout.shapes, config.trainable)
+    return StartingPolicy(checkpoint, *trees.partition(variables, mask))
+
+
+def expected_start(
+    config: TrainConfig, mesh: Mesh, *, start: Path | None = None
+) -> tuple[Variables, Variables]:
+    """Return shape, dtype and place of what :func:`load_start` will give.
+
+    Args:
+      config: of the run; its ``dtype`` is one, and weights are not held as codes.
+      mesh: devices.
+      start: file that keeps the starting values, if it is there.
+    Returns:
+      What is trained, and what is not.
+    """
+    layout = _layout(config, start)
+
+    def expect(tree: Any, kinds: Any) -> Any:
+        places = sharding.param_shardings(tree, mesh, layout.family.sharding)
+        return jax.tree.map(
+            lambda leaf, kind, place: jax.ShapeDtypeStruct(
+                leaf.shape, kind, sharding=place
+            ),
+            *(tree, kinds, places),
+        )
+
+    kinds = jax.tree.map(
+        lambda is_trained: jnp.float32 if is_trained else config.dtype, layout.trained
+    )
+    variables = {"params": expect(layout.shapes, kinds)}
+    if not isinstance(config.adapter, NoAdapter):
+        collections = layout.collections
+        if collections is None:
+            collections = adapter_start.shapes(config.adapter, layout.config)[1]
+        for name, tree in collections.items():
+            kinds = jax.tree.map(lambda leaf: leaf.dtype, tree)
+            variables[name] = expect(tree, kinds)
+    mask = adapter.trained_mask(variables, layout.shapes, config.trainable)
+    return trees.partition(variables, mask)
+
+
+def expected_model(
+    config: TrainConfig,
+    mesh: Mesh,
+    start: Path | None = None,
+    *,
+    attention: Implementation = "xla",
+    sequences: int | None = None,
+) -> Model:
+    """Return the model that :func:`load_start` will give, equal to it by value."""
+    layout = _layout(config, start)
+    return decoder.make_model(
+        layout.config,
+        groups=layout.groups,
+        dtype=jnp.dtype(config.dtype),
+        mesh=mesh,
+        **_model_options(config, attention, sequences),
+    )
+
+
+def _model_options(
+    config: TrainConfig, attention: Implementation, sequences: int | None
+) -> dict[str, Any]:
+    return {
+        "remat": config.remat,
+        "lora_dropout": adapter.dropout(config.adapter),
+        "attention_implementation": attention,
+        "attention_block": config.attention_block,
+        "attention_sequences": sequences,
+    }
