@@ -1,6 +1,7 @@
 """The decoder: embeddings, groups of scanned layers, final norm, head."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -371,7 +372,13 @@ def keys_and_values(
 
 def param_shapes(config: DecoderConfig, groups: Sequence[Group] | None = None) -> Any:
     """Return the shapes of the parameters without making any."""
-    decoder = Decoder(config, tuple(groups or ((0, config.num_layers),)), Runtime())
+    shapes = _param_shapes(config, tuple(groups or ((0, config.num_layers),)))
+    return jax.tree.map(lambda leaf: leaf, shapes)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=64)  # a command asks several times, and tracing takes long
+def _param_shapes(config: DecoderConfig, groups: tuple[Group, ...]) -> Any:
+    decoder = Decoder(config, groups, Runtime())
     return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
 
 
