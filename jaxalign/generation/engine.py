@@ -88,7 +88,7 @@ class Engine:
             copied at every step.
           slots: texts that are made at the same time.
           length: most tokens of a prompt with its completion.
-          cache_dtype: of keys and values; default the model's.
+          cache_dtype: of keys and values; default the model's, on one CPU float32.
           text_of: turns tokens into text, which stop texts need.
         Raises:
           UserError: no slots, or an adapter that reads later tokens.
@@ -106,6 +106,8 @@ class Engine:
         if [device.platform for device in place.device_set] == ["cpu"]:
             least = -(-self.length // _MOST_BLOCKS)
             self._block = -(-least // PIECE) * PIECE
+            # To put a narrow number in place, CPUs copy the whole block.
+            cache_dtype = np.float32 if cache_dtype is None else cache_dtype
         self.vocab = steps.vocab_size(model, variables)
         self.compile_seconds = 0.0
         self._cache_dtype = cache_dtype

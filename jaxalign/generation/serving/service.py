@@ -44,7 +44,7 @@ class ServeConfig:
       dtype: of weights and computation; ``auto`` keeps weights as they are stored,
         ``fastest`` is what this device multiplies faster.
       cache_dtype: of the keys and values of earlier tokens; default that of the
-        computation.
+        computation, on a CPU float32.
       quantize: how frozen linear weights are held, see ``jaxalign train``; default as
         the run that ``adapter`` is was trained, elsewhere ``none``.
       mesh: how the devices are arranged.
