@@ -142,7 +142,7 @@ def repeated_prompts(data: pairs.PairDataset, batch: Any) -> Any:
     if data.pairs[0].chosen.weights is not None:
         weights = np.zeros((rows, longest), np.float32)
         for r, pair in enumerate(data.pairs):
-            own = packing._own_weights(pair)
+            own = packing._weights_of(pair)
             weights[r, : len(own)] = own
     return batch._replace(inputs=inputs, completions=completions, token_weights=weights)
 
