@@ -18,10 +18,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxalign.errors import UserError
+from jaxalign.generation import completions as requests_lib
 from jaxalign.generation import programs, steps
-from jaxalign.generation import requests as requests_lib
-from jaxalign.generation.prompts import PIECE, WaitingPrompt, extent_of
-from jaxalign.generation.requests import (
+from jaxalign.generation.completions import (
     Completion,
     Event,
     FinishReason,
@@ -29,6 +28,7 @@ from jaxalign.generation.requests import (
     Sampling,
     finished,
 )
+from jaxalign.generation.prefill import PIECE, WaitingPrompt, extent_of
 from jaxalign.generation.steps import Slots, TokenScores
 from jaxalign.types import Model, Variables
 

@@ -15,8 +15,8 @@ from jaxalign.objectives import (
     anchored,
     logistic,
     margins,
+    optimal_transport,
     reference_free,
-    transport,
 )
 from jaxalign.objectives.divergences import Divergence, make_divergence
 from jaxalign.objectives.logistic import dpo_loss
@@ -66,10 +66,13 @@ LOSSES: Mapping[str, Loss] = {
     "bco_pair": Loss(anchored.bco_pair_loss, {"beta": 0.1}, _TAIL),
     "sppo_hard": Loss(margins.sppo_hard_loss, {"beta": 0.1}, _TAIL),
     "aot": Loss(
-        transport.aot_loss, {"beta": 0.1, "label_smoothing": 0.0}, _TAIL, ranked=True
+        optimal_transport.aot_loss,
+        {"beta": 0.1, "label_smoothing": 0.0},
+        _TAIL,
+        ranked=True,
     ),
     "aot_unpaired": Loss(
-        transport.aot_unpaired_loss,
+        optimal_transport.aot_unpaired_loss,
         {"beta": 0.1, "label_smoothing": 0.0},
         _TAIL,
         ranked=True,

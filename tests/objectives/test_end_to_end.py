@@ -17,7 +17,7 @@ from jaxalign.checkpoints import export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.objectives import objective, pairwise
 from jaxalign.objectives.policy import score_tokens
-from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
+from jaxalign.objectives.stepwise import SDPOConfig, StepDPOConfig
 from jaxalign.objectives.token_level import TDPOConfig
 from tests import scenes
 

@@ -23,7 +23,7 @@ from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.pairwise import PairwiseConfig, names
 from jaxalign.objectives.policy import TokenLogps
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
+from jaxalign.objectives.stepwise import SDPOConfig, StepDPOConfig
 from jaxalign.objectives.token_level import TDPOConfig
 from jaxalign.objectives.token_weights import SePOConfig, TISConfig
 from jaxalign.objectives.unpaired import BCOConfig, KTOConfig

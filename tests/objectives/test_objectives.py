@@ -26,7 +26,7 @@ from jaxalign.objectives.objective import MixConfig
 from jaxalign.objectives.pairwise import LOSSES, PairwiseConfig, names
 from jaxalign.objectives.policy import TokenLogps
 from jaxalign.objectives.sft import SFTConfig
-from jaxalign.objectives.steps import SDPOConfig, StepDPOConfig
+from jaxalign.objectives.stepwise import SDPOConfig, StepDPOConfig
 from jaxalign.objectives.token_level import TDPOConfig
 from jaxalign.objectives.token_weights import (
     SePOConfig,

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxalign.generation.requests import Request
+from jaxalign.generation.completions import Request
 from jaxalign.generation.sampling import Controls
 from jaxalign.generation.steps import Start
 
 
-__all__ = ["PIECE", "Piece", "WaitingPrompt", "extent_of"]
+__all__ = ["PIECE", "PromptPiece", "WaitingPrompt", "extent_of"]
 
 PIECE = 128
 """Tokens of a prompt that are read at once.
@@ -21,7 +21,7 @@ second, and take seconds to compile.
 """
 
 
-class Piece(NamedTuple):
+class PromptPiece(NamedTuple):
     """Tokens that are read at once, as the prefill takes them."""
 
     tokens: Int[np.ndarray, "1 c"]
@@ -54,18 +54,18 @@ class WaitingPrompt:
         """Whether all its tokens are in its row."""
         return self.begin == len(self.request.tokens)
 
-    def piece(self) -> Piece:
+    def piece(self) -> PromptPiece:
         """Return the next tokens to be read."""
         tokens, begin = self.request.tokens, self.begin
         count = min(len(tokens) - begin, PIECE)
         piece = np.zeros((1, PIECE), np.int32)
         piece[0, :count] = tokens[begin : begin + count]
         if not self.request.judged:
-            return Piece(piece, begin, count, None, 0)
+            return PromptPiece(piece, begin, count, None, 0)
         behind = tokens[begin + 1 : begin + count + 1]
         following = np.zeros(PIECE, np.int32)
         following[: len(behind)] = behind
-        return Piece(piece, begin, count, following, len(behind))
+        return PromptPiece(piece, begin, count, following, len(behind))
 
     def start(self, slot: int, vocab: int) -> Start:
         """Return what the slot of the next sample begins with."""
