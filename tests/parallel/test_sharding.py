@@ -31,7 +31,7 @@ def value_and_grad(directory, mesh_config, config):
     loaded = made.checkpoint
     variables = {
         **loaded.variables,
-        **adapter_start.place(made.collections, mesh, llama),
+        **adapter_start.place(made.collections, mesh, llama.FAMILY),
     }
     split = trees.partition(variables, adapter.trained(variables))
     shape = loader.batch_shape([data], row_length=int(data.lengths.max()) + 10)
