@@ -22,7 +22,14 @@ from jaxalign.training.config import TrainConfig
 from jaxalign.types import Variables
 
 
-__all__ = ["PerToken", "Scorer", "estimated_weights", "reference_logps", "reference_of"]
+__all__ = [
+    "PerToken",
+    "Scorer",
+    "estimated_weights",
+    "reference_logps",
+    "reference_of",
+    "starting_reference",
+]
 
 
 class PerToken(NamedTuple):
@@ -101,9 +108,19 @@ def reference_of(
                 progress=show,
             )
         return {policy.REFERENCE: {"params": other.variables["params"]}}, PerToken()
-    if jax.tree.leaves(trainable.get("params")):
-        return {policy.REFERENCE: {"params": trainable["params"]}}, PerToken()
-    return {}, PerToken()
+    return starting_reference(config, trainable), PerToken()
+
+
+def starting_reference(config: TrainConfig, trainable: Variables) -> Variables:
+    """Return what ``frozen`` must hold where the reference is the model as loaded.
+
+    Base weights that are trained are kept as they were; what an adapter adds to frozen
+    ones is left out.
+    """
+    needed = objective.needs(config.objective).reference
+    if needed and jax.tree.leaves(trainable.get("params")):
+        return {policy.REFERENCE: {"params": trainable["params"]}}
+    return {}
 
 
 def estimated_weights(scorer: Scorer) -> PerToken:

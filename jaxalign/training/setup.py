@@ -261,6 +261,7 @@ def _compile_ahead(
     if config.reference != "adapter_off" or objective.weight_models(config.objective):
         return None
     trainable, frozen = start_lib.expected_start(config, inputs.mesh, start=start)
+    frozen = {**frozen, **reference.starting_reference(config, trainable)}
     model = start_lib.expected_model(config, inputs.mesh, start, **_kernel(inputs))
     train_step = _train_step(inputs, _losses(inputs, model)[1], tx)
     state = compilation.abstract_state(trainable, tx, inputs.mesh)

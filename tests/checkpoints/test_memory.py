@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxalign import trees
+from jaxalign.checkpoints import arrays
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.convert import convert
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
@@ -116,13 +117,13 @@ def test_each_device_gets_its_shard_and_only_that_is_read(
     if form == "converted":
         source = convert(source, tmp_path / "converted")
     read: dict[str, int] = {}
-    converted = load_lib._converted
+    converted = arrays._converted
 
     def count(values: np.ndarray, dtype: Any, path: str, array: Any) -> np.ndarray:
         read[path] = read.get(path, 0) + values.nbytes
         return converted(values, dtype, path, array)
 
-    monkeypatch.setattr(load_lib, "_converted", count)
+    monkeypatch.setattr(arrays, "_converted", count)
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     params = load_lib.load(source, dtype="auto", mesh=mesh).variables["params"]
     leaves = dict(zip(trees.paths(params), jax.tree.leaves(params), strict=True))

@@ -164,7 +164,7 @@ def test_commands(shell, tmp_path, monkeypatch, arguments, match) -> None:
         (["--batch_rows", "many"], '"batch_rows": Expected a .*int.*Got value: many'),
         (["--batch_rows", "1.5"], '"batch_rows": Expected a .*int'),
         (["--packing", "perhaps"], '"packing": Expected a .*bool'),
-        (["--dtype", "float8"], r"'float16', 'auto'\]. Got value: float8"),
+        (["--dtype", "float8"], r"'auto', 'fastest'\]. Got value: float8"),
         (["--dtype", "f32"], r"'float32', 'bfloat16', .*Got value: f32"),
         (["--objective.form", "grp"], "'group', 'vanilla'.*Got value: grp"),
         (["--objective.top_k", "all"], "objective.top_k"),

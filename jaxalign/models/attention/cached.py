@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxalign import slices
 from jaxalign.models.attention.mask import LOW, CacheLayout, capped
 
 
@@ -48,8 +49,12 @@ def put(
       layout: where they stand; those that are not valid are dropped.
       axis: of the places.
     """
-    size = blocks[0].shape[axis]
-    new = new.astype(blocks[0].dtype)
+    dtype, size = blocks[0].dtype, blocks[0].shape[axis]
+    new = new.astype(dtype)
+    as_bits = len(blocks) > 1 and dtype.itemsize < 4
+    if as_bits:  # of which CPUs do not copy a whole block to write a part
+        new = slices.as_bits(new)
+        blocks = [slices.as_bits(block) for block in blocks]
     found = []
     for number, block in enumerate(blocks):
         places = layout.positions - number * size
@@ -63,6 +68,8 @@ def put(
             found.append(_put_one(block, new, places[:, 0], here[:, 0], axis))
         else:
             found.append(_put_some(block, new, places, here, axis))
+    if as_bits:
+        found = [slices.from_bits(block, dtype) for block in found]
     return tuple(found)
 
 
