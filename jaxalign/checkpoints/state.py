@@ -126,8 +126,12 @@ class StateStore:
             restore_args=ocp.checkpoint_utils.construct_restore_args(part),
             partial_restore=True,
         )
-        items = self._manager.restore(step, args=ocp.args.Composite(state=read))
-        return step, items[_ONE_ITEM]["trainable"]
+        # Not by the manager, which has one way of reading for each item.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            item = checkpointer.restore(
+                self._directory / str(step) / _ONE_ITEM, args=read
+            )
+        return step, item["trainable"]
 
     def _is_old(self, step: int) -> bool:
         return (self._directory / str(step) / _ONE_ITEM).is_dir()
