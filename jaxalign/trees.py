@@ -14,6 +14,7 @@ from jaxalign.errors import UserError, did_you_mean
 
 
 __all__ = [
+    "by_path",
     "combine",
     "map_with_paths",
     "mask_from_patterns",
@@ -42,6 +43,15 @@ def paths(tree: Any) -> list[str]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [path_string(key_path) for key_path, _ in leaves]
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """Return the leaves by their paths, in the order of ``jax.tree.leaves``.
+
+    >>> by_path({"mlp": {"up": 1, "down": 2}})
+    {'mlp/down': 2, 'mlp/up': 1}
+    """
+    return dict(zip(paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def map_with_paths(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxalign import stacks, trees
@@ -299,7 +298,7 @@ def write_start(collections: Variables, path: Path) -> None:
     What a run starts from: its constants (scales, PiSSA's part of the weights) are in
     no checkpoint, and may come from a directory that is gone later.
     """
-    leaves = zip(trees.paths(collections), jax.tree.leaves(collections), strict=True)
+    leaves = trees.by_path(collections).items()
     temporary = path.with_name(f".{path.name}.tmp")
     values = {name: np.array(leaf, order="C") for name, leaf in leaves}
     export.write(values, temporary)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tensorstore
 
@@ -92,7 +91,7 @@ class Base(NamedTuple):
         Raises:
           UserError: it is not what the model of these shapes needs.
         """
-        leaves = zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True)
+        leaves = trees.by_path(shapes).items()
         num_layers = groups[-1][1]
         found, used = [], set()
         for path, leaf in leaves:

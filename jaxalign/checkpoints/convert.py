@@ -68,7 +68,7 @@ def convert(
         _write_buffers(checkpoint, temporary)
         params = checkpoint.variables["params"]
         _write_params(params, temporary / base_lib.PARAMS)
-        leaves = zip(trees.paths(params), jax.tree.leaves(params), strict=True)
+        leaves = trees.by_path(params).items()
         infos = {path: TensorInfo(leaf.shape, leaf.dtype.name) for path, leaf in leaves}
         made = Base(
             temporary,

@@ -118,12 +118,12 @@ def load(
     groups = tuple(groups or ((0, config.text.num_layers),))
     shapes = decoder.param_shapes(config.text, groups)
     source = _open(directory, config.text, family, groups, shapes)
-    targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    targets = trees.by_path(shapes)
     if mesh is None:
         layout = dict.fromkeys(targets, SingleDeviceSharding(jax.devices()[0]))
     else:
         specs = sharding.param_shardings(shapes, mesh, family.sharding)
-        layout = dict(zip(trees.paths(shapes), jax.tree.leaves(specs), strict=True))
+        layout = trees.by_path(specs)
     kinds = _kinds(source.stored, dtype, float32)
     leaves = _read_leaves(source, targets, layout, kinds, quantize, progress)
     compute = _compute_dtype(source.stored, dtype)

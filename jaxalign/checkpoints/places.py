@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxalign import stacks, trees
@@ -42,7 +41,7 @@ def match_tensors(
       UserError: naming all tensors that no rule knows, that this config does not
         expect or that are missing, and all of the wrong shape.
     """
-    targets = dict(zip(trees.paths(shapes), jax.tree.leaves(shapes), strict=True))
+    targets = trees.by_path(shapes)
     places: dict[str, Place] = {}
     no_rule, unexpected, shape = [], [], []
     for file in files:

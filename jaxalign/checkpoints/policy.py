@@ -1,6 +1,6 @@
 """Any base model with any adapter or run on it, ready to call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ def open_policy(
     collections: Variables = {}
     if adapter is not None:
         collections = AdapterFiles(Path(adapter), model).collections()
+    quantize = quantize or "none"
     return _load(model, collections, dtype=dtype, quantize=quantize, mesh=mesh)
 
 
@@ -136,21 +137,22 @@ def _load(
     collections: Variables,
     *,
     dtype: DType | Any,
-    quantize: Quantize | None,
+    quantize: Quantize,
     mesh: Mesh,
     trained: Sequence[str] = (),
 ) -> Policy:
     """Load a base model, cut for an adapter's stacks, and put the adapter on it."""
     config, family = load_lib.open_config(model)
     groups = adapter_files.groups_of(collections, config.text.num_layers)
-    stays_float32 = _matches(decoder.param_shapes(config.text, groups), trained)
+    shapes = decoder.param_shapes(config.text, groups)
+    stays_float32 = trees.by_path(trees.mask_from_patterns(shapes, trained))
     with progress.reading(f"loading {model}") as show:
         checkpoint = load_lib.load(
             model,
             groups=groups,
             dtype=dtype,
             float32=stays_float32.__getitem__,
-            quantize=quantize or "none",
+            quantize=quantize,
             mesh=mesh,
             progress=show,
         )
@@ -159,10 +161,5 @@ def _load(
         checkpoint,
         {**checkpoint.variables, **placed},
         checkpoint.variables,
-        quantize or "none",
+        quantize,
     )
-
-
-def _matches(shapes: Any, patterns: Sequence[str]) -> Mapping[str, bool]:
-    mask = trees.mask_from_patterns(shapes, patterns)
-    return dict(zip(trees.paths(shapes), jax.tree.leaves(mask), strict=True))

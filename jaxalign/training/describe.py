@@ -125,7 +125,7 @@ def _layer_groups(params: Any) -> list[str]:
 def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
     """Return paths and leaves of one group in all collections."""
     part = {k: v[name] for k, v in tree.items() if v.get(name) is not None}
-    return list(zip(trees.paths(part), jax.tree.leaves(part), strict=True))
+    return list(trees.by_path(part).items())
 
 
 def _group(

@@ -27,7 +27,7 @@ from jaxalign.training.compilation import StepCompilation
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.inputs import RunInputs
 from jaxalign.training.preemption import Preemption
-from jaxalign.training.start import StartingPolicy
+from jaxalign.training.start import StartingPolicy, StartLayout
 from jaxalign.training.step import LossFn, TrainState
 from jaxalign.types import Metrics, Model, Variables
 
@@ -81,8 +81,9 @@ def setup(
     progress.say(f"rows: {len(rows)} of {data.shape.row_length}, {fill:.1%} full")
     tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
     put = functools.partial(sharding.put_batch, mesh=inputs.mesh, leading=1)
-    ahead = _compile_ahead(inputs, run / runs.ADAPTER_START, tx, put)
-    policy = _load(inputs, run / runs.ADAPTER_START)
+    layout = start_lib.lay_out(config, run / runs.ADAPTER_START)
+    ahead = _compile_ahead(inputs, layout, tx, put)
+    policy = _load(inputs, layout, run / runs.ADAPTER_START)
     numbers = _frozen_numbers(inputs, run, policy)
     policy = policy._replace(frozen={**policy.frozen, **numbers.variables})
     source.ref_logps, source.token_weights = numbers.ref.train, numbers.weights.train
@@ -125,14 +126,14 @@ def setup(
     )
 
 
-def _load(inputs: RunInputs, start: Path) -> StartingPolicy:
+def _load(inputs: RunInputs, layout: StartLayout, start: Path) -> StartingPolicy:
     """Load the starting policy, and keep the adapter's part of it."""
     config = inputs.config
     began = time.monotonic()
     policy = start_lib.load_start(
         config,
         inputs.mesh,
-        start=start,
+        layout,
         **_kernel(inputs),
     )
     if not isinstance(config.adapter, NoAdapter) and not start.is_file():
@@ -246,7 +247,7 @@ def _train_step(
 
 def _compile_ahead(
     inputs: RunInputs,
-    start: Path,
+    layout: StartLayout,
     tx: optax.GradientTransformation,
     put: Callable[[Any], Any],
 ) -> StepCompilation | None:
@@ -260,9 +261,9 @@ def _compile_ahead(
         return None
     if config.reference != "adapter_off" or objective.weight_models(config.objective):
         return None
-    trainable, frozen = start_lib.expected_start(config, inputs.mesh, start=start)
+    trainable, frozen = start_lib.expected_start(config, inputs.mesh, layout)
     frozen = {**frozen, **reference.starting_reference(config, trainable)}
-    model = start_lib.expected_model(config, inputs.mesh, start, **_kernel(inputs))
+    model = start_lib.expected_model(config, inputs.mesh, layout, **_kernel(inputs))
     train_step = _train_step(inputs, _losses(inputs, model)[1], tx)
     state = compilation.abstract_state(trainable, tx, inputs.mesh)
     return compilation.compile_ahead(train_step, state, frozen, put(inputs.source[0]))

@@ -24,7 +24,14 @@ from jaxalign.training.inputs import given_adapter
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["StartingPolicy", "expected_model", "expected_start", "load_start"]
+__all__ = [
+    "StartLayout",
+    "StartingPolicy",
+    "expected_model",
+    "expected_start",
+    "lay_out",
+    "load_start",
+]
 
 
 class StartingPolicy(NamedTuple):
@@ -35,10 +42,10 @@ class StartingPolicy(NamedTuple):
     frozen: Variables
 
 
-class _Layout(NamedTuple):
+class StartLayout(NamedTuple):
     """How the weights of a run are cut, by config.json and the adapter's options."""
 
-    config: DecoderConfig
+    model: DecoderConfig
     family: Family
     groups: tuple[Group, ...]
     shapes: Any
@@ -49,7 +56,13 @@ class _Layout(NamedTuple):
     """An adapter that is there already."""
 
 
-def _layout(config: TrainConfig, start: Path | None) -> _Layout:
+def lay_out(config: TrainConfig, start: Path | None = None) -> StartLayout:
+    """Find out how the weights of a run are cut, by headers alone.
+
+    Args:
+      config: of the run.
+      start: file that keeps the starting values, if it is there (yet).
+    """
     described, family = load_lib.open_config(config.model)
     model, collections = described.text, given_adapter(config, start)
     if collections is not None:
@@ -59,14 +72,14 @@ def _layout(config: TrainConfig, start: Path | None) -> _Layout:
         groups = adapter.groups(config.adapter, shapes, model.num_layers)
     shapes = decoder.param_shapes(model, groups)
     trained = trees.mask_from_patterns(shapes, config.trainable)
-    return _Layout(model, family, groups, shapes, trained, collections)
+    return StartLayout(model, family, groups, shapes, trained, collections)
 
 
 def load_start(
     config: TrainConfig,
     mesh: Mesh,
+    layout: StartLayout,
     *,
-    start: Path | None = None,
     attention: Implementation = "xla",
     sequences: int | None = None,
 ) -> StartingPolicy:
@@ -75,14 +88,11 @@ def load_start(
     Args:
       config: of the run.
       mesh: devices.
-      start: file that keeps the starting values; where it is not there (yet) they are
-        made.
+      layout: of :func:`lay_out`; an adapter that it does not hold is made.
       attention: the kernel.
       sequences: most of them in a row.
     """
-    layout = _layout(config, start)
-    names = trees.paths(layout.shapes)
-    trained = dict(zip(names, jax.tree.leaves(layout.trained), strict=True))
+    trained = trees.by_path(layout.trained)
     with progress.reading(f"loading {config.model}") as show:
         checkpoint = load_lib.load(
             config.model,
@@ -106,18 +116,17 @@ def load_start(
 
 
 def expected_start(
-    config: TrainConfig, mesh: Mesh, *, start: Path | None = None
+    config: TrainConfig, mesh: Mesh, layout: StartLayout
 ) -> tuple[Variables, Variables]:
     """Return shape, dtype and place of what :func:`load_start` will give.
 
     Args:
       config: of the run; its ``dtype`` is one, and weights are not held as codes.
       mesh: devices.
-      start: file that keeps the starting values, if it is there.
+      layout: of :func:`lay_out`.
     Returns:
       What is trained, and what is not.
     """
-    layout = _layout(config, start)
 
     def expect(tree: Any, kinds: Any) -> Any:
         places = sharding.param_shardings(tree, mesh, layout.family.sharding)
@@ -135,7 +144,7 @@ def expected_start(
     if not isinstance(config.adapter, NoAdapter):
         collections = layout.collections
         if collections is None:
-            collections = adapter_start.shapes(config.adapter, layout.config)[1]
+            collections = adapter_start.shapes(config.adapter, layout.model)[1]
         for name, tree in collections.items():
             kinds = jax.tree.map(lambda leaf: leaf.dtype, tree)
             variables[name] = expect(tree, kinds)
@@ -146,15 +155,14 @@ def expected_start(
 def expected_model(
     config: TrainConfig,
     mesh: Mesh,
-    start: Path | None = None,
+    layout: StartLayout,
     *,
     attention: Implementation = "xla",
     sequences: int | None = None,
 ) -> Model:
     """Return the model that :func:`load_start` will give, equal to it by value."""
-    layout = _layout(config, start)
     return decoder.make_model(
-        layout.config,
+        layout.model,
         groups=layout.groups,
         dtype=jnp.dtype(config.dtype),
         mesh=mesh,

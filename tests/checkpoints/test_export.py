@@ -28,7 +28,7 @@ from jaxalign.training import step as step_lib
 from jaxalign.training.config import NoAdapter, TrainConfig
 from jaxalign.training.inputs import fingerprints
 from jaxalign.training.optimizer import make_optimizer
-from jaxalign.training.start import load_start
+from jaxalign.training.start import lay_out, load_start
 from tests import scenes, synthetic
 from tests.checkpoints.test_load import small_tensors, write
 
@@ -593,7 +593,7 @@ def make_run(
         out=str(directory / "run"),
         **options,
     )
-    loaded = load_start(config, make_mesh(config.mesh))
+    loaded = load_start(config, make_mesh(config.mesh), lay_out(config))
     start, whole = loaded.trainable, trees.combine(loaded.trainable, loaded.frozen)
     collections = {k: v for k, v in whole.items() if k in adapter.COLLECTIONS}
     tx = make_optimizer(config.optimizer, 9)
