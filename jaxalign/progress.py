@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -10,7 +11,7 @@ import rich.console
 import rich.progress
 
 
-__all__ = ["TrainingDisplay", "counting", "reading", "say", "track"]
+__all__ = ["TrainingDisplay", "counting", "reading", "say", "say_once", "track"]
 
 T = TypeVar("T")
 
@@ -23,6 +24,12 @@ _BIG = 10**8  # bytes that are worth a bar
 def say(text: str) -> None:
     """Print a line about the work (to standard error)."""
     console.print(text, markup=False)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line that one reading of is enough for, however often it is called."""
+    say(text)
 
 
 def _bar(*extra: rich.progress.ProgressColumn) -> rich.progress.Progress:

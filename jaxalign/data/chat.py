@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.data import spans
-from jaxalign.data.records import Record, Segment, aspects_of
-from jaxalign.data.rendering import Encoding, Renderer, Rendering, as_renderer
+from jaxalign.data.conversation import Rendering, Turn
+from jaxalign.data.records import Record, Segment, aspects_of, texts_of
+from jaxalign.data.rendering import Encoding, Renderer, as_renderer
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer, special_ids
 from jaxalign.errors import UserError
 
@@ -26,20 +27,29 @@ class Branch(NamedTuple):
     lead: int
     """How many of them still belong to the prompt (a merge differs at the border)."""
     segments: np.ndarray
-    """[n - lead] segment of each completion token, -1 for none."""
+    """[m] segment of each completion token (see ``places``), -1 for none."""
     scores: np.ndarray
     """[s, a] raw scores, NaN where an aspect was not judged."""
     scored: np.ndarray
     """[s] False for a segment that owns no token or was cut."""
-    offsets: tuple[tuple[int, int], ...]
-    """The segments' character offsets, as in the record."""
+    offsets: tuple[tuple[int, int, int], ...]
+    """The segments' character offsets and turns, as in the record."""
     weights: np.ndarray | None = None
-    """[n - lead] weight of each completion token, where the record has them."""
+    """[m] weight of each completion token, where the record has them."""
+    learnt: np.ndarray | None = None
+    """[n - lead] which tokens count as the completion's, the assistant's of several
+    turns; None: all."""
 
     @property
     def num_completion_tokens(self) -> int:
         """Return how many tokens are scored by the model."""
-        return len(self.tokens) - self.lead
+        return len(self.places)
+
+    @property
+    def places(self) -> np.ndarray:
+        """Return the m places in ``tokens`` whose tokens are scored by the model."""
+        places = np.arange(self.lead, len(self.tokens))
+        return places if self.learnt is None else places[self.learnt]
 
 
 class TokenizedPair(NamedTuple):
@@ -79,6 +89,8 @@ class _Response(NamedTuple):
     """Whether the last token is the end of turn (or EOS)."""
     first: int = 0
     """The first token that holds a character of the completion, or its end."""
+    learnt: np.ndarray | None = None
+    """Which tokens are learnt, where a completion has several turns."""
 
 
 _Cut = Callable[[Encoding, Rendering], _Response]
@@ -115,12 +127,10 @@ def tokenize(
     if aspects is None:
         aspects = aspects_of(records)
     cut: _Cut = _until_text_ends
+    special = special_ids(renderer.tokenizer)
     if end_of_turn:
-        cut = functools.partial(
-            _until_end,
-            eos=renderer.tokenizer.eos_token_id,
-            special=special_ids(renderer.tokenizer),
-        )
+        eos = renderer.tokenizer.eos_token_id
+        cut = functools.partial(_until_end, eos=eos, special=special)
     for begin in range(0, len(records), chunk):
         part = records[begin : begin + chunk]
         rendered = [renderer.completions(record) for record in part]
@@ -128,7 +138,11 @@ def tokenize(
         for record, renderings in zip(part, rendered, strict=True):
             responses = [
                 _response(
-                    next(encodings), rendering, cut, f"{record.where}: field {side}"
+                    next(encodings),
+                    rendering,
+                    cut,
+                    special,
+                    f"{record.where}: field {side}",
                 )
                 for side, rendering in zip(_SIDES, renderings, strict=False)
             ]
@@ -140,43 +154,94 @@ _SIDES = ("chosen", "rejected")
 
 def _until_text_ends(encoding: Encoding, rendering: Rendering) -> _Response:
     """Cut all that follows the completion's own text."""
-    keep = sum(start < rendering.end for start, _ in encoding.spans)
+    end = rendering.turns[-1].place.end
+    keep = sum(start < end for start, _ in encoding.spans)
     return _Response(encoding.tokens[:keep], encoding.spans[:keep], ended=False)
 
 
 def _until_end(
     encoding: Encoding, rendering: Rendering, *, eos: int | None, special: set[int]
 ) -> _Response:
-    """Cut what the template prints after the end of turn; give plain texts an EOS."""
+    """Cut what the template prints after the end of turn; give others an EOS."""
     tokens, places = encoding
-    if rendering.plain:
-        if eos is None or (tokens and tokens[-1] == eos):
-            return _Response(tokens, places, ended=eos is not None)
-        end = len(rendering.text)
-        return _Response([*tokens, eos], [*places, (end, end)], ended=True)
-    for index, (token, (start, end)) in enumerate(zip(tokens, places, strict=True)):
-        if token not in special or end <= rendering.end or start < rendering.start:
-            continue
-        # The end of turn may have swallowed whitespace before it.
-        if start >= rendering.end or not rendering.text[start : rendering.end].strip():
-            return _Response(tokens[: index + 1], places[: index + 1], ended=True)
-    return _Response(tokens, places, ended=False)
+    if not rendering.plain:
+        end = _end_of_turn(encoding, rendering.turns[-1], special)
+        if end is not None:
+            return _Response(tokens[: end + 1], places[: end + 1], ended=True)
+        stop = rendering.turns[-1].stop
+        if rendering.text[stop:].strip():
+            return _Response(tokens, places, ended=False)  # it ends with some text
+        keep = sum(start < stop for start, _ in places)
+        tokens, places = tokens[:keep], places[:keep]
+    if eos is None or (tokens and tokens[-1] == eos):
+        return _Response(tokens, places, ended=eos is not None)
+    end = len(rendering.text)
+    return _Response([*tokens, eos], [*places, (end, end)], ended=True)
+
+
+def _end_of_turn(
+    encoding: Encoding,
+    turn: Turn,
+    special: set[int],
+    limit: int | None = None,
+) -> int | None:
+    """Return the first special token behind all that a turn says."""
+    for index, token in enumerate(encoding.tokens[:limit]):
+        start, end = encoding.spans[index]
+        # It may have swallowed whitespace that stands before it.
+        if token in special and end > turn.stop and start >= turn.start:
+            return index
+    return None
 
 
 def _response(
-    encoding: Encoding, rendering: Rendering, cut: _Cut, field: str
+    encoding: Encoding,
+    rendering: Rendering,
+    cut: _Cut,
+    special: set[int],
+    field: str,
 ) -> _Response:
     """Find a completion's tokens; it must have one."""
     response = cut(encoding, rendering)
     count = len(response.tokens)
-    first = spans.first_completion_token(response.spans, rendering.start)
+    first = spans.first_completion_token(response.spans, rendering.turns[0].start)
     if first == count and not response.ended:
         raise UserError(
             f"{field}: the completion has no token: it is empty, "
             "and no end of turn or EOS follows it. Give a text, or a tokenizer with an "
             "EOS token"
         )
-    return response._replace(first=min(first, count - 1))
+    learnt = None
+    if len(rendering.turns) > 1:
+        learnt = _learnt(encoding, rendering, special, count)
+        if not learnt[first:].any():
+            raise UserError(f"{field}: the chat template marks nothing of it as learnt")
+    return response._replace(first=min(first, count - 1), learnt=learnt)
+
+
+def _learnt(
+    encoding: Encoding, rendering: Rendering, special: set[int], count: int
+) -> np.ndarray:
+    """Return which tokens of a completion of several turns are learnt.
+
+    What the template marks as ``generation``; else the assistant's, each turn's end
+    with it.
+    """
+    if rendering.marked is not None:
+        return np.array(rendering.marked[:count], bool)
+    learnt = np.zeros(count, bool)
+    for number, turn in enumerate(rendering.turns):
+        begin = spans.first_completion_token(encoding.spans, turn.start)
+        if number + 1 == len(rendering.turns):
+            learnt[begin:] = True
+            break
+        following = rendering.turns[number + 1].start
+        limit = sum(start < following for start, _ in encoding.spans)
+        end = _end_of_turn(encoding, turn, special, limit)
+        if end is None:
+            end = sum(start < turn.stop for start, _ in encoding.spans) - 1
+        learnt[begin : end + 1] = True
+    return learnt
 
 
 def _pair(
@@ -197,16 +262,19 @@ def _pair(
         (record.rejected_segments or (), record.rejected_token_weights),
     )
     branches = []
-    for side, response, rendering, text, (segments, weights) in zip(
+    for side, response, rendering, said, (segments, weights) in zip(
         _SIDES, responses, renderings, record.completions, feedback, strict=False
     ):
         branch = _branch(
             response.tokens[shared:],
             response.first - shared,
-            _owners(response, rendering, text, segments),
+            _owners(response, rendering, texts_of(said), segments),
             segments,
             aspects,
         )
+        if response.learnt is not None:
+            learnt = response.learnt[response.first :]
+            branch = branch._replace(segments=branch.segments[learnt], learnt=learnt)
         if weights is not None:
             branch = _weighted(branch, weights, f"{record.where}: field {side}")
         branches.append(branch)
@@ -229,21 +297,34 @@ def _shared(sides: Sequence[list[int]], limit: int) -> int:
 
 
 def _owners(
-    response: _Response, rendering: Rendering, text: str, segments: Sequence[Segment]
+    response: _Response,
+    rendering: Rendering,
+    texts: Sequence[str],
+    segments: Sequence[Segment],
 ) -> np.ndarray:
     """Return the segment of each of a completion's tokens.
 
-    What the template prints around the text is no character of a segment, also where
-    it stands in the place of whitespace that was trimmed.
+    What the template prints around a turn's text is no character of a segment, also
+    where it stands in the place of whitespace that was trimmed.
     """
-    relative = [
-        (
-            max(start, rendering.begin) - rendering.shift,
-            min(end, rendering.end) - rendering.shift,
+    places = np.array(response.spans[response.first :], np.int64).reshape(-1, 2)
+    owners = np.full(len(places), -1, np.int32)
+    for number, (turn, text) in enumerate(zip(rendering.turns, texts, strict=True)):
+        mine = [i for i, segment in enumerate(segments) if segment.turn == number]
+        begin, origins = turn.place
+        limit = len(origins) - 1
+        relative = origins[np.clip(places - begin, 0, limit)]
+        inside = (places[:, 1] > begin) & (places[:, 0] < begin + limit)
+        if number + 1 == len(rendering.turns) and len(inside):
+            inside[-1] = True
+        found = spans.segment_of_tokens(
+            text,
+            list(map(tuple, relative[inside].tolist())),
+            [segments[i] for i in mine],
+            last_is_end=response.ended and number + 1 == len(rendering.turns),
         )
-        for start, end in response.spans[response.first :]
-    ]
-    return spans.segment_of_tokens(text, relative, segments, last_is_end=response.ended)
+        owners[inside] = np.array([*mine, -1], np.int32)[found]
+    return owners
 
 
 def _branch(
@@ -264,7 +345,7 @@ def _branch(
         segments=owners,
         scores=scores,
         scored=owned[: len(segments)].astype(bool),
-        offsets=tuple((segment.start, segment.end) for segment in segments),
+        offsets=tuple((s.start, s.end, s.turn) for s in segments),
     )
 
 

@@ -4,11 +4,13 @@ What one column must be to another is checked in :mod:`jaxalign.data.records`.
 """
 
 import difflib
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pydantic
+import pydantic_core
 
 from jaxalign.errors import UserError
 
@@ -19,10 +21,13 @@ __all__ = [
     "Message",
     "PairColumns",
     "PromptColumns",
+    "Rendered",
     "Segment",
+    "check_text",
     "read_columns",
     "refuse_misspelt",
     "shown",
+    "without_nulls",
 ]
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -38,6 +43,8 @@ class _Span(pydantic.BaseModel):
 
     start: Annotated[int, pydantic.Field(ge=0)]
     end: int
+    turn: Annotated[int, pydantic.Field(ge=0)] = 0
+    """Which of the completion's assistant turns it is a stretch of, from 0."""
 
 
 class Segment(_Span):
@@ -51,22 +58,133 @@ class ListedSegment(_Span):
 
     scores: Scores | None = None
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: Any) -> Any:
+        """Drop scores that are null; a segment without any other is not judged."""
+        if not isinstance(given, Mapping):
+            return given
+        kept = {k: v for k, v in given.items() if v is not None}
+        scores = kept.get("scores")
+        if isinstance(scores, Mapping) and None in scores.values():
+            judged = {k: v for k, v in scores.items() if v is not None}
+            kept["scores"] = judged or None
+        return kept
 
-class Message(pydantic.BaseModel):
-    """One turn of a conversation."""
 
+class _TextPart(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    type: Literal["text"]
+    text: str
+
+
+class Message(pydantic.BaseModel):
+    """One turn of a conversation, as chat templates take it.
+
+    What else a turn has (``tool_calls``, ``tool_call_id``, ``name``,
+    ``reasoning_content`` ...) is kept and given to the template. A null is no value,
+    but for ``content``, which templates look at.
+    """
+
+    model_config = pydantic.ConfigDict(strict=True, extra="allow", frozen=True)
+
     role: Annotated[str, pydantic.Field(min_length=1)]
-    content: str
+    content: str | list[_TextPart] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        kept = {k: v for k, v in given.items() if v is not None or k == "content"}
+        if isinstance(kept.get("content"), list):
+            parts = without_nulls(kept["content"])
+            kept["content"] = parts
+            for part in parts:
+                kind = dict(part).get("type") if isinstance(part, Mapping) else None
+                if isinstance(kind, str) and kind != "text":
+                    raise pydantic_core.PydanticCustomError(
+                        "content_part",
+                        "a part of type {kind}, but no vision-language model family "
+                        "is supported yet; expected parts of type text",
+                        {"kind": kind[:40]},
+                    )
+        if kept.get("content") is None and not set(kept) & _IN_PLACE_OF_CONTENT:
+            kind = "content_null" if "content" in given else "content_missing"
+            raise pydantic_core.PydanticCustomError(
+                kind, "expected a text (null goes with tool_calls alone)"
+            )
+        return kept
+
+    @property
+    def text(self) -> str:
+        """Return the text of the content; parts of a text are one behind the other."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+    def turn(self) -> dict[str, Any]:
+        """Return the turn as a chat template takes it."""
+        return self.model_dump(exclude_unset=True)
 
 
-class PairColumns(pydantic.BaseModel):
-    """A preference pair."""
+_IN_PLACE_OF_CONTENT = {"tool_calls", "reasoning_content"}
+"""What a turn without a text may say."""
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a nested value without the keys that are null.
+
+    >>> without_nulls({"a": None, "b": [{"c": 1, "d": None}]})
+    {'b': [{'c': 1}]}
+    """
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [without_nulls(v) for v in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    """Read what is written as JSON, as TRL lets ``tools`` be."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _truth(value: Any) -> Any:
+    """Read 0 and 1 as what they stand for."""
+    whole = isinstance(value, int | float) and value in (0, 1)
+    return bool(value) if whole else value
+
+
+Tools = Annotated[list[dict[str, Any]] | None, pydantic.BeforeValidator(_from_json)]
+TemplateKwargs = Annotated[dict[str, Any] | None, pydantic.BeforeValidator(_from_json)]
+
+
+class Rendered(pydantic.BaseModel):
+    """What a row says of how its prompt is rendered."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="ignore")
 
     prompt: str | list[Message]
+    tools: Tools = None
+    chat_template_kwargs: TemplateKwargs = None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Return what the chat template is given beside the conversation."""
+        given = without_nulls(self.chat_template_kwargs or {})
+        return {"tools": self.tools, **given} if self.tools else given
+
+
+class PairColumns(Rendered):
+    """A preference pair."""
+
     chosen: str | list[Message]
     rejected: str | list[Message]
     chosen_segments: list[ListedSegment] | None = None
@@ -77,25 +195,18 @@ class PairColumns(pydantic.BaseModel):
     rejected_token_weights: list[Finite] | None = None
 
 
-class CompletionColumns(pydantic.BaseModel):
+class CompletionColumns(Rendered):
     """A single completion, and whether it is desirable."""
 
-    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
-
-    prompt: str | list[Message]
     completion: str | list[Message]
     completion_segments: list[ListedSegment] | None = None
-    label: bool | None = None
+    label: Annotated[bool | None, pydantic.BeforeValidator(_truth)] = None
     images: list[str | bytes] | None = None
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
 
 
-class PromptColumns(pydantic.BaseModel):
+class PromptColumns(Rendered):
     """What is to be completed, whatever else the row has."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
-
-    prompt: str | list[Message]
 
 
 Columns = TypeVar("Columns", bound=pydantic.BaseModel)
@@ -114,22 +225,46 @@ def read_columns(kind: type[Columns], row: Mapping[str, Any], where: str) -> Col
 
 
 def refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
-    """Refuse a column that is nearly one of ours; others are ignored.
+    """Refuse a column that is one of ours with a slip of the pen.
+
+    Only a column that a record may lack is looked for: one that it needs is missed
+    anyway. Two slips at most, so that other people's columns are left alone.
 
     Raises:
       UserError: with the name that was meant.
     """
-    known = set(PairColumns.model_fields) | set(CompletionColumns.model_fields)
+    known = {*PairColumns.model_fields, *CompletionColumns.model_fields}
+    meant = known - _NEEDED - set(columns)
     for name in columns:
-        if name in known or not isinstance(name, str):
+        if name in known or name in _OTHERS or not isinstance(name, str):
             continue
-        # Near, but not as far as TRL's own column "messages" is from "images".
-        near = difflib.get_close_matches(name, known - set(columns), n=1, cutoff=0.72)
+        near = [other for other in sorted(meant) if _is_slip(name, other)]
         if near:
             raise UserError(
                 f"{where}: unknown field {name!r}. Did you mean {near[0]}? "
                 "Rename the column (other columns are ignored)"
             )
+
+
+_NEEDED = {"prompt", "chosen", "rejected", "completion"}
+_OTHERS = {"labels", "weights", "height"}
+"""Columns of other people that differ from ours by one letter."""
+
+
+def _is_slip(name: str, meant: str) -> bool:
+    """Tell whether a name is another one with a letter or two too many, few or moved.
+
+    >>> _is_slip("chosen_segmnets", "chosen_segments"), _is_slip("weigth", "weight")
+    (True, True)
+    >>> _is_slip("chosen_len", "chosen_segments"), _is_slip("width", "weight")
+    (False, False)
+    """
+    if sorted(name) == sorted(meant):
+        return True
+    matcher = difflib.SequenceMatcher(None, name, meant, autojunk=False)
+    same = sum(block.size for block in matcher.get_matching_blocks())
+    slips = max(len(name), len(meant)) - same
+    return slips <= (2 if len(meant) > 10 else 1)
 
 
 def _explain(error: pydantic.ValidationError, where: str) -> str:
@@ -143,25 +278,50 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     problem = max(error.errors(include_url=False), key=relevance)
     field = ""
     for part in problem["loc"]:
-        if part in ("str", "bytes", "list[Message]"):
+        # Which branch of a union was tried is no part of the field's name.
+        if part in ("str", "bytes") or str(part).startswith(("list[", "function-")):
             continue
         field += (
             f"[{part}]" if isinstance(part, int) else f".{part}" if field else f"{part}"
         )
-    if problem["type"] == "missing":
+    if problem["type"].startswith("content_"):
+        field += ".content"
+    if problem["type"] in ("missing", "content_missing"):
         return (
             f"{where}: field {field} is missing. "
             "A record needs prompt, chosen and rejected (or prompt, completion and "
             "label); a message role and content; a segment start, end and scores"
         )
     expected = problem["msg"][0].lower() + problem["msg"][1:]
-    if field in ("prompt", "chosen", "rejected", "completion"):
+    if field in _NEEDED:
         expected = "expected a text or a list of {role, content} messages"
+    if field in ("tools", "chat_template_kwargs"):
+        what = "a list of JSON schemas" if field == "tools" else "an object"
+        expected = f"expected {what}, or one written as JSON"
+    if problem["type"] == "model_type":
+        expected = "expected an object"
+    if problem["type"] == "model_type" and ".content[" in field:
+        expected = 'expected a part of a text, {"type": "text", "text": ...}'
     if problem["type"] == "extra_forbidden":
         expected = "not a known field here; remove or rename it"
     text = f"{where}: field {field}: {expected}: got {shown(problem['input'])}"
     # Field names come from the file: half a surrogate pair could not be printed.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def check_text(text: str, field: str, where: str) -> None:
+    """Refuse a text that cannot be written down.
+
+    Raises:
+      UserError: with ``where``, the field and the character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {field}: character {error.start} is half of a surrogate "
+            "pair, which is no text. Escape the character as a whole pair, or as UTF-8"
+        ) from None
 
 
 def shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxalign.data.records import Record
+from jaxalign.data.records import Completion, Record
 from jaxalign.errors import UserError
 from jaxalign.types import Form
 
@@ -58,11 +58,12 @@ def _singles(record: Record, form: Form) -> list[Record]:
             )
         return [record]
 
-    def single(text: str, label: bool) -> Record:
+    def single(said: Completion, label: bool) -> Record:
         return Record(
-            *(record.prompt, text, None, None, None, record.where),
+            *(record.prompt, said, None, None, None, record.where),
             label=label,
             weight=record.weight,
+            template_kwargs=record.template_kwargs,
         )
 
     if form == "completions":

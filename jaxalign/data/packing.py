@@ -280,10 +280,10 @@ def _want_branch(
     r, slot, side = at
     end, count = used.tokens + len(branch.tokens), branch.num_completion_tokens
     wanted = r, slice(used.completions, used.completions + count)
-    completions.source[wanted] = np.arange(used.tokens + branch.lead, end) - 1
-    if branch.lead == 0 and count:
+    completions.source[wanted] = used.tokens + branch.places - 1
+    if count and branch.places[0] == 0:
         completions.source[r, used.completions] = last
-    completions.target[wanted] = branch.tokens[branch.lead :]
+    completions.target[wanted] = branch.tokens[branch.places]
     completions.response[wanted] = 2 * slot + side
     completions.segment[wanted] = branch.segments
     return _Used(end, used.completions + count)

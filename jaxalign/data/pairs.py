@@ -158,14 +158,16 @@ def truncate(pair: TokenizedPair, max_length: int) -> TokenizedPair | None:
 def _cut(branch: Branch, room: int) -> Branch | None:
     if len(branch.tokens) <= room:
         return branch
-    if room <= branch.lead:
+    kept = int((branch.places < room).sum())
+    if not kept:
         return None
-    kept = room - branch.lead
     lost = {int(owner) for owner in branch.segments[kept:]}
     whole = np.array([s not in lost for s in range(len(branch.scored))], bool)
+    learnt = branch.learnt
     return branch._replace(
         tokens=branch.tokens[:room],
         segments=branch.segments[:kept],
         scored=branch.scored & whole,
         weights=None if branch.weights is None else branch.weights[:kept],
+        learnt=None if learnt is None else learnt[: room - branch.lead],
     )

@@ -10,36 +10,50 @@ two-dimensional feedback::
      "rejected_segments": [...]}
 
 ``start`` and ``end`` are half-open code-point offsets into the completion's text. A
-segment without ``scores`` has not been judged (yet) and counts as not listed.
-Feedback may also be one-sided: ``completion`` and ``label`` (true for a desirable one)
-take the place of ``chosen`` and ``rejected``; supervised training needs no label.
-Optional columns are ``images`` (paths, or encoded bytes where the source can hold
-them), ``weight`` (the record's loss is multiplied by it) and one number for each
-completion token, the end of turn included, in ``chosen_token_weights`` and
-``rejected_token_weights``.
+segment without ``scores`` has not been judged (yet) and counts as not listed; a score
+that is null is none. Feedback may also be one-sided: ``completion`` and ``label`` (true
+or 1 for a desirable one) take the place of ``chosen`` and ``rejected``; supervised
+training needs no label.
+
+Turns are what chat templates take: ``content`` is a text or a list of
+``{"type": "text", "text": ...}``, and may be null beside ``tool_calls``; roles such as
+``tool``, and ``reasoning_content``, go to the template as they are. A prompt that ends
+with an assistant's turn is one that the completion goes on with. A completion may have
+several turns: the assistant's are learnt, and a segment says which of these it is in by
+its ``turn``, from 0.
+
+Optional columns are ``tools`` (JSON schemas, as a list or written as JSON) and
+``chat_template_kwargs`` (an object), which the chat template is given; ``images``
+(paths, or encoded bytes where the source can hold them), ``weight`` (the record's loss
+is multiplied by it) and one number for each completion token, the end of turn included,
+in ``chosen_token_weights`` and ``rejected_token_weights``.
 """
 
-import math
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxalign.data.columns import (
     CompletionColumns,
-    ListedSegment,
     Message,
     PairColumns,
     PromptColumns,
+    Rendered,
     Segment,
+    check_text,
     read_columns,
     refuse_misspelt,
     shown,
 )
 from jaxalign.data.rows import read_rows
+from jaxalign.data.segments import read_segments
 from jaxalign.errors import UserError
 
 
 __all__ = [
+    "Completion",
     "Message",
     "Prompt",
     "Record",
@@ -49,7 +63,13 @@ __all__ = [
     "parse_prompt",
     "read",
     "read_prompts",
+    "texts_of",
 ]
+
+Completion = str | tuple[Message, ...]
+"""A text, or turns: where they are not just one of the assistant with a text."""
+
+_NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Prompt(NamedTuple):
@@ -60,19 +80,22 @@ class Prompt(NamedTuple):
     """As it stood in the file."""
     where: str
     """File and line, for messages."""
+    template_kwargs: Mapping[str, Any] = _NO_KWARGS
+    """What the chat template is given beside the conversation, such as ``tools``."""
 
 
 class Record(NamedTuple):
     """One validated record: a preference pair, or a single completion.
 
-    ``prompt`` is a plain text or the turns of a conversation; the completions are
-    texts in both cases. Segments and token weights are None where the record has none.
+    ``prompt`` is a plain text or the turns of a conversation; a completion is a text in
+    both cases, or turns (see :data:`Completion`). Segments and token weights are None
+    where the record has none.
     """
 
     prompt: str | tuple[Message, ...]
-    chosen: str
+    chosen: Completion
     """The preferred completion, or the only one."""
-    rejected: str | None
+    rejected: Completion | None
     chosen_segments: tuple[Segment, ...] | None
     rejected_segments: tuple[Segment, ...] | None
     where: str
@@ -82,9 +105,11 @@ class Record(NamedTuple):
     weight: float = 1.0
     chosen_token_weights: tuple[float, ...] | None = None
     rejected_token_weights: tuple[float, ...] | None = None
+    template_kwargs: Mapping[str, Any] = _NO_KWARGS
+    """What the chat template is given beside the conversation, such as ``tools``."""
 
     @property
-    def completions(self) -> tuple[str, ...]:
+    def completions(self) -> tuple[Completion, ...]:
         """Return the chosen and the rejected completion, or the only one."""
         if self.rejected is None:
             return (self.chosen,)
@@ -137,16 +162,17 @@ def _pair(row: Mapping[str, Any], where: str) -> Record:
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        chosen_segments=_segments(
-            columns.chosen_segments, "chosen_segments", chosen, where
+        chosen_segments=read_segments(
+            columns.chosen_segments, "chosen_segments", texts_of(chosen), where
         ),
-        rejected_segments=_segments(
-            columns.rejected_segments, "rejected_segments", rejected, where
+        rejected_segments=read_segments(
+            columns.rejected_segments, "rejected_segments", texts_of(rejected), where
         ),
         where=where,
         weight=columns.weight,
         chosen_token_weights=None if weights[0] is None else tuple(weights[0]),
         rejected_token_weights=None if weights[1] is None else tuple(weights[1]),
+        template_kwargs=_template_kwargs(columns, where),
     )
 
 
@@ -157,11 +183,14 @@ def _single(row: Mapping[str, Any], where: str) -> Record:
     prompt = _prompt(columns.prompt, where)
     completion = _completion(columns.completion, "completion", prompt, where)
     # Checked, though no objective learns from the segments of a single completion.
-    _segments(columns.completion_segments, "completion_segments", completion, where)
+    read_segments(
+        columns.completion_segments, "completion_segments", texts_of(completion), where
+    )
     return Record(
         *(prompt, completion, None, None, None, where),
-        label=columns.label,
+        label=None if columns.label is None else bool(columns.label),
         weight=columns.weight,
+        template_kwargs=_template_kwargs(columns, where),
     )
 
 
@@ -224,7 +253,19 @@ def parse_prompt(columns: Any, where: str = "prompt") -> Prompt:
             "Leave the column out"
         )
     row = read_columns(PromptColumns, columns, where)
-    return Prompt(_prompt(row.prompt, where), columns["prompt"], where)
+    prompt = _prompt(row.prompt, where)
+    return Prompt(prompt, columns["prompt"], where, _template_kwargs(row, where))
+
+
+def texts_of(completion: Completion) -> tuple[str, ...]:
+    """Return the texts of a completion's assistant turns, one in nearly all records.
+
+    >>> texts_of("It is.")
+    ('It is.',)
+    """
+    if isinstance(completion, str):
+        return (completion,)
+    return tuple(turn.text for turn in completion if turn.role == "assistant")
 
 
 def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
@@ -241,21 +282,39 @@ def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
 
 def _prompt(prompt: str | Sequence[Message], where: str) -> str | tuple[Message, ...]:
     if isinstance(prompt, str):
-        _check_text(prompt, "prompt", where)
+        check_text(prompt, "prompt", where)
         return prompt
     if not prompt:
         raise UserError(
             f"{where}: field prompt: expected at least one message: got none"
         )
     for i, message in enumerate(prompt):
-        _check_text(message.content, f"prompt[{i}].content", where)
-        _check_text(message.role, f"prompt[{i}].role", where)
-    if prompt[-1].role == "assistant":
-        raise UserError(
-            f"{where}: field prompt: the last message is the assistant's. Expected the "
-            "turn that the completions answer: move it into chosen and rejected"
-        )
+        _check_turn(message, f"prompt[{i}]", where)
     return tuple(prompt)
+
+
+def _template_kwargs(columns: Rendered, where: str) -> Mapping[str, Any]:
+    given = columns.template_kwargs
+    for name in _OURS & set(given):
+        raise UserError(
+            f"{where}: field chat_template_kwargs: {name} is not the record's to say. "
+            "Take it out"
+        )
+    if given and isinstance(columns.prompt, str):
+        raise UserError(
+            f"{where}: field {'tools' if 'tools' in given else 'chat_template_kwargs'} "
+            "is for the chat template, which a plain-text prompt does not go through. "
+            "Give the prompt as messages, or take the field out"
+        )
+    return given or _NO_KWARGS
+
+
+_OURS = {
+    *("conversation", "tokenize", "add_generation_prompt", "continue_final_message"),
+    *("return_dict", "return_tensors", "return_assistant_tokens_mask"),
+    *("padding", "truncation", "max_length", "chat_template"),
+}
+"""Options of ``apply_chat_template`` that decide what is made of a conversation."""
 
 
 def _completion(
@@ -263,71 +322,35 @@ def _completion(
     field: str,
     prompt: str | tuple[Message, ...],
     where: str,
-) -> str:
+) -> Completion:
     if isinstance(value, str):
-        _check_text(value, field, where)
+        check_text(value, field, where)
         return value
     if isinstance(prompt, str):
         raise UserError(
             f"{where}: field {field}: messages, but the prompt is a plain text. "
             "Give both as texts, or the prompt as messages too"
         )
-    if len(value) != 1 or value[0].role != "assistant":
+    for i, message in enumerate(value):
+        _check_turn(message, f"{field}[{i}]", where)
+    if not value or (value[0].role, value[-1].role) != ("assistant", "assistant"):
         roles = ", ".join(message.role for message in value) or "none"
         raise UserError(
-            f"{where}: field {field}: expected exactly one assistant message: got "
-            f"{roles}. Put the turns that both completions share into prompt"
+            f"{where}: field {field}: expected turns that begin and end with the "
+            f"assistant's: got {roles}. Put the turns that both completions share "
+            "into prompt, and leave out what follows the last answer"
         )
-    _check_text(value[0].content, f"{field}[0].content", where)
-    return value[0].content
+    (first, *others), said = value, value[0].content
+    if not others and isinstance(said, str) and set(first.turn()) == _PLAIN:
+        return said
+    return tuple(value)
 
 
-def _check_text(text: str, field: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: field {field}: character {error.start} is half of a surrogate "
-            "pair, which is no text. Escape the character as a whole pair, or as UTF-8"
-        ) from None
+_PLAIN = {"role", "content"}
 
 
-def _segments(
-    segments: Sequence[ListedSegment] | None, field: str, text: str, where: str
-) -> tuple[Segment, ...] | None:
-    """Check all segments and return those that have scores."""
-    if segments is None:
-        return None
-    previous, scored = 0, []
-    for i, segment in enumerate(segments):
-        name = f"{field}[{i}]"
-        if segment.end <= segment.start:
-            raise UserError(
-                f"{where}: field {name}.end: expected more than start="
-                f"{shown(segment.start)}: got {shown(segment.end)}. Offsets are "
-                "half-open"
-            )
-        if segment.start < previous:
-            raise UserError(
-                f"{where}: field {name}.start: got {shown(segment.start)}, but the "
-                f"segment before ends at {previous}. Segments are ordered and do not "
-                "overlap"
-            )
-        if segment.end > len(text):
-            raise UserError(
-                f"{where}: field {name}.end: got {shown(segment.end)}, but the text "
-                f"has {len(text)} characters. Offsets count code points, not bytes"
-            )
-        for aspect, score in (segment.scores or {}).items():
-            _check_text(aspect, f"{name}.scores", where)
-            if not aspect or not math.isfinite(score):
-                raise UserError(
-                    f"{where}: field {name}.scores: got {aspect!r}: {score}; expected "
-                    "a name and a finite number"
-                )
-        previous = segment.end
-        if segment.scores is not None:
-            scored.append(
-                Segment(start=segment.start, end=segment.end, scores=segment.scores)
-            )
-    return tuple(scored)
+def _check_turn(message: Message, field: str, where: str) -> None:
+    for name, value in message.turn().items():
+        if not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        check_text(value, f"{field}.{name}", where)

@@ -28,6 +28,8 @@ def cache_key(pairs: Sequence[TokenizedPair], reference: str, settings: str) -> 
             digest.update(lengths.astype("<i8").tobytes())
             digest.update(pair.prompt.astype("<i4").tobytes())
             digest.update(side.tokens.astype("<i4").tobytes())
+            if side.learnt is not None:
+                digest.update(side.learnt.tobytes())
     return digest.hexdigest()
 
 

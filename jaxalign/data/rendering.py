@@ -6,35 +6,21 @@ written into the text belongs here, so that characters decide all that follows.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxalign.data import spans
+from jaxalign.data.conversation import Conversation, Rendering, Turn, ending
+from jaxalign.data.placement import Placement
 from jaxalign.data.records import Message, Prompt, Record
+from jaxalign.data.template import MARK, Template
 from jaxalign.data.tokenizer import Tokenizer, special_ids
-from jaxalign.errors import UserError
 
 
-__all__ = ["Encoding", "Renderer", "Rendering", "as_renderer"]
-
-# Stands for the completion while we find out what the template prints around it.
-_MARK = "\u2063jaxalign\u2063completion\u2063"
-
-
-class Rendering(NamedTuple):
-    """A prompt with one completion, as text."""
-
-    text: str
-    start: int
-    """Where the completion begins: the end of the generation prompt."""
-    shift: int
-    """Place in ``text`` of the completion's character 0 (may have been trimmed)."""
-    begin: int
-    """Where the completion's own text begins: after what the template prints."""
-    end: int
-    """Where the completion's own text ends."""
-    plain: bool
-    """Whether it is of plain texts and not of a conversation."""
+__all__ = ["Encoding", "Renderer", "as_renderer"]
 
 
 class Encoding(NamedTuple):
@@ -51,25 +37,37 @@ class Renderer:
 
     Attributes:
       tokenizer: of the checkpoint, with its chat template.
+      template_kwargs: what the chat template is given beside the conversation, such as
+        ``{"enable_thinking": False}``; a record's own come first.
     """
 
     tokenizer: Tokenizer
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def has_template(self) -> bool:
         """Tell whether there is a chat template, without which only texts render."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        return self._template.exists
+
+    @functools.cached_property
+    def _template(self) -> Template:
+        return Template(self.tokenizer, self.template_kwargs)
 
     def prompt_text(self, prompt: Prompt) -> str:
         """Return a prompt as text: of a conversation what the chat template prints.
+
+        Where the last turn is the assistant's, the text ends with it, to be gone on
+        with; unless ``prompt.template_kwargs`` says otherwise.
 
         Raises:
           UserError: a conversation without a chat template, or one that it refuses.
         """
         if isinstance(prompt.text, str):
             return prompt.text
-        turns = self._turns(prompt.text, prompt.where)
-        return self._apply(turns, prompt.where, add_generation_prompt=True)
+        options = dict(prompt.template_kwargs)
+        if not options.keys() & {"add_generation_prompt", "continue_final_message"}:
+            options[ending(prompt.text)] = True
+        return self._template.printed(prompt.text, prompt.where, **options)
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
         """Return the tokens that a completion follows.
@@ -87,38 +85,25 @@ class Renderer:
     def completions(self, record: Record) -> tuple[Rendering, ...]:
         """Return a record's prompt with each of its completions.
 
+        What a template prints of the whole conversation, where that begins with its
+        generation prompt and holds the text. Else, as generation will see it: the
+        generation prompt, the text, and what the template prints behind one. (Templates
+        whose generation prompt opens a thinking block are of that kind, and those that
+        leave out what stands in one.)
+
         Raises:
-          UserError: see :meth:`prompt_text`; or the template does not print what it
-            prompts with, or changes a completion.
+          UserError: see :meth:`prompt_text`; or the template changes a completion.
         """
         if isinstance(record.prompt, str):
-            start = len(record.prompt)
             return tuple(
-                Rendering(
-                    *(record.prompt + text, start, start, start, start + len(text)),
-                    plain=True,
-                )
-                for text in record.completions
+                _plain(record.prompt, completion)
+                for completion in record.completions
+                if isinstance(completion, str)
             )
-        turns = self._turns(record.prompt, record.where)
-        prompt = self._apply(turns, record.where, add_generation_prompt=True)
-        marked = self._apply([*turns, _assistant(_MARK)], record.where)
-        head, mark, tail = marked.partition(_MARK)
-        if not mark or not head.startswith(prompt):
-            raise UserError(
-                f"{record.where}: the chat template does not print a conversation as "
-                "its generation prompt followed by the answer, so the completion's "
-                "tokens cannot be told from the prompt's. Use a template that does"
-            )
-        return tuple(
-            _place(
-                self._apply([*turns, _assistant(completion)], record.where),
-                completion,
-                (prompt, head, tail),
-                record.where,
-            )
-            for completion in record.completions
+        conversation = Conversation(
+            self._template, record.prompt, record.template_kwargs, record.where
         )
+        return tuple(map(conversation.rendering, record.completions))
 
     def encode(self, renderings: Sequence[Rendering]) -> list[Encoding]:
         """Tokenise renderings, those of a kind in one call."""
@@ -150,72 +135,22 @@ class Renderer:
         eos = self.tokenizer.eos_token_id
         stops = set() if eos is None else {eos}
         if self.has_template:
-            turns = [Message(role="user", content="?").model_dump(), _assistant(_MARK)]
-            text = self._apply(turns, "the chat template")
-            tail = self.tokenizer(text.partition(_MARK)[2], add_special_tokens=False)
+            turns = [
+                Message(role="user", content="?"),
+                Message(role="assistant", content=MARK),
+            ]
+            text = self._template.printed(turns, "the chat template")
+            tail = self.tokenizer(text.partition(MARK)[2], add_special_tokens=False)
             special = special_ids(self.tokenizer)
             stops |= set([i for i in tail["input_ids"] if i in special][:1])
         return frozenset(stops)
 
-    def _turns(self, messages: Sequence[Message], where: str) -> list[dict[str, str]]:
-        """Return a conversation as a chat template takes it, if there is one."""
-        if not self.has_template:
-            raise UserError(
-                f"{where}: the prompt is a conversation, but the checkpoint's "
-                "tokenizer has no chat template. Use a chat checkpoint, add a "
-                "chat_template.jinja to it, or give prompt and completions as plain "
-                "texts"
-            )
-        return [message.model_dump() for message in messages]
 
-    def _apply(
-        self,
-        turns: list[dict[str, str]],
-        where: str,
-        *,
-        add_generation_prompt: bool = False,
-    ) -> str:
-        import jinja2
-
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            roles = ", ".join(turn["role"] for turn in turns)
-            raise UserError(
-                f"{where}: the chat template refuses the roles {roles}: {error}"
-            ) from None
-
-
-def _assistant(content: str) -> dict[str, str]:
-    return Message(role="assistant", content=content).model_dump()
-
-
-def _place(
-    text: str, completion: str, around: tuple[str, str, str], where: str
-) -> Rendering:
-    """Find a completion in what the template prints of it.
-
-    Args:
-      text: the whole conversation.
-      completion: as the record has it.
-      around: the generation prompt, all before a completion, and all behind it.
-      where: the record's place, for messages.
-    """
-    prompt, head, tail = around
-    body = text[len(head) : len(text) - len(tail)]
-    lead = completion.find(body)
-    trimmed = completion[:lead] + completion[lead + len(body) :]
-    if not (text == head + body + tail and lead >= 0 and not trimmed.strip()):
-        raise UserError(
-            f"{where}: the chat template changes the completion's text (it is "
-            "not printed as given), so segment offsets would be wrong. Use another "
-            "template, or take out of the text what the template rewrites"
-        )
-    begin = len(head)
-    places = (len(prompt), begin - lead, begin, begin + len(body))
-    return Rendering(text, *places, plain=False)
+def _plain(prompt: str, completion: str) -> Rendering:
+    start, text = len(prompt), prompt + completion
+    origins = np.arange(len(completion) + 1)
+    turn = Turn(start, Placement(start, origins), len(text))
+    return Rendering(text, (turn,), plain=True)
 
 
 def as_renderer(source: Renderer | Tokenizer) -> Renderer:

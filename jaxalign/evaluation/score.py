@@ -293,7 +293,7 @@ def _result(
         }
         if token_logps:
             mine = response == 2 * slot + side
-            result[name]["token_ids"] = branch.tokens[branch.lead :].tolist()
+            result[name]["token_ids"] = branch.tokens[branch.places].tolist()
             for field in ("token_logps", "ref_token_logps"):
                 result[name][field] = values[field][mine].tolist()
     return result
@@ -306,11 +306,12 @@ def _segments(
         {
             "start": start,
             "end": end,
+            **({"turn": turn} if turn else {}),
             "tokens": int(values["segment_tokens"][slot, side, s]),
             "logp": float(values["segment_logps"][slot, side, s]),
             "ref_logp": float(values["ref_segment_logps"][slot, side, s]),
             "weight": float(values["weights"][slot, side, s]),
             "selected": bool(values["selected"][slot, side, s]),
         }
-        for s, (start, end) in enumerate(branch.offsets)
+        for s, (start, end, turn) in enumerate(branch.offsets)
     ]

@@ -76,13 +76,19 @@ def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
     prompt = record.prompt
     if not isinstance(prompt, str):
         prompt = tuple(message.model_dump() for message in prompt)
-    texts = (record.chosen, record.rejected)
     responses = []
-    for name, text in zip(names, texts, strict=False):
-        spans = _spans(columns.get(f"{name}_segments"), name, text or "", where)
+    for name, completion in zip(names, record.completions, strict=True):
+        text, *others = records.texts_of(completion)
+        if others:
+            raise UserError(
+                f"{where}: field {name}: {len(others) + 1} turns of the assistant, but "
+                "a judge is asked about one answer. Put the turns before the last one "
+                "into prompt"
+            )
+        spans = _spans(columns.get(f"{name}_segments"), name, text, where)
         references = references_of(columns, where)
         subject = Subject(
-            prompt, text or "", spans=spans, aspects=aspects, references=references
+            prompt, text, spans=spans, aspects=aspects, references=references
         )
         if spans:
             responses.append(Response(name, subject))

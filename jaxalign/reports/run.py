@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign.data.records import Record, Segment
+from jaxalign.data.records import Completion, Record, Segment, texts_of
 from jaxalign.reports import page
 from jaxalign.reports.page import escape, is_number
 from jaxalign.training import metrics as metrics_lib
@@ -229,11 +229,11 @@ def _pair(example: Example, beta: float, top: float) -> str:
     record, result = example
     prompt = record.prompt
     if not isinstance(prompt, str):
-        prompt = "\n".join(f"{m.role}: {m.content}" for m in prompt)
+        prompt = "\n".join(f"{m.role}: {m.text}" for m in prompt)
     margin = result["rewards"]["margin"]
     sides = "".join(
-        _side(name, text, segments or (), result[name], beta, top)
-        for name, text, segments in (
+        _side(name, *_in_one_text(said, segments or ()), result[name], beta, top)
+        for name, said, segments in (
             ("chosen", record.chosen, record.chosen_segments),
             ("rejected", record.rejected or "", record.rejected_segments),
         )
@@ -243,6 +243,23 @@ def _pair(example: Example, beta: float, top: float) -> str:
         f"<p class='mute'>reward margin {margin:+.3f}</p>"
         f"<div class='sides'>{sides}</div></div>"
     )
+
+
+def _in_one_text(
+    said: Completion, segments: Sequence[Segment]
+) -> tuple[str, list[Segment]]:
+    """Put a completion's turns one below the other, and the segments with them."""
+    text, begins = "", []
+    for turn in texts_of(said):
+        begins.append(len(text))
+        text += f"{turn}\n\n"
+    moved = [
+        Segment(
+            start=s.start + begins[s.turn], end=s.end + begins[s.turn], scores=s.scores
+        )
+        for s in segments
+    ]
+    return text.removesuffix("\n\n"), moved
 
 
 def _side(

@@ -91,7 +91,7 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
         "object with role, content",
     ),
     "no message": ({"prompt": []}, "field prompt: expected at least one message"),
-    "message a text": ({"prompt": ["x"]}, "field prompt[0]: input should be a valid d"),
+    "message a text": ({"prompt": ["x"]}, "field prompt[0]: expected an object: got"),
     "no role": (
         {"prompt": [{"content": "x"}]},
         "field prompt[0].role is missing. A record needs prompt, chosen and rejected "
@@ -100,15 +100,35 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
     "empty role": ({"prompt": [turn("", "x")]}, "field prompt[0].role: string should"),
     "content a list": (
         {"prompt": [{"role": "user", "content": ["x"]}]},
-        "field prompt[0].content: input should be a valid string: got a list of 1",
+        'field prompt[0].content[0]: expected a part of a text, {"type": "text", '
+        '"text": ...}: got a text of 1',
     ),
-    "unknown key of a message": (
-        {"prompt": [turn("user", "x") | {"name": "Bob"}]},
-        "field prompt[0].name: not a known field here; remove or rename it",
+    "a part that is a picture": (
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+        "field prompt[0].content: a part of type image, but no vision-language model",
     ),
-    "prompt ends with the assistant": (
-        {"prompt": [turn("assistant", "x")]},
-        "field prompt: the last message is the assistant's. Expected the turn that",
+    "content null": (
+        {"prompt": [{"role": "user", "content": None}]},
+        "field prompt[0].content: expected a text (null goes with tool_calls alone)",
+    ),
+    "no content": (
+        {"prompt": [{"role": "user", "contnet": "x"}]},
+        "field prompt[0].content is missing",
+    ),
+    "tools a text": (
+        {"prompt": [turn("user", "x")], "tools": "search"},
+        "field tools: expected a list of JSON schemas, or one written as JSON: got a",
+    ),
+    "tools beside a text": (
+        {"tools": [{"name": "search"}]},
+        "field tools is for the chat template, which a plain-text prompt does not go",
+    ),
+    "an option that is not the record's": (
+        {
+            "prompt": [turn("user", "x")],
+            "chat_template_kwargs": {"add_generation_prompt": False},
+        },
+        "field chat_template_kwargs: add_generation_prompt is not the record's to say",
     ),
     "messages after a text": (
         {"chosen": [turn("assistant", "x")]},
@@ -119,8 +139,8 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
             "prompt": [turn("user", "x")],
             "rejected": [turn("assistant", "x"), turn("user", "y")],
         },
-        "field rejected: expected exactly one assistant message: got assistant, user. "
-        "Put the turns",
+        "field rejected: expected turns that begin and end with the assistant's: got "
+        "assistant, user. Put the turns",
     ),
     "image": ({"images": ["a.png"]}, "field images: got 1 image(s), but no vision"),
     "images a text": ({"images": "a.png"}, "field images: input should be a valid lis"),
@@ -186,9 +206,9 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
         {"chosen_segments": [segment(x=True)]},
         "field chosen_segments[0].scores.x: input should be a valid number: got True",
     ),
-    "score null": (
-        {"chosen_segments": [segment(x=None)]},
-        "field chosen_segments[0].scores.x: input should be a valid number: got None",
+    "a turn that is not there": (
+        {"chosen_segments": [segment() | {"turn": 1}]},
+        "field chosen_segments[0].turn: got 1, but the completion has 1 turn(s) of",
     ),
     "score NaN": (
         {"chosen_segments": [segment(x=float("nan"))]},

@@ -95,14 +95,13 @@ def segment_row(row: Any, config: SegmentConfig, where: str = "record") -> dict:
         # What is replaced need not be valid, and pictures are not looked at.
         plain = {k: v for k, v in row.items() if k not in (*columns, "images")}
     record = records.parse(plain, where)
-    texts = {"chosen": record.chosen, "rejected": record.rejected}
-    if record.rejected is None:
-        texts = {"completion": record.chosen}
+    names = ("completion",) if record.rejected is None else ("chosen", "rejected")
     made = dict(row)
-    for name, text in texts.items():
+    for name, completion in zip(names, record.completions, strict=True):
         made[f"{name}_segments"] = [
-            {"start": start, "end": end}
-            for start, end in segment(text or "", config.segmenter)
+            {"start": start, "end": end, **({"turn": turn} if turn else {})}
+            for turn, text in enumerate(records.texts_of(completion))
+            for start, end in segment(text, config.segmenter)
         ]
     return made
 
@@ -112,7 +111,7 @@ def _refuse_scores(segments: Any, column: str, where: str) -> None:
         return
     only_spans = isinstance(segments, list) and all(
         isinstance(entry, Mapping)
-        and not any(entry[key] for key in entry if key not in ("start", "end"))
+        and not any(entry[key] for key in entry if key not in ("start", "end", "turn"))
         for entry in segments
     )
     if not only_spans:
