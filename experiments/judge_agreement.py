@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data import records
-from jaxalign.data.tfds_builders import qa_feedback
+from jaxalign.data.layouts import qa_feedback
 from jaxalign.feedback.candidates import judge_candidates
 from jaxalign.feedback.decompose import segments
 from jaxalign.feedback.decompose.decomposition import Candidate

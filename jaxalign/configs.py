@@ -16,18 +16,21 @@ import yaml
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["build", "check_kind", "read_yaml", "to_dict"]
+__all__ = ["build", "check_kind", "read_yaml", "to_dict", "to_plain"]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain nested values for YAML and JSON."""
+    return to_plain(config)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
-    return plain(dataclasses.asdict(config))
+def to_plain(value: Any) -> Any:
+    """Return the value of an option as plain nested values for YAML and JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {k: to_plain(v) for k, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def build(

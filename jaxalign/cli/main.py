@@ -17,6 +17,7 @@ COMMANDS = {
     "score": "write log-probabilities, losses and rewards of records",
     "generate": "complete the prompts of a file",
     "serve": "answer OpenAI's clients over HTTP",
+    "data": "show what training would make of a file of records",
     "segment": "cut the responses of records into segments",
     "judge": "have a judge score the segments of records",
     "store": "show or export the judgements of a store",

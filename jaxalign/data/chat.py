@@ -124,6 +124,7 @@ def tokenize(
         the template changes a completion; a prompt has no token of its own.
     """
     renderer = as_renderer(renderer)
+    renderer.check_used(record.prompt for record in records)
     if aspects is None:
         aspects = aspects_of(records)
     cut: _Cut = _until_text_ends

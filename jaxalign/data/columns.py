@@ -23,7 +23,9 @@ __all__ = [
     "PromptColumns",
     "Rendered",
     "Segment",
+    "check_template_kwargs",
     "check_text",
+    "is_slip",
     "read_columns",
     "refuse_misspelt",
     "shown",
@@ -227,18 +229,18 @@ def read_columns(kind: type[Columns], row: Mapping[str, Any], where: str) -> Col
 def refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
     """Refuse a column that is one of ours with a slip of the pen.
 
-    Only a column that a record may lack is looked for: one that it needs is missed
-    anyway. Two slips at most, so that other people's columns are left alone.
+    Two slips at most, so that other people's columns are left alone.
 
     Raises:
       UserError: with the name that was meant.
     """
     known = {*PairColumns.model_fields, *CompletionColumns.model_fields}
-    meant = known - _NEEDED - set(columns)
+    sides = {"completion"} if "chosen" in columns or "rejected" in columns else set()
+    meant = known - sides - set(columns)
     for name in columns:
         if name in known or name in _OTHERS or not isinstance(name, str):
             continue
-        near = [other for other in sorted(meant) if _is_slip(name, other)]
+        near = [other for other in sorted(meant) if is_slip(name, other)]
         if near:
             raise UserError(
                 f"{where}: unknown field {name!r}. Did you mean {near[0]}? "
@@ -251,12 +253,12 @@ _OTHERS = {"labels", "weights", "height"}
 """Columns of other people that differ from ours by one letter."""
 
 
-def _is_slip(name: str, meant: str) -> bool:
-    """Tell whether a name is another one with a letter or two too many, few or moved.
+def is_slip(name: str, meant: str) -> bool:
+    """Tell whether a name is another with a letter or two too many, too few or moved.
 
-    >>> _is_slip("chosen_segmnets", "chosen_segments"), _is_slip("weigth", "weight")
+    >>> is_slip("chosen_segmnets", "chosen_segments"), is_slip("weigth", "weight")
     (True, True)
-    >>> _is_slip("chosen_len", "chosen_segments"), _is_slip("width", "weight")
+    >>> is_slip("chosen_len", "chosen_segments"), is_slip("width", "weight")
     (False, False)
     """
     if sorted(name) == sorted(meant):
@@ -307,6 +309,30 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     text = f"{where}: field {field}: {expected}: got {shown(problem['input'])}"
     # Field names come from the file: half a surrogate pair could not be printed.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def check_template_kwargs(given: Mapping[str, Any], name: str) -> None:
+    """Refuse what a chat template is given where it is not for users to say.
+
+    Args:
+      given: options of the template.
+      name: where they stand, for messages.
+    Raises:
+      UserError: with the option.
+    """
+    for option in sorted(_OURS & set(given)):
+        raise UserError(
+            f"{name}: {option} is set by jaxalign itself. Take it out: expected what "
+            "the chat template looks at, such as enable_thinking"
+        )
+
+
+_OURS = {
+    *("conversation", "tokenize", "add_generation_prompt", "continue_final_message"),
+    *("return_dict", "return_tensors", "return_assistant_tokens_mask"),
+    *("padding", "truncation", "max_length", "chat_template"),
+}
+"""Options of ``apply_chat_template`` that decide what is made of a conversation."""
 
 
 def check_text(text: str, field: str, where: str) -> None:

@@ -35,6 +35,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxalign.data import layouts
 from jaxalign.data.columns import (
     CompletionColumns,
     Message,
@@ -42,17 +43,18 @@ from jaxalign.data.columns import (
     PromptColumns,
     Rendered,
     Segment,
+    check_template_kwargs,
     check_text,
     read_columns,
     refuse_misspelt,
     shown,
 )
-from jaxalign.data.rows import read_rows
 from jaxalign.data.segments import read_segments
 from jaxalign.errors import UserError
 
 
 __all__ = [
+    "TEMPLATE_COLUMNS",
     "Completion",
     "Message",
     "Prompt",
@@ -68,6 +70,9 @@ __all__ = [
 
 Completion = str | tuple[Message, ...]
 """A text, or turns: where they are not just one of the assistant with a text."""
+
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns that decide how a row's prompt is rendered."""
 
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
@@ -116,17 +121,20 @@ class Record(NamedTuple):
         return self.chosen, self.rejected
 
 
-def read(source: str | Path) -> list[Record]:
+def read(source: str | Path, layout: str | None = None) -> list[Record]:
     """Read and validate every record of a file.
 
     Args:
       source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or one of the other
         sources of :func:`jaxalign.data.rows.read_rows`.
+      layout: of its rows, a key of :data:`jaxalign.data.layouts.LAYOUTS`; default what
+        the first row's columns say.
     Raises:
       UserError: the file cannot be read, is empty, or a record is malformed; the text
         names file, line, field and cure.
     """
-    records = [parse(columns, where) for columns, where in read_rows(source)]
+    found = layouts.read(source, layout)
+    records = [parse(columns, where) for columns, where in found]
     if not records:
         raise UserError(f"{source} holds no record: expected one JSON object per line")
     return records
@@ -224,13 +232,17 @@ def _refuse_images(images: Sequence[str | bytes] | None, where: str) -> None:
         )
 
 
-def read_prompts(source: str | Path) -> list[Prompt]:
+def read_prompts(source: str | Path, layout: str | None = None) -> list[Prompt]:
     """Read and validate the prompts of a file; other columns are left alone.
 
+    Args:
+      source: see :func:`read`.
+      layout: see :func:`read`.
     Raises:
       UserError: see :func:`read`.
     """
-    prompts = [parse_prompt(columns, where) for columns, where in read_rows(source)]
+    found = layouts.read(source, layout)
+    prompts = [parse_prompt(columns, where) for columns, where in found]
     if not prompts:
         raise UserError(f"{source} holds no prompt: expected one JSON object per line")
     return prompts
@@ -295,11 +307,7 @@ def _prompt(prompt: str | Sequence[Message], where: str) -> str | tuple[Message,
 
 def _template_kwargs(columns: Rendered, where: str) -> Mapping[str, Any]:
     given = columns.template_kwargs
-    for name in _OURS & set(given):
-        raise UserError(
-            f"{where}: field chat_template_kwargs: {name} is not the record's to say. "
-            "Take it out"
-        )
+    check_template_kwargs(given, f"{where}: field chat_template_kwargs")
     if given and isinstance(columns.prompt, str):
         raise UserError(
             f"{where}: field {'tools' if 'tools' in given else 'chat_template_kwargs'} "
@@ -307,14 +315,6 @@ def _template_kwargs(columns: Rendered, where: str) -> Mapping[str, Any]:
             "Give the prompt as messages, or take the field out"
         )
     return given or _NO_KWARGS
-
-
-_OURS = {
-    *("conversation", "tokenize", "add_generation_prompt", "continue_final_message"),
-    *("return_dict", "return_tensors", "return_assistant_tokens_mask"),
-    *("padding", "truncation", "max_length", "chat_template"),
-}
-"""Options of ``apply_chat_template`` that decide what is made of a conversation."""
 
 
 def _completion(

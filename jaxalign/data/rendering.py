@@ -7,7 +7,7 @@ written into the text belongs here, so that characters decide all that follows.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxalign.data.placement import Placement
 from jaxalign.data.records import Message, Prompt, Record
 from jaxalign.data.template import MARK, Template
 from jaxalign.data.tokenizer import Tokenizer, special_ids
+from jaxalign.errors import UserError
 
 
 __all__ = ["Encoding", "Renderer", "as_renderer"]
@@ -52,6 +53,19 @@ class Renderer:
     @functools.cached_property
     def _template(self) -> Template:
         return Template(self.tokenizer, self.template_kwargs)
+
+    def check_used(self, prompts: Iterable[str | Sequence[Message]]) -> None:
+        """Refuse options of the template where no prompt goes through it.
+
+        Raises:
+          UserError: all prompts are plain texts.
+        """
+        if self.template_kwargs and all(isinstance(prompt, str) for prompt in prompts):
+            raise UserError(
+                f"chat_template_kwargs {dict(self.template_kwargs)} has no effect: all "
+                "prompts are plain texts, which no chat template is used for. Leave it "
+                "out, or give prompts as messages"
+            )
 
     def prompt_text(self, prompt: Prompt) -> str:
         """Return a prompt as text: of a conversation what the chat template prints.

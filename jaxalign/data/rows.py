@@ -1,5 +1,7 @@
 """Rows of files and data sets, with their places."""
 
+import codecs
+import csv
 import glob
 import gzip
 import hashlib
@@ -20,7 +22,8 @@ def read_rows(source: str | Path) -> Iterator[tuple[Any, str]]:
     """Yield every row of a source with its place, for messages.
 
     Args:
-      source: a ``.jsonl`` (also ``.jsonl.gz``) or ``.parquet`` file; a pattern such as
+      source: a ``.jsonl`` (also ``.jsonl.gz``), ``.json`` (a list of objects),
+        ``.csv`` or ``.parquet`` file; a pattern such as
         ``data/train-*.parquet``, read in the order of the names; a directory that
         ``datasets.Dataset.save_to_disk`` wrote; ``tfds:NAME_OR_DIRECTORY:SPLIT`` for a
         tensorflow-datasets source; or ``hf:OWNER/NAME:SPLIT`` for a data set of the
@@ -41,10 +44,15 @@ def read_rows(source: str | Path) -> Iterator[tuple[Any, str]]:
         yield from tables.saved_rows(Path(source))
         return
     for path in _files(source):
-        if path.suffix == ".parquet":
-            yield from tables.parquet_rows(path)
-        else:
-            yield from _json_rows(path)
+        match path.suffix:
+            case ".parquet":
+                yield from tables.parquet_rows(path)
+            case ".csv":
+                yield from _csv_rows(path)
+            case ".json" if _is_list(path):
+                yield from _json_list(path)
+            case _:
+                yield from _json_rows(path)
 
 
 def fingerprint(source: str) -> str:
@@ -95,6 +103,37 @@ def hash_files(files: list[Path]) -> str:
         if path.is_file():
             digest.update(f"{path.name}\n{_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _is_list(path: Path) -> bool:
+    """Tell whether a file holds one JSON list; some name JSON Lines ``.json`` too."""
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+
+
+def _json_list(path: Path) -> Iterator[tuple[Any, str]]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file: {error}") from None
+    for number, row in enumerate(rows, 1):
+        yield row, f"{path}:row {number}"
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 1):
+                where = f"{path}:row {number}"
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{where}: the row has more or fewer cells than the header. "
+                        "Quote the cells that hold commas or line breaks"
+                    )
+                yield row, where
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}:row {number + 1}: not readable CSV: {error}") from None
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:

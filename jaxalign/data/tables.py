@@ -12,8 +12,9 @@ __all__ = ["SOURCES", "hub_rows", "parquet_rows", "saved_files", "saved_rows"]
 
 
 SOURCES = (
-    "a .jsonl, .jsonl.gz or .parquet file, a pattern of such files, a directory that "
-    "datasets' save_to_disk wrote, tfds:NAME_OR_DIRECTORY:SPLIT or hf:OWNER/NAME:SPLIT"
+    "a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a pattern of such files, a "
+    "directory that datasets' save_to_disk wrote, tfds:NAME_OR_DIRECTORY:SPLIT or "
+    "hf:OWNER/NAME:SPLIT"
 )
 """What ``--data`` takes, for messages."""
 
@@ -120,19 +121,28 @@ def _numbered(batches: Iterable[Any], place: str | Path) -> Iterator[tuple[Any, 
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield _without_missing_scores(row), f"{place}:row {number}"
+            yield _without_filled(row), f"{place}:row {number}"
 
 
-def _without_missing_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the nulls by which Arrow fills aspects that a segment was not scored on."""
-    cleaned = dict(row)
-    for column in ("chosen_segments", "rejected_segments"):
-        segments = cleaned.get(column)
-        for segment in segments if isinstance(segments, list) else ():
-            if isinstance(segment, dict) and isinstance(segment.get("scores"), dict):
-                scores = segment["scores"].items()
-                segment["scores"] = {k: v for k, v in scores if v is not None}
-    return cleaned
+def _without_filled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the nulls by which Arrow fills keys that other rows have.
+
+    All objects of a column have the same keys there: what a turn, a part of it, a tool
+    or a segment lacks is null. Only a turn's ``content`` may be null on purpose.
+    """
+    return {name: _filled(value) for name, value in row.items()}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_filled(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: _filled(item)
+        for name, item in value.items()
+        if item is not None or name == "content"
+    }
 
 
 def _cure(directory: Path) -> str:

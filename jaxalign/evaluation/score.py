@@ -17,9 +17,10 @@ from jaxalign.checkpoints import fastest
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
-from jaxalign.checkpoints.renderer import open_renderer
-from jaxalign.data import loader, pairs, records
+from jaxalign.checkpoints.renderer import open_renderer, template_kwargs_of
+from jaxalign.data import layouts, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.data.columns import check_template_kwargs
 from jaxalign.errors import UserError
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives import logps
@@ -56,6 +57,11 @@ class ScoreConfig:
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
       reference: another checkpoint; default the model without the adapter.
       objective: the loss that is reported.
+      layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
+        columns say.
+      chat_template_kwargs: what the chat template is given beside the conversations,
+        such as ``{"enable_thinking": false}``; a record's own column comes first.
+        Default as the run that ``adapter`` is was trained.
       token_logps: whether to write every completion token.
       batch_rows: rows that are computed at once.
       row_length: places of a row; default the longest pair.
@@ -72,6 +78,8 @@ class ScoreConfig:
     adapter: str | None = None
     reference: str | None = None
     objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
+    layout: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     token_logps: bool = False
     batch_rows: int = 1
     row_length: int | None = None
@@ -80,6 +88,9 @@ class ScoreConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        if self.layout is not None:
+            layouts.check_name(self.layout)
+        check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         rows = self.mesh.rows
         if self.batch_rows < 1 or self.batch_rows % rows:
             raise UserError(
@@ -122,9 +133,10 @@ def score(config: ScoreConfig) -> Path:
     check_target(out)
     dtype = fastest.resolve(config.dtype, config.model)
     config = dataclasses.replace(config, dtype=dtype)
-    found = records.read(config.data)
+    found = records.read(config.data, config.layout)
     check_records(config.objective, found, records.aspects_of(found))
-    renderer = open_renderer(config.model)
+    options = template_kwargs_of(config.chat_template_kwargs, config.adapter)
+    renderer = open_renderer(config.model, options)
     data = pairs.prepare(
         found,
         renderer,

@@ -5,10 +5,12 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxalign import progress
-from jaxalign.data.records import Segment
+from jaxalign.data import records
+from jaxalign.data.records import Message, Segment
 from jaxalign.errors import UserError
 from jaxalign.feedback.decompose.decomposition import (
     Candidate,
@@ -28,6 +30,7 @@ from jaxalign.judging.votes import merged
 
 __all__ = [
     "JudgedPrompt",
+    "SampledPrompt",
     "from_lines",
     "judge_candidates",
     "read_samples",
@@ -39,6 +42,19 @@ _OPINIONS = ("scores", "verify", "compare", "grade")
 """Tasks that several votes are taken on; the others write a text, which is one."""
 
 
+_NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
+
+
+class SampledPrompt(NamedTuple):
+    """A prompt with the responses that a policy gave to it."""
+
+    prompt: Any
+    """As it stood in the file of prompts."""
+    candidates: Sequence[Candidate]
+    columns: Mapping[str, Any] = _NO_COLUMNS
+    """What else of the prompt's row its records need, such as ``tools``."""
+
+
 class JudgedPrompt(NamedTuple):
     """A prompt's responses with what the judge made of them."""
 
@@ -46,6 +62,8 @@ class JudgedPrompt(NamedTuple):
     """As it stood in the file of prompts."""
     texts: tuple[str, ...]
     judged: tuple[Judged, ...]
+    columns: Mapping[str, Any] = _NO_COLUMNS
+    """What else of the prompt's row its records need, such as ``tools``."""
 
     @property
     def scores(self) -> list[float]:
@@ -57,7 +75,7 @@ def read_samples(
     path: Path,
     segmenter: SegmenterConfig,
     references: Sequence[tuple[str, ...]] | None = None,
-) -> list[tuple[Any, list[Candidate]]]:
+) -> list[SampledPrompt]:
     """Read what ``jaxalign generate`` wrote, each prompt with its candidates.
 
     Args:
@@ -70,7 +88,7 @@ def read_samples(
         row = json.loads(line)
         prompt = row["prompt"]
         given = prompt if isinstance(prompt, str) else tuple(prompt)
-        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        asked = prompt if isinstance(prompt, str) else Message(**prompt[-1]).text
         known = references[row["index"]] if references is not None else ()
         candidates = [
             Candidate(
@@ -81,12 +99,13 @@ def read_samples(
             )
             for completion in row["completions"]
         ]
-        found.append((prompt, candidates))
+        columns = {name: row[name] for name in records.TEMPLATE_COLUMNS if name in row}
+        found.append(SampledPrompt(prompt, candidates, columns))
     return found
 
 
 async def judge_candidates(
-    prompts: Sequence[tuple[Any, Sequence[Candidate]]],
+    prompts: Sequence[SampledPrompt],
     decompose: Decompose,
     judge: Judge,
     store: Store,
@@ -106,7 +125,7 @@ async def judge_candidates(
       first_vote: number of the first; others stand for another seed of the judge.
       what: is done, for the display.
     """
-    candidates = [c for _, mine in prompts for c in mine]
+    candidates = [c for prompt in prompts for c in prompt.candidates]
     found: dict[int, Judged] = {}
     so_far: list[list[list[Verdict]]] = [[] for _ in candidates]
     while len(found) < len(candidates):
@@ -125,11 +144,12 @@ async def judge_candidates(
     judged = iter([found[number] for number in range(len(candidates))])
     return [
         JudgedPrompt(
-            prompt,
-            tuple(candidate.response for candidate in mine),
-            tuple(next(judged) for _ in mine),
+            prompt.prompt,
+            tuple(candidate.response for candidate in prompt.candidates),
+            tuple(next(judged) for _ in prompt.candidates),
+            prompt.columns,
         )
-        for prompt, mine in prompts
+        for prompt in prompts
     ]
 
 
@@ -169,6 +189,7 @@ def scored(prompts: Sequence[JudgedPrompt]) -> list[ScoredPrompt]:
                 ScoredResponse(text, judged.score, judged.segments)
                 for text, judged in zip(one.texts, one.judged, strict=True)
             ],
+            columns=one.columns,
         )
         for one in prompts
     ]
@@ -182,13 +203,16 @@ def to_lines(prompts: Sequence[JudgedPrompt]) -> str:
             {
                 "text": text,
                 "score": judged.score,
-                "segments": [s.model_dump() for s in judged.segments],
+                "segments": [
+                    s.model_dump(exclude_defaults=True) for s in judged.segments
+                ],
                 "units": [dataclasses.asdict(unit) for unit in judged.units],
                 "failure": judged.failure and dataclasses.asdict(judged.failure),
             }
             for text, judged in zip(one.texts, one.judged, strict=True)
         ]
-        row = {"index": index, "prompt": one.prompt, "candidates": candidates}
+        row = {"index": index, "prompt": one.prompt, **one.columns}
+        row["candidates"] = candidates
         lines.append(json.dumps(row) + "\n")
     return "".join(lines)
 
@@ -205,7 +229,8 @@ def from_lines(path: Path) -> list[JudgedPrompt]:
             row = json.loads(line)
             made = [_judged(candidate) for candidate in row["candidates"]]
             texts = tuple(candidate["text"] for candidate in row["candidates"])
-            found.append(JudgedPrompt(row["prompt"], texts, tuple(made)))
+            kept = {k: row[k] for k in records.TEMPLATE_COLUMNS if k in row}
+            found.append(JudgedPrompt(row["prompt"], texts, tuple(made), kept))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}:{number}: not as jaxalign wrote it: {error}. Remove the file: "

@@ -161,6 +161,8 @@ class RLAIFConfig:
       training: how each round trains.
       dtype: of frozen weights and computation; ``fastest`` is what this device
         multiplies faster, kept for the whole run.
+      chat_template_kwargs: what the chat template is given beside the conversations,
+        such as ``{"enable_thinking": false}``; a record's own column comes first.
       quantize: how frozen linear weights are held.
       mesh: how the devices are arranged.
     """
@@ -182,6 +184,7 @@ class RLAIFConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
     dtype: DType = "float32"
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     quantize: Quantize = "none"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -243,6 +246,7 @@ class RLAIFConfig:
             adapter=adapter,
             optimizer=self.optimizer,
             seed=self.seed + number,
+            chat_template_kwargs=self.chat_template_kwargs,
             dtype=self.dtype,
             quantize=self.quantize,
             mesh=self.mesh,

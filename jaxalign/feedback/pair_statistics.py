@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,11 +51,13 @@ class ScoredResponse(NamedTuple):
 class ScoredPrompt(NamedTuple):
     """The responses to one prompt."""
 
-    prompt: str | Sequence[Mapping[str, str]]
+    prompt: str | Sequence[Mapping[str, Any]]
     """As records are to hold it."""
     responses: Sequence[ScoredResponse]
     images: Sequence[str] = ()
     """Paths, as records are to hold them."""
+    columns: Mapping[str, Any] = MappingProxyType({})
+    """What else records are to hold of the prompt's row, such as ``tools``."""
 
 
 class Pair(NamedTuple):

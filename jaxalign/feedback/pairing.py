@@ -226,11 +226,14 @@ def _record(prompt: ScoredPrompt, found: Pair) -> dict[str, Any]:
     record: dict[str, Any] = {
         "prompt": given if isinstance(given, str) else [dict(turn) for turn in given]
     }
+    record |= prompt.columns
     if prompt.images:
         record["images"] = list(prompt.images)
     sides = (("chosen", found.chosen), ("rejected", found.rejected))
     record |= {side: response.text for side, response in sides}
     for side, response in sides:
         if response.segments:
-            record[f"{side}_segments"] = [s.model_dump() for s in response.segments]
+            record[f"{side}_segments"] = [
+                s.model_dump(exclude_defaults=True) for s in response.segments
+            ]
     return record | {f"{side}_score": response.score for side, response in sides}

@@ -249,6 +249,7 @@ def _sample(
                 adapter=None if adapter is None else str(adapter),
                 data=prompts,
                 out=str(part),
+                chat_template_kwargs=config.chat_template_kwargs,
                 dtype=config.dtype,
                 quantize=config.quantize,
                 mesh=config.mesh,

@@ -13,10 +13,11 @@ import numpy as np
 from jaxalign import progress
 from jaxalign.checkpoints import adapter_files, contents, fastest, runs
 from jaxalign.checkpoints.load import DType
+from jaxalign.checkpoints.renderer import template_kwargs_of
 from jaxalign.configs import to_dict
-from jaxalign.data import records, rows
+from jaxalign.data import layouts, records, rows
+from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.records import Prompt
-from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
@@ -44,6 +45,11 @@ class GenerateConfig(Sampling):
       out: JSON Lines file to write, one object a prompt, in order. If it has lines
         already, made with the same settings, the rest is written.
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
+      layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
+        columns say.
+      chat_template_kwargs: what the chat template is given beside the conversations,
+        such as ``{"enable_thinking": false}``; a prompt's own column comes first.
+        Default as the run that ``adapter`` is was trained.
       batch_slots: completions that are made at the same time.
       dtype: of weights and computation; ``auto`` keeps weights as they are stored,
         ``fastest`` is what this device multiplies faster.
@@ -58,6 +64,8 @@ class GenerateConfig(Sampling):
     data: str
     out: str
     adapter: str | None = None
+    layout: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     batch_slots: int = 64
     dtype: DType = "float32"
     cache_dtype: DType | None = None
@@ -66,6 +74,9 @@ class GenerateConfig(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.layout is not None:
+            layouts.check_name(self.layout)
+        check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
 
 
@@ -92,9 +103,10 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     """
     out = Path(config.out)
     check_target(out)
-    prompts = records.read_prompts(config.data)
+    prompts = records.read_prompts(config.data, config.layout)
     dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
-    config = dataclasses.replace(config, dtype=dtype)
+    options = dict(template_kwargs_of(config.chat_template_kwargs, config.adapter))
+    config = dataclasses.replace(config, dtype=dtype, chat_template_kwargs=options)
     settings = _settings(config)
     with writing(f"--out {out}", _KEPT):
         done = _resume(out, settings, len(prompts))
@@ -104,10 +116,12 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     made = text_model.load(
         config.model,
         config.adapter,
+        template_kwargs=options,
         dtype=config.dtype,
         quantize=config.quantize,
         mesh=config.mesh,
     )
+    made.renderer.check_used(prompt.text for prompt in prompts)
     requests = [
         _request(config, prompt, line, made) for line, prompt in enumerate(prompts)
     ]
@@ -156,7 +170,7 @@ def _request(
         if field.name != "seed"
     }
     sampling = Sampling(**options, seed=seed_of(config.seed, line))
-    tokens = Renderer(made.tokenizer).prompt_tokens(prompt)
+    tokens = made.renderer.prompt_tokens(prompt)
     return Request(tokens, sampling, made.ends(sampling.stop))
 
 
@@ -176,6 +190,7 @@ def _line(index: int, prompt: Prompt, completions: list[Completion]) -> dict[str
     return {
         "index": index,
         "prompt": prompt.given,
+        **_template_columns(prompt),
         "completions": [
             {
                 "text": completion.text,
@@ -186,6 +201,14 @@ def _line(index: int, prompt: Prompt, completions: list[Completion]) -> dict[str
             for completion in completions
         ],
     }
+
+
+def _template_columns(prompt: Prompt) -> dict[str, Any]:
+    """Return the columns of a prompt that a record made of it needs."""
+    given = dict(prompt.template_kwargs)
+    tools = given.pop("tools", None)
+    columns = {"tools": tools, "chat_template_kwargs": given}
+    return {name: value for name, value in columns.items() if value}
 
 
 def _settings_file(out: Path) -> Path:
@@ -204,6 +227,10 @@ def _kept_dtype(out: Path) -> str | None:
 def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return all that decides the texts."""
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
+    # What outputs of before this option lack is not there.
+    for name in ("layout", "chat_template_kwargs"):
+        if not found[name]:
+            del found[name]
     found["model"] = contents.fingerprint(config.model)
     found["tokenizer"] = text_model.fingerprint(config.model)
     found["data"] = rows.fingerprint(config.data)

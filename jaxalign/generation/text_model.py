@@ -1,6 +1,6 @@
 """A model with its tokenizer: what turns texts into texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint, DType
 from jaxalign.checkpoints.policy import open_policy
-from jaxalign.checkpoints.renderer import open_renderer
+from jaxalign.checkpoints.renderer import open_renderer, template_kwargs_of
 from jaxalign.data import rows
-from jaxalign.data.tokenizer import special_tokens
+from jaxalign.data.rendering import Renderer
+from jaxalign.data.tokenizer import Tokenizer, special_tokens
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.quantised import Quantize
@@ -35,11 +36,16 @@ class TextModel(NamedTuple):
     model: Model
     variables: Variables
     """Cut layer by layer."""
-    tokenizer: Any
+    renderer: Renderer
     stop_tokens: frozenset[int]
     """EOS and end of turn, by the tokenizer and by generation_config.json."""
     name: str
     """Of the model."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return what turns text into tokens, and tokens into text."""
+        return self.renderer.tokenizer
 
     def ends(self, stop: Sequence[str]) -> frozenset[int]:
         """Return ``stop_tokens`` and those of stop texts, which no text would show."""
@@ -68,6 +74,7 @@ def load(
     model: str,
     adapter: str | None = None,
     *,
+    template_kwargs: Mapping[str, Any] | None = None,
     dtype: DType = "float32",
     quantize: Quantize | None = None,
     mesh: MeshConfig | None = None,
@@ -77,6 +84,8 @@ def load(
     Args:
       model: Hugging Face directory or id.
       adapter: PEFT directory, exported hybrid, run directory, or None.
+      template_kwargs: what the chat template is given; default as the run that
+        ``adapter`` is was trained.
       dtype: of the weights and of the computation.
       quantize: how base weights are held; default as in the run, elsewhere ``none``.
       mesh: how the devices are arranged.
@@ -84,12 +93,13 @@ def load(
       UserError: see ``policy.open_policy``.
     """
     devices = make_mesh(mesh or MeshConfig())
-    renderer = open_renderer(model)
+    options = template_kwargs_of(template_kwargs, adapter)
+    renderer = open_renderer(model, options)
     policy = open_policy(model, adapter, dtype=dtype, quantize=quantize, mesh=devices)
     checkpoint = policy.checkpoint
     return TextModel(
         *cut(checkpoint, policy.variables, mesh=devices, donate=True),
-        renderer.tokenizer,
+        renderer,
         renderer.stop_tokens() | _configured(hub.directory_of(model, weights=False)),
         checkpoint.name,
     )

@@ -9,6 +9,8 @@ from jaxalign.adapters.adapter import CONFIGS as ADAPTERS
 from jaxalign.adapters.adapter import Adapter, NoAdapter, averages_ahead
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints.load import DType
+from jaxalign.data import layouts
+from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.attention.choice import AttentionOption
@@ -60,6 +62,10 @@ class TrainConfig:
       max_length: most tokens of a prompt with either response.
       gradient_accumulation_steps: micro-batches of a step.
       packing: whether a row holds as many pairs as fit, or one.
+      layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
+        columns say.
+      chat_template_kwargs: what the chat template is given beside the conversations,
+        such as ``{"enable_thinking": false}``; a record's own column comes first.
       overflow: what to do with a pair above max_length.
       dtype: of the frozen weights and of the computation; what is trained is float32.
         ``auto`` keeps weights as they are stored; nothing scales the loss of float16;
@@ -100,6 +106,8 @@ class TrainConfig:
     max_length: int = 1024
     gradient_accumulation_steps: int = 1
     packing: bool = True
+    layout: str | None = None
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     overflow: Overflow = "drop"
     dtype: DType = "float32"
     quantize: Quantize = "none"
@@ -117,6 +125,9 @@ class TrainConfig:
     report_to: str = "tensorboard"
 
     def __post_init__(self) -> None:
+        if self.layout is not None:
+            layouts.check_name(self.layout)
+        check_template_kwargs(self.chat_template_kwargs, "chat_template_kwargs")
         for field in (
             "num_train_epochs",
             "batch_rows",

@@ -144,11 +144,13 @@ def _plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
 
 def _read_data(config: TrainConfig, model: DecoderConfig) -> RunData:
     """Read, check and tokenise all data."""
-    train_records = records.read(config.data)
-    eval_records = records.read(config.eval_data) if config.eval_data else []
+    train_records = records.read(config.data, config.layout)
+    eval_records: list[records.Record] = []
+    if config.eval_data:
+        eval_records = records.read(config.eval_data, config.layout)
     aspects = records.aspects_of([*train_records, *eval_records])
     check_records(config.objective, [*train_records, *eval_records], aspects)
-    renderer = open_renderer(config.model)
+    renderer = open_renderer(config.model, config.chat_template_kwargs)
     needs = objective.needs(config.objective)
 
     def prepare(part: Sequence[records.Record], what: str) -> PairDataset:

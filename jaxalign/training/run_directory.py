@@ -1,6 +1,7 @@
 """The directory of a run: made once, refused for another run, found again later."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from jaxalign.checkpoints import runs
-from jaxalign.configs import to_dict
+from jaxalign.configs import to_dict, to_plain
 from jaxalign.errors import UserError
 from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.whole_file import write_text
@@ -76,12 +77,29 @@ def claim(
             )
         if begun:
             old = to_dict(read_config(run)) if before is None else before(run)
-            _refuse_difference(run, old, to_dict(config), sources, free)
+            _refuse_difference(
+                run, _filled(old, config), to_dict(config), sources, free
+            )
         else:
             # The config comes last: without it the directory is no run yet.
             write_text(run / runs.SOURCES, json.dumps(sources, indent=2) + "\n")
             write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
         yield run
+
+
+def _filled(before: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Give a kept config the defaults of options that there were not when it was."""
+    filled = dict(before)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in filled:
+            if field.default is not dataclasses.MISSING:
+                filled[field.name] = to_plain(field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                filled[field.name] = to_plain(field.default_factory())
+        elif dataclasses.is_dataclass(value) and isinstance(filled[field.name], dict):
+            filled[field.name] = _filled(filled[field.name], value)
+    return filled
 
 
 def _refuse_difference(

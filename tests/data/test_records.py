@@ -128,7 +128,7 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
             "prompt": [turn("user", "x")],
             "chat_template_kwargs": {"add_generation_prompt": False},
         },
-        "field chat_template_kwargs: add_generation_prompt is not the record's to say",
+        "field chat_template_kwargs: add_generation_prompt is set by jaxalign",
     ),
     "messages after a text": (
         {"chosen": [turn("assistant", "x")]},
@@ -469,17 +469,22 @@ def mutated_lines(draw: Any) -> str:
 def check_record(record: records.Record) -> None:
     """Check what the rest of the library relies on."""
     prompt = record.prompt
-    texts = [record.chosen, record.rejected]
-    texts += [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+    texts = [*map(records.texts_of, (record.chosen, record.rejected))]
+    texts = [text for side in texts for text in side]
+    texts += [prompt] if isinstance(prompt, str) else [m.text for m in prompt]
     for text in texts:
         text.encode("utf-8")
-    for text, segments in (
+    for said, segments in (
         (record.chosen, record.chosen_segments),
         (record.rejected, record.rejected_segments),
     ):
-        previous = 0
+        previous, turn = 0, 0
         for found in segments or ():
+            previous = previous if found.turn == turn else 0
+            text = records.texts_of(said)[found.turn]
             assert previous <= found.start < found.end <= len(text)
+            assert found.turn >= turn
+            turn = found.turn
             assert type(found.start) is int and type(found.end) is int
             assert all(abs(score) < 3.5e38 for score in found.scores.values())
             assert found.scores and all(name.encode() for name in found.scores)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from jaxalign.data import records, rows, tfds_builders
-from jaxalign.data.tfds_builders import (
+from jaxalign.data.layouts import (
     Dropped,
-    __main__,
     helpsteer2,
     helpsteer2d,
     qa_feedback,
     rlaif_v,
 )
+from jaxalign.data.tfds_builders import __main__
 from jaxalign.errors import UserError
 from tests import synthetic
 
@@ -325,7 +325,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "no list": (
         "qa_feedback",
         {"a": 1},
-        "expected a list of objects: got dict. One ob",
+        ":1: field prediction 1: is missing. Expected a text; the row has a",
     ),
     "nothing kept": (
         "helpsteer2",

@@ -1,6 +1,6 @@
 """Data sets of other layouts as feedback records, for Grain and for people.
 
-Four published layouts, and jaxalign's own, become data sets of tensorflow-datasets in
+Every layout of :mod:`jaxalign.data.layouts` becomes data sets of tensorflow-datasets in
 the array_record format (no TensorFlow is imported), or JSON Lines::
 
     from jaxalign.data import tfds_builders
@@ -14,12 +14,11 @@ or, from a shell::
         --data train.jsonl.gz --out sets/hs2
 
 The conversions themselves are pure functions of rows and need none of this: see
-``helpsteer2.pair``, ``helpsteer2d.record``, ``qa_feedback.record`` and
-``rlaif_v.record``.
+``jaxalign.data.layouts``, such as ``layouts.helpsteer2.pair``.
 """
 
-from jaxalign.data.tfds_builders.foreign import Converted, Dropped
-from jaxalign.data.tfds_builders.sources import LAYOUTS, Counts, convert
+from jaxalign.data.layouts import LAYOUTS, Converted, Dropped
+from jaxalign.data.tfds_builders.sources import Counts, convert
 from jaxalign.data.tfds_builders.writing import Built, build, write_jsonl
 
 

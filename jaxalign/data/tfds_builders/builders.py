@@ -25,8 +25,15 @@ __all__ = [
     "FeedbackRecords",
     "HelpSteer2",
     "HelpSteer2D",
+    "HelpSteer3",
+    "Hh",
+    "Implicit",
+    "LlamaFactory",
     "QaFeedback",
     "RlaifV",
+    "ShareGpt",
+    "UltraFeedback",
+    "UltraFeedbackBinarized",
 ]
 
 
@@ -127,6 +134,52 @@ class QaFeedback(_Layout):
     HOMEPAGE = "https://github.com/allenai/FineGrainedRLHF"
 
 
+class HelpSteer3(_Layout):
+    """Pairs of HelpSteer3 by people's overall preference."""
+
+    LAYOUT = "helpsteer3"
+    HOMEPAGE = "https://huggingface.co/datasets/nvidia/HelpSteer3"
+
+
+class Hh(_Layout):
+    """Pairs of dialogues of HH-RLHF."""
+
+    LAYOUT = "hh"
+    HOMEPAGE = "https://github.com/anthropics/hh-rlhf"
+
+
+class Implicit(_Layout):
+    """Pairs of conversations or texts that begin with their prompt."""
+
+    LAYOUT = "implicit"
+
+
+class LlamaFactory(_Layout):
+    """Rows in Alpaca's columns, as LLaMA-Factory reads them."""
+
+    LAYOUT = "llamafactory"
+
+
+class ShareGpt(_Layout):
+    """Conversations in ShareGPT's turns, as LLaMA-Factory reads them."""
+
+    LAYOUT = "sharegpt"
+
+
+class UltraFeedback(_Layout):
+    """Best against worst completion of UltraFeedback, with four ratings of each."""
+
+    LAYOUT = "ultrafeedback"
+    HOMEPAGE = "https://huggingface.co/datasets/openbmb/UltraFeedback"
+
+
+class UltraFeedbackBinarized(_Layout):
+    """Pairs of UltraFeedback, binarised."""
+
+    LAYOUT = "ultrafeedback_binarized"
+    HOMEPAGE = "https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized"
+
+
 class RlaifV(_Layout):
     """Questions about images, each with two answers."""
 
@@ -136,6 +189,10 @@ class RlaifV(_Layout):
 
 BUILDERS = {
     builder.LAYOUT: builder
-    for builder in (FeedbackRecords, HelpSteer2, HelpSteer2D, QaFeedback, RlaifV)
+    for builder in (
+        *(FeedbackRecords, HelpSteer2, HelpSteer2D, HelpSteer3, Hh, Implicit),
+        *(LlamaFactory, QaFeedback, RlaifV, ShareGpt, UltraFeedback),
+        UltraFeedbackBinarized,
+    )
 }
 """Builders by layout."""

@@ -6,6 +6,7 @@ the column ``missing_columns``; an aspect that a segment has no score on is NaN.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def scan(found: Iterable[Mapping[str, Any]]) -> FeatureSchema:
         for name in record:
             seen[name] = seen.get(name, 0) + 1
         prompts.setdefault(not isinstance(record["prompt"], str), where)
+        _refuse_rich_turns(record, where)
         for image in record.get("images") or ():
             images.setdefault(isinstance(image, bytes), where)
         for name in _SEGMENTS:
@@ -85,6 +87,24 @@ def scan(found: Iterable[Mapping[str, Any]]) -> FeatureSchema:
         aspects={name: tuple(sorted(names)) for name, names in aspects.items()},
         gaps=any(times < count for times in seen.values()),
     )
+
+
+def _refuse_rich_turns(record: Mapping[str, Any], where: str) -> None:
+    """Refuse turns that such a set cannot hold: it has columns for plain ones."""
+    for name in ("prompt", "chosen", "rejected", "completion"):
+        turns = record.get(name)
+        if turns is None or isinstance(turns, str):
+            continue
+        plain = all(
+            set(turn) == {"role", "content"} and isinstance(turn["content"], str)
+            for turn in turns
+        )
+        if not plain or (name != "prompt" and len(turns) != 1):
+            raise UserError(
+                f"{where}: field {name}: a data set of tensorflow-datasets holds turns "
+                "of {role, content} and completions of one turn. Give an --out that "
+                "ends in .jsonl"
+            )
 
 
 def encode(record: Mapping[str, Any], schema: FeatureSchema) -> dict[str, Any]:
@@ -131,6 +151,8 @@ def _value(name: str, value: Any, schema: FeatureSchema) -> Any:
         return [_segment(s, schema.aspects[name]) for s in value or ()]
     if name in _WEIGHTS or (name == "prompt" and schema.messages):
         return value or []
+    if name in ("tools", "chat_template_kwargs"):
+        return value if isinstance(value, str) else json.dumps(value or None)
     if name == "weight":
         return 1.0 if value is None else value
     if name == "label":

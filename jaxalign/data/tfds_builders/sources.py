@@ -2,54 +2,33 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxalign.data import records
-from jaxalign.data.tfds_builders import helpsteer2, helpsteer2d, qa_feedback, rlaif_v
-from jaxalign.data.tfds_builders.foreign import (
-    Converted,
-    Dropped,
-    Row,
-    read_foreign,
-)
-from jaxalign.errors import UserError, did_you_mean
+from jaxalign.data.layouts import LAYOUTS, Converted, Dropped, rlaif_v
+from jaxalign.data.layouts.table import check_name, objects
+from jaxalign.data.rows import read_rows
+from jaxalign.errors import UserError
 
 
 __all__ = [
-    "LAYOUTS",
     "RECORD_COLUMNS",
     "Counts",
-    "check_layout",
     "convert",
     "records_of",
 ]
 
 RECORD_COLUMNS = (
     *("prompt", "images", "chosen", "rejected", "chosen_segments", "rejected_segments"),
-    *("completion", "label", "weight"),
+    *("completion", "completion_segments", "label", "weight"),
+    *("tools", "chat_template_kwargs"),
     *("chosen_token_weights", "rejected_token_weights"),
 )
 """The columns of a feedback record, of a pair and of a single completion."""
 
 _KEPT = (*RECORD_COLUMNS, *rlaif_v.ORIGIN)
-
-
-def feedback(rows: Iterable[Row]) -> Iterator[Converted]:
-    """Take rows that are feedback records already."""
-    for row, where in rows:
-        yield Converted(dict(row), where)
-
-
-LAYOUTS: Mapping[str, Callable[[Iterable[Row]], Iterator[Converted]]] = {
-    "feedback": feedback,
-    "helpsteer2": helpsteer2.convert,
-    "helpsteer2d": helpsteer2d.convert,
-    "qa_feedback": qa_feedback.convert,
-    "rlaif_v": rlaif_v.convert,
-}
-"""Conversions by the name of the layout that they read."""
 
 
 def convert(layout: str, source: str | Path) -> Iterator[Converted]:
@@ -58,34 +37,21 @@ def convert(layout: str, source: str | Path) -> Iterator[Converted]:
     A record has ``where``: the places in the source that it is made of.
 
     Args:
-      layout: a key of :data:`LAYOUTS`.
+      layout: a key of :data:`jaxalign.data.layouts.LAYOUTS`.
       source: a file of that layout: ``.json``, ``.jsonl``, ``.jsonl.gz``, ``.csv`` or
         ``.parquet``, or another source that ``--data`` takes.
     Raises:
       UserError: the layout is not known, the source cannot be read, or a row is
         malformed; the text names file, row, field and cure.
     """
-    check_layout(layout)
+    check_name(layout)
     folder = f"{Path(source).parent}/"
-    for made, where in LAYOUTS[layout](read_foreign(source)):
+    for made, where in LAYOUTS[layout].convert(objects(read_rows(source))):
         if isinstance(made, dict):
             _check(made, where)
             made = {k: made[k] for k in _KEPT if made.get(k) is not None}
             made["where"] = where.replace(folder, "")
         yield Converted(made, where)
-
-
-def check_layout(layout: str) -> None:
-    """Refuse a name that is no layout.
-
-    Raises:
-      UserError: with the names that there are.
-    """
-    if layout not in LAYOUTS:
-        raise UserError(
-            f"--layout {layout}: no such layout. {did_you_mean(layout, LAYOUTS)} "
-            f"Expected one of {', '.join(LAYOUTS)}"
-        )
 
 
 @dataclasses.dataclass
@@ -110,7 +76,7 @@ def records_of(
     """Yield the records of :func:`convert` alone.
 
     Args:
-      layout: a key of :data:`LAYOUTS`.
+      layout: a key of :data:`jaxalign.data.layouts.LAYOUTS`.
       source: a file of that layout.
       counts: is added to.
     Raises:

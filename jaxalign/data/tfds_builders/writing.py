@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign.data.tfds_builders.sources import Counts, check_layout, records_of
+from jaxalign.data.layouts.table import check_name
+from jaxalign.data.tfds_builders.sources import Counts, records_of
 from jaxalign.errors import UserError
 
 
@@ -42,7 +43,7 @@ def build(layout: str, files: Mapping[str, str | Path], out: str | Path) -> Buil
       UserError: see :func:`~jaxalign.data.tfds_builders.sources.convert`; or a split
         gives no record, or the set is there already.
     """
-    check_layout(layout)
+    check_name(layout)
     if not files:
         raise UserError('no file to build from: give files={"train": path}')
     from jaxalign.data.tfds_builders.builders import BUILDERS
@@ -74,7 +75,7 @@ def write_jsonl(layout: str, source: str | Path, out: str | Path) -> Counts:
     Raises:
       UserError: see :func:`build`; or a record holds the bytes of an image.
     """
-    check_layout(layout)
+    check_name(layout)
     out = Path(out)
     _refuse_present(out)
     counts = Counts()

@@ -8,7 +8,7 @@ from jaxalign.feedback.segmenters import plain
 from jaxalign.feedback.segmenters.sentences import MIN_LENGTH, sentences
 
 
-__all__ = ["SegmenterConfig", "segment"]
+__all__ = ["SegmenterConfig", "segment", "thinking_end"]
 
 _SIZE = 200
 _NAMES = ("sentences", "lines", "paragraphs", "fixed")
@@ -25,17 +25,24 @@ class SegmenterConfig:
       min_length: of ``sentences``: letters and digits that a segment has at least. A
         shorter one joins a neighbour, within its paragraph if it can.
       size: of ``fixed``: characters (code points) of a segment.
+      thinking: what of a response stands in ``<think>`` before its answer: ``skip``
+        leaves it in no segment, ``keep`` cuts it like the rest.
     """
 
     name: Literal["sentences", "lines", "paragraphs", "fixed"] = "sentences"
     min_length: int = MIN_LENGTH
     size: int = _SIZE
+    thinking: Literal["skip", "keep"] = "skip"
 
     def __post_init__(self) -> None:
         if self.name not in _NAMES:
             raise UserError(
                 f"segmenter.name {self.name!r} is not known. "
                 f"{did_you_mean(str(self.name), _NAMES)}"
+            )
+        if self.thinking not in ("skip", "keep"):
+            raise UserError(
+                f"segmenter.thinking must be skip or keep: got {self.thinking!r}"
             )
         if self.min_length < 0:
             raise UserError(
@@ -61,7 +68,29 @@ def segment(text: str, config: SegmenterConfig) -> list[tuple[int, int]]:
     [(0, 4), (5, 9)]
     >>> segment("One. Two.", SegmenterConfig(name="fixed", size=6))
     [(0, 6), (6, 9)]
+    >>> segment("<think>Eh?</think> One.", SegmenterConfig())
+    [(19, 23)]
     """
+    begin = thinking_end(text) if config.thinking == "skip" else 0
+    return [(begin + a, begin + b) for a, b in _cut(text[begin:], config)]
+
+
+def thinking_end(text: str) -> int:
+    """Return where the answer begins, behind what was thought before it.
+
+    Some prompts open the thinking block themselves, so that a text may only close it;
+    one that is not closed is all there is.
+
+    >>> thinking_end("Eh?</think> One."), thinking_end("One."), thinking_end("<think>E")
+    (11, 0, 8)
+    """
+    before, end, _ = text.partition("</think>")
+    if end:
+        return len(before) + len(end)
+    return len(text) if text.lstrip().startswith("<think>") else 0
+
+
+def _cut(text: str, config: SegmenterConfig) -> list[tuple[int, int]]:
     match config.name:
         case "sentences":
             return sentences(text, min_length=config.min_length)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign.data import records, rows
+from jaxalign.data import layouts, records
 from jaxalign.errors import UserError
 from jaxalign.feedback.segmenters.config import SegmenterConfig, segment
 from jaxalign.whole_file import whole
@@ -23,10 +23,13 @@ class SegmentConfig:
 
     Attributes:
       segmenter: how they are cut.
+      layout: of the rows, see ``jaxalign.data.layouts``; default what their columns
+        say.
       replace: take away segments that have scores; else a record with some is refused.
     """
 
     segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
+    layout: str | None = None
     replace: bool = False
 
 
@@ -60,7 +63,7 @@ def segment_file(source: str, out: Path, config: SegmentConfig) -> SegmentReport
         )
     lines = []
     responses = segments = 0
-    for row, where in rows.read_rows(source):
+    for row, where in layouts.read(source, config.layout):
         made = segment_row(row, config, where)
         for name in _RESPONSES:
             if (spans := made.get(f"{name}_segments")) is not None:

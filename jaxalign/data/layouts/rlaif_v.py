@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxalign.data.tfds_builders.foreign import (
+from jaxalign.data.layouts.foreign import (
     Converted,
     Dropped,
     Row,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.tfds_builders.foreign import (
+from jaxalign.data.layouts.foreign import (
     Converted,
     Dropped,
     Row,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.tfds_builders.foreign import (
+from jaxalign.data.layouts.foreign import (
     Converted,
     Dropped,
     Row,
