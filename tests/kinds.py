@@ -57,6 +57,15 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants", ("lora-{'tensor': 2, *",)
         ),
     },
+    "data/test_trl_parity.py": {
+        "test_every_template_of_trl": Rule(
+            "parity",
+            (
+                *("qwen3", "qwen2_5", "llama3_2", "gemma3", "glm4moe", "smolvlm"),
+                *("deepseek_r1_distill", "gptoss", "phi3"),
+            ),
+        ),
+    },
     # Each family is compared with transformers once, by its log-probabilities.
     "models/test_families.py": {
         "test_log_probs_are_those_of_transformers": Rule(

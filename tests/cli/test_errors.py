@@ -97,7 +97,10 @@ NEEDED = ("--model", "M", "--data", "D", "--out", "O")
     ("arguments", "match"),
     [
         (["trian"], "unknown command 'trian'. Did you mean train?"),
-        (["xyzzy"], "unknown command 'xyzzy'. Known: convert, data, demo, describe, env,"),
+        (
+            ["xyzzy"],
+            "unknown command 'xyzzy'. Known: convert, data, demo, describe, env,",
+        ),
         (["env", "--json"], "env takes no options: got --json"),
         (["train"], "required: model, data, out"),
         (["train", "--model", "M", "--out", "O"], "required: data"),
