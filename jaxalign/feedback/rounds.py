@@ -62,8 +62,11 @@ _FREE = (
     *(f"judge.{name}" for name in ("concurrency", "timeout", "max_attempts")),
     *(f"judge.{name}" for name in ("max_wait", "max_requests", "max_total_tokens")),
     *(f"judge.{name}" for name in ("max_cost", "prompt_price", "completion_price")),
+    *(f"judge.{name}" for name in ("base_url", "key_variable", "response_format")),
+    "judge.max_reply_tokens",
 )
-"""Changing these changes no verdict; more rounds go on behind the last."""
+"""Changing these changes no verdict, or only whether one can be had (what mends a judge
+whose replies cannot be read); more rounds go on behind the last."""
 
 _GATE_SEED = 2**31
 _GATE_VOTE = 1_000_000

@@ -44,6 +44,7 @@ class Trouble(Exception):
         repair: str | None = None,
         unreached: bool = False,
         unclear: bool = False,
+        unread: bool = False,
     ):
         super().__init__(reason)
         self.reason = reason
@@ -58,6 +59,8 @@ class Trouble(Exception):
         """Whether there was no connection at all."""
         self.unclear = unclear
         """Whether its fate rests on no other call having succeeded yet."""
+        self.unread = unread
+        """Whether a reply came, and nothing of what was asked for was in it."""
 
 
 def fate_of(status: int, body: str, any_success: bool) -> Fate:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,8 @@ ASPECTS = ("helpfulness", "correctness", "safety", "completeness", "clarity")
 LIKELIHOOD: Literal["likelihood"] = "likelihood"
 """The method of a local judge, and the aspect that it scores."""
 
+_VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
@@ -25,8 +29,12 @@ class JudgeConfig:
     Attributes:
       name: ``openai`` asks an endpoint that speaks OpenAI's chat completions, ``local``
         a checkpoint in this process, ``rules`` compares with accepted answers.
-      base_url: of the endpoint, up to and with ``/v1``; default that of OpenAI. The key
-        comes from the environment variable OPENAI_API_KEY and from nowhere else.
+      base_url: of the endpoint, up to and with ``/v1``; default that of OpenAI.
+      key_variable: the environment variable that holds the endpoint's key, which comes
+        from nowhere else.
+      response_format: how the endpoint is told the form of its replies: by
+        ``json_schema``; by ``json_object``, with the schema in the prompt; or, where it
+        knows neither, by the prompt alone (``none``).
       model: the endpoint's name of the model; for ``local`` a checkpoint.
       concurrency: requests on their way at the same time.
       timeout: seconds that one attempt may take.
@@ -54,6 +62,8 @@ class JudgeConfig:
 
     name: Literal["openai", "local", "rules"] = "openai"
     base_url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     model: str | None = None
     concurrency: int = 8
     timeout: float = 60.0
@@ -114,11 +124,7 @@ class JudgeConfig:
             )
         if self.name == "local" and not self.model:
             raise UserError("judge.model is missing: give a checkpoint for the judge")
-        if self.name != "openai" and self.base_url is not None:
-            raise UserError(
-                f"judge.base_url does nothing with judge.name {self.name}: leave it "
-                "out, or choose judge.name openai"
-            )
+        self._check_endpoint()
         if self.wording is not None and not Path(self.wording).is_dir():
             raise UserError(
                 f"judge.wording {self.wording} is no directory: expected one with "
@@ -126,6 +132,22 @@ class JudgeConfig:
             )
         for aspect in aspects:
             wording.rubric(aspect, self.own_wording)
+
+    def _check_endpoint(self) -> None:
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for field in ("base_url", "key_variable", "response_format"):
+            if self.name != "openai" and getattr(self, field) != defaults[field]:
+                raise UserError(
+                    f"judge.{field} does nothing with judge.name {self.name}: leave it "
+                    "out, or choose judge.name openai"
+                )
+        name = self.key_variable
+        if not _VARIABLE.fullmatch(name) and name not in os.environ:
+            raise UserError(  # without what was given: it may be the key itself
+                "judge.key_variable must be the name of an environment variable, such "
+                "as OPENAI_API_KEY (capitals, digits and _), or one that is set. Put "
+                "the key into that variable; it has no place in options and files"
+            )
 
     @property
     def local_method(self) -> Literal["likelihood", "choice"]:

@@ -5,13 +5,14 @@ import json
 import os
 import urllib.parse
 import urllib.request
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError
 
 
 __all__ = [
     "OPENAI",
+    "Key",
     "check_base_url",
     "holds_key",
     "is_own",
@@ -21,9 +22,20 @@ __all__ = [
 ]
 
 OPENAI = "https://api.openai.com/v1"
-KEY_VARIABLE = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client insists on one
 _SHORTEST_SECRET = 7
+
+
+class Key(NamedTuple):
+    """What an endpoint asks for, and where it came from."""
+
+    value: str
+    variable: str
+    """Of the environment; it stands for the key in what is shown and kept."""
+
+    def __repr__(self) -> str:
+        """Show the variable, never the key."""
+        return f"Key({self.variable})"
 
 
 def check_base_url(url: str) -> str:
@@ -41,7 +53,8 @@ def check_base_url(url: str) -> str:
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise UserError(
             "judge.base_url holds a user name or password, which would end up in files "
-            f"and logs: take it out. A key goes into the variable {KEY_VARIABLE}"
+            "and logs: take it out. A key goes into the variable that "
+            "judge.key_variable names"
         )
     if parts.query or parts.fragment:
         raise UserError(
@@ -79,44 +92,47 @@ def is_own(url: str) -> bool:
         return "." not in host or host.endswith((".localhost", ".local", ".internal"))
 
 
-def read_key(url: str) -> str:
+def read_key(url: str, variable: str) -> Key:
     """Return the key from the environment; a placeholder for a server of one's own.
 
+    Args:
+      url: of the endpoint.
+      variable: that holds the key.
     Raises:
       UserError: it is missing, cannot be sent, or would travel in the clear.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
+    value = os.environ.get(variable, "").strip()
+    if not value:
         if is_own(url):
-            return _NO_KEY
+            return Key(_NO_KEY, variable)
         raise UserError(
-            f"the environment variable {KEY_VARIABLE} is not set: the judge at {url} "
-            "needs a key"
+            f"the environment variable {variable} is not set: the judge at {url} "
+            "needs a key (judge.key_variable names the variable)"
         )
-    if not all(33 <= ord(c) <= 126 for c in key):
+    if not all(33 <= ord(c) <= 126 for c in value):
         raise UserError(
-            f"{KEY_VARIABLE} holds blanks or characters that no key has: set it again"
+            f"{variable} holds blanks or characters that no key has: set it again"
         )
     if url.startswith("http://") and not is_own(url):
         raise UserError(
             f"judge.base_url {url} would send the key unencrypted over the internet: "
             "use https"
         )
-    return key
+    return Key(value, variable)
 
 
-def without_key(text: str, key: str) -> str:
+def without_key(text: str, key: Key) -> str:
     """Return a text from the endpoint without the key, should it hold it.
 
     What servers of one's own are given for a key (EMPTY, token, x) is no secret, and
     may be a word of the reply.
     """
-    if len(key) < _SHORTEST_SECRET:
+    if len(key.value) < _SHORTEST_SECRET:
         return text
-    return text.replace(key, f"[{KEY_VARIABLE}]")
+    return text.replace(key.value, f"[{key.variable}]")
 
 
-def holds_key(value: Any, key: str) -> bool:
+def holds_key(value: Any, key: Key) -> bool:
     """Tell whether a JSON value has the key in one of its texts."""
     shown = json.dumps(value, ensure_ascii=False)
     return without_key(shown, key) != shown

@@ -8,6 +8,7 @@ back is bent into a score.
 
 An attempt is one call. A reply outside the schema costs one more attempt in which the
 judge is shown its reply and what was wrong with it; after that every attempt is fresh.
+If none of the first requests that were answered could be read, the run stops.
 """
 
 import asyncio
@@ -24,13 +25,20 @@ from jaxalign.judging import endpoint, prompts, replies
 from jaxalign.judging.attempts import Trouble, backoff
 from jaxalign.judging.budget import Budget, cost_of
 from jaxalign.judging.config import JudgeConfig
-from jaxalign.judging.judge import JudgeRequest, Verdict, schema_text
+from jaxalign.judging.endpoint import Key
+from jaxalign.judging.judge import JudgeRequest, Verdict, digest, schema_text
+from jaxalign.judging.legibility import Legibility, bare
 from jaxalign.judging.replies import Post
 
 
 __all__ = ["OpenAIJudge", "make"]
 
 Message = Mapping[str, Any]
+
+_CURE = (
+    "Check judge.response_format (json_object or none, where the endpoint does not "
+    "keep to a schema), judge.max_reply_tokens and judge.model."
+)
 
 
 def make(
@@ -49,7 +57,9 @@ def make(
             "pip install 'jaxalign[judge]'"
         ) from None
     url = endpoint.check_base_url(config.base_url or endpoint.OPENAI)
-    return OpenAIJudge(config, url, endpoint.read_key(url), load_image)
+    return OpenAIJudge(
+        config, url, endpoint.read_key(url, config.key_variable), load_image
+    )
 
 
 class OpenAIJudge:
@@ -63,26 +73,40 @@ class OpenAIJudge:
         self,
         config: JudgeConfig,
         url: str,
-        key: str,
+        key: Key,
         load_image: Callable[[str], bytes] | None = None,
     ):
         self.config = config
         self.url = url
         self.budget = Budget(config)
-        self.proven = False
+        self._legibility = Legibility(f"{config.model} at {url}", _CURE)
         self._key = key
         self._load_image = load_image
         self._chance = random.Random()
 
     @property
+    def proven(self) -> bool:
+        """Whether a call with these settings has succeeded."""
+        return self._legibility.proven
+
+    @proven.setter
+    def proven(self, proven: bool) -> None:
+        self._legibility.proven = proven
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What verdicts depend on. Where a model is served is no part of it."""
-        return {
+        settings = {
             "judge": "openai",
             "model": self.config.model,
             "temperature": self.config.temperature,
             "max_reply_tokens": self.config.max_reply_tokens,
         }
+        if self.config.response_format == "json_schema":
+            return settings  # as it always was: stores keep their keys
+        told = digest(prompts.SCHEMA_WORDING)
+        form = self.config.response_format
+        return {**settings, "response_format": form, "schema_wording": told}
 
     async def grade(
         self, requests: Iterable[JudgeRequest]
@@ -94,8 +118,8 @@ class OpenAIJudge:
         and yielded before it is raised.
 
         Raises:
-          UserError: the endpoint refuses every request, cannot be reached, or the
-            budget is spent.
+          UserError: the endpoint refuses every request, cannot be reached, gives
+            nothing that can be read, or the budget is spent.
         """
         from jaxalign.judging import transport
 
@@ -119,7 +143,7 @@ class OpenAIJudge:
             try:
                 async with transport.posting(
                     self.url,
-                    self._key,
+                    self._key.value,
                     concurrency=width,
                     timeout=self.config.timeout,
                     proxy=endpoint.proxy_for(self.url),
@@ -173,6 +197,8 @@ class OpenAIJudge:
                 if run.is_unreachable(trouble):
                     run.stop(f"the judge at {self.url} cannot be reached")
                     return None
+                if trouble.unread:
+                    run.stop_by(self._legibility.unread(reason, raw))
                 return self._made(None, reason, raw, attempts, spent)
             more = ()
             if trouble.repair is not None:
@@ -204,23 +230,27 @@ class OpenAIJudge:
             spent[1] += usage[1]
         run.count(usage)
         content = replies.content(choice, self._key)
-        value, problem = prompts.parse(content, request.schema)
+        value, problem = prompts.parse(bare(content), request.schema)
         if problem is not None:
-            raise Trouble(f"outside the schema: {problem}", raw=content, repair=problem)
+            reason = f"outside the schema: {problem}"
+            raise Trouble(reason, raw=content, repair=problem, unread=True)
         if "\\" in content and endpoint.holds_key(value, self._key):
             raise Trouble("the reply repeats the key in escapes")
         self.proven = True
         return value, content
 
     def _messages(self, request: JudgeRequest) -> tuple[Message, ...]:
+        messages = request.messages
+        if self.config.response_format != "json_schema":
+            messages = prompts.with_schema(messages, request.schema)
         if not request.subject.images:
-            return request.messages
+            return messages
         if self._load_image is None:
             raise UserError(
                 "a request shows images, but the judge was not told where they are: "
                 "give make_judge a load_image"
             )
-        return tuple(images.loaded(request.messages, self._load_image))
+        return tuple(images.loaded(messages, self._load_image))
 
     def _body(self, request: JudgeRequest, messages: tuple[Message, ...]) -> bytes:
         config = self.config
@@ -232,12 +262,17 @@ class OpenAIJudge:
         if config.max_reply_tokens is not None:
             body["max_completion_tokens"] = config.max_reply_tokens
         # Put together from parts that most requests share and that are encoded once.
-        schema = schema_text(request.schema)
-        shape = f'{{"name": "{request.task}", "strict": true, "schema": {schema}}}'
-        form = f'{{"type": "json_schema", "json_schema": {shape}}}'
+        form = ""
+        if config.response_format == "json_object":
+            form = '"response_format": {"type": "json_object"}, '
+        elif config.response_format == "json_schema":
+            schema = schema_text(request.schema)
+            shape = f'{{"name": "{request.task}", "strict": true, "schema": {schema}}}'
+            form = f'{{"type": "json_schema", "json_schema": {shape}}}'
+            form = f'"response_format": {form}, '
         shown = ", ".join(_encoded(message) for message in messages)
         rest = json.dumps(body)[1:]
-        return f'{{"messages": [{shown}], "response_format": {form}, {rest}'.encode()
+        return f'{{"messages": [{shown}], {form}{rest}'.encode()
 
     def _made(
         self,
@@ -270,8 +305,12 @@ class _Run:
         self._unreached = 0
 
     def stop(self, reason: str) -> None:
-        if self.stopped is None:
-            self.stopped = UserError(reason)
+        self.stop_by(UserError(reason))
+
+    def stop_by(self, error: UserError | None) -> None:
+        """Stop, if there is an error; the first one is raised."""
+        if self.stopped is None and error is not None:
+            self.stopped = error
             self._stopping.set()
 
     async def pause(self, seconds: float) -> None:

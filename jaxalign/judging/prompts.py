@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,15 +26,24 @@ from jaxalign.judging.judge import JudgeRequest, Schema, Subject, Verdict, schem
 __all__ = [
     "COMPARE_SCHEMA",
     "MAX_SCORE",
+    "SCHEMA_WORDING",
     "Parsed",
     "compare_request",
     "compared",
     "parse",
     "scores_request",
     "scores_schema",
+    "with_schema",
 ]
 
 MAX_SCORE = 4
+
+SCHEMA_WORDING = (
+    "Your reply is read by a program. Reply with one JSON object that is valid under "
+    "the JSON schema below, and with nothing else: no explanation, no heading, no code "
+    "fence. The object holds the values themselves, not the schema.\n\n"
+)
+"""What stands before the schema in a prompt, where the endpoint takes none."""
 
 COMPARE_SCHEMA = Schema(
     type="object",
@@ -149,6 +158,25 @@ def compared(
     if both == ("A", "B"):
         return "response"
     return "other" if both == ("B", "A") else "tie"
+
+
+def with_schema(
+    messages: Sequence[Mapping[str, Any]], schema: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], ...]:
+    """Return messages whose system message ends with the schema of the reply.
+
+    For endpoints that take none beside the messages. Without a system message the
+    result begins with one.
+
+    >>> messages = with_schema(({"role": "user", "content": "?"},), {"type": "object"})
+    >>> messages[0]["content"].endswith('{"type": "object"}'), len(messages)
+    (True, 2)
+    """
+    told = SCHEMA_WORDING + schema_text(schema)
+    first, rest = messages[0], messages[1:]
+    if first["role"] == "system" and isinstance(first["content"], str):
+        return {**first, "content": f"{first['content']}\n\n{told}"}, *rest
+    return {"role": "system", "content": told}, *messages
 
 
 class Parsed(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxalign.judging import endpoint
 from jaxalign.judging.attempts import Trouble, fate_of, told_to_wait
+from jaxalign.judging.endpoint import Key
 
 
 __all__ = ["Choice", "Post", "Reply", "choice", "content"]
@@ -27,7 +28,7 @@ Post = Callable[[bytes], Awaitable[Reply]]
 
 
 def choice(
-    reply: Reply, url: str, key: str, any_success: bool
+    reply: Reply, url: str, key: Key, any_success: bool
 ) -> tuple[Choice, tuple[int, int] | None]:
     """Return the first choice of a chat completion, and its tokens if counted.
 
@@ -42,40 +43,67 @@ def choice(
     Raises:
       Trouble: there is no choice.
     """
-    text = endpoint.without_key(reply.body.decode("utf-8", "replace"), key)
+    text = endpoint.without_key(reply.body.decode("utf-8-sig", "replace"), key)
     if not 200 <= reply.status < 300:
-        raise _status_trouble(reply, text, url, any_success)
+        raise _status_trouble(reply, text, url, key, any_success)
     return _choice(text)
 
 
-def content(choice: Choice, key: str) -> str:
+def content(choice: Choice, key: Key) -> str:
     """Return the judge's text in a choice, without the key.
 
+    The API's parts of kind ``text`` are joined. What a server gives as reasoning beside
+    the content (``reasoning_content``, or ``reasoning``) is a draft and no reply.
+
     Raises:
-      Trouble: it refused, was cut off, or said nothing.
+      Trouble: it refused, was cut off, or said nothing; with the text, or else with all
+        of the message.
     """
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
-    text, refusal = message.get("content"), message.get("refusal")
-    text = endpoint.without_key(text, key) if isinstance(text, str) else None
+    text, refusal = _joined(message.get("content"))
+    refusal = message.get("refusal") or refusal
+    said = endpoint.without_key(text or json.dumps(message, ensure_ascii=False), key)
     if isinstance(refusal, str) and refusal:
         raise Trouble("refused by the judge", raw=endpoint.without_key(refusal, key))
     ended = choice.get("finish_reason")
-    if ended in ("length", "content_filter"):
-        raise Trouble(f"cut off: the finish_reason is {ended}", raw=text)
+    if ended == "content_filter":
+        raise Trouble("cut off: the finish_reason is content_filter", raw=said)
+    if ended == "length":
+        reason = "cut off: the finish_reason is length (see judge.max_reply_tokens)"
+        raise Trouble(reason, raw=said, unread=True)
     if not text:
-        raise Trouble("empty: the reply has no text", raw=text)
-    return text
+        thought = message.get("reasoning_content") or message.get("reasoning")
+        reason = "empty: the reply has no text"
+        reason += ", only reasoning" if thought else ""
+        raise Trouble(reason, raw=said, unread=True)
+    return said
+
+
+def _joined(content: Any) -> tuple[str, str]:
+    """Return the text and the refusal of a message's content, "" for none."""
+    if isinstance(content, str):
+        return content, ""
+    parts = content if isinstance(content, list) else []
+    found = {"text": "", "refusal": ""}
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        for name in found:
+            if part.get("type") == name and isinstance(part.get(name), str):
+                found[name] += part[name]
+    return found["text"], found["refusal"]
 
 
 def _choice(text: str) -> tuple[Choice, tuple[int, int] | None]:
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError):
-        raise Trouble("no chat completion: the reply is not JSON", raw=text) from None
+        reason = "no chat completion: the reply is not JSON"
+        raise Trouble(reason, raw=text, unread=True) from None
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Trouble("empty: the reply has no choices", raw=text)
+        raise Trouble("empty: the reply has no choices", raw=text, unread=True)
     used = reply.get("usage")
     counts = (
         [used.get("prompt_tokens"), used.get("completion_tokens")]
@@ -86,15 +114,18 @@ def _choice(text: str) -> tuple[Choice, tuple[int, int] | None]:
     return choices[0], (whole[0], whole[1]) if len(whole) == 2 else None
 
 
-def _status_trouble(reply: Reply, body: str, url: str, any_success: bool) -> Trouble:
+def _status_trouble(
+    reply: Reply, body: str, url: str, key: Key, any_success: bool
+) -> Trouble:
     status = reply.status
     fate = fate_of(status, body, any_success)
     unclear = fate != fate_of(status, body, any_success=True)
     said = _said(body)
     if fate == "run":
+        cure = _cure(status, body, key)
         return Trouble(
-            f"the judge at {url} answers HTTP {status}{said}. {_cure(status)} What was "
-            "judged is in the store",
+            f"the judge at {url} answers HTTP {status}{said}. {cure} What was judged "
+            "is in the store",
             fate=fate,
             unclear=unclear,
         )
@@ -112,13 +143,18 @@ def _said(body: str, most: int = 300) -> str:
     return f": {line[:most]}{'...' if len(line) > most else ''}" if line else ""
 
 
-def _cure(status: int) -> str:
+def _cure(status: int, body: str, key: Key) -> str:
     if status in (401, 403):
-        return f"Check {endpoint.KEY_VARIABLE} and what its owner may use."
+        return f"Check {key.variable} and what its owner may use."
     if status in (402, 429):
         return "There is no credit left."
     if status in (404, 405):
         return "Check judge.base_url (up to and with /v1) and judge.model."
     if status < 400:
         return "Redirects are not followed: give the URL where it ends."
+    if "response_format" in body or "json_schema" in body:
+        return (
+            "It does not take the reply's schema: give judge.response_format "
+            "json_object, or none."
+        )
     return "No request has succeeded, so all would fail: check judge.model and options."

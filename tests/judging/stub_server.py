@@ -188,9 +188,12 @@ def _reply(
         return int(behaviour[:3]), extra, text
     if behaviour == "html":
         return 200, ["Content-Type: text/html"], "<html>gateway</html>"
-    schema = body["response_format"]["json_schema"]["schema"]
     message: dict[str, Any] = {"role": "assistant"}
-    message["content"] = content(behaviour, schema, headers)
+    message["content"] = content(behaviour, schema_of(body), headers)
+    if behaviour.startswith("message "):
+        given = behaviour.removeprefix("message ")
+        quoted = json.dumps(content("ok", schema_of(body)))[1:-1]
+        message = json.loads(given.replace("$", quoted))
     ended = "length" if behaviour == "cut off" else "stop"
     if behaviour == "refusal":
         message = {"role": "assistant", "content": None, "refusal": "I would not."}
@@ -205,6 +208,14 @@ def _reply(
     return 200, ["Content-Type: application/json"], json.dumps(reply)
 
 
+def schema_of(body: dict[str, Any]) -> Any:
+    """Return the schema that a request asks for, wherever it stands."""
+    form = body.get("response_format", {})
+    if form.get("type") == "json_schema":
+        return form["json_schema"]["schema"]
+    return json.loads(body["messages"][0]["content"].rpartition("\n\n")[2])
+
+
 def content(
     behaviour: str, schema: Mapping[str, Any], headers: dict[str, str] | None = None
 ) -> str:
@@ -215,6 +226,8 @@ def content(
     if behaviour == "wrong length":
         value["segments"].append(value["segments"][0])
     text = json.dumps(value)
+    if behaviour.startswith("around "):
+        return behaviour.removeprefix("around ").replace("$", text)
     if behaviour in ("cut JSON", "cut off"):
         return text[: len(text) // 2]
     if behaviour == "prose":

@@ -428,12 +428,14 @@ def test_a_key_in_escapes_is_taken_out_too() -> None:
         with pytest.raises(UserError, match="Bearer .OPENAI_API_KEY") as stopped:
             graded(judge(stub), requests(1))
     assert KEY not in str(stopped.value)
-    assert endpoint.holds_key({"claims": [f"it is {KEY}"]}, KEY)
-    assert not endpoint.holds_key({"claims": ["it is blue"]}, KEY)
+    key = endpoint.Key(KEY, "OPENAI_API_KEY")
+    assert endpoint.holds_key({"claims": [f"it is {KEY}"]}, key)
+    assert not endpoint.holds_key({"claims": ["it is blue"]}, key)
+    assert KEY not in repr(key)
 
 
 def test_a_placeholder_is_no_secret() -> None:
-    assert endpoint.without_key("the fox, safe", "x") == "the fox, safe"
+    assert endpoint.without_key("fox", endpoint.Key("x", "OPENAI_API_KEY")) == "fox"
 
 
 def test_a_proxy_never_sees_the_key(monkeypatch) -> None:
