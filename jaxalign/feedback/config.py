@@ -119,8 +119,8 @@ class GateConfig:
     Attributes:
       prompts: file of prompts that no round samples from. Not a test benchmark: a
         round that is chosen by one has been trained on it.
-      min_improvement: least difference of the mean scores, after - before; and it must
-        be above 0.
+      min_improvement: least difference of the mean scores, after - before, which must
+        also be above 0; a value below 0 is a tolerance, how much worse is accepted.
       num_samples: completions of each prompt.
       judge_model: another model of the same kind of judge; default the judge's.
     """

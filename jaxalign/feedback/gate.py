@@ -40,8 +40,9 @@ def decide(
     """Compare two policies on the same prompts.
 
     A prompt's score is the mean over its completions that have one; a prompt counts if
-    it has one on both sides. The round is accepted if the mean difference is above 0
-    and at least ``min_improvement``.
+    it has one on both sides. The round is accepted if the mean difference is at least
+    ``min_improvement`` and above 0; one below 0 is a tolerance, and a policy that has
+    become no worse than that is accepted too.
 
     Args:
       before: judged completions of the policy that the round began with.
@@ -65,8 +66,16 @@ def decide(
     error = None
     if len(gains) > 1:
         error = float(gains.std(ddof=1) / math.sqrt(len(gains)))
-    accepted = improvement > 0 and improvement >= min_improvement
-    reason = "the policy improved" if accepted else "the policy did not improve enough"
+    accepted = improvement >= min_improvement and (
+        improvement > 0 or min_improvement < 0
+    )
+    reason = "the policy did not improve enough"
+    if accepted:
+        reason = "the policy improved"
+        if improvement <= 0:
+            reason = "the policy did not improve, within gate.min_improvement"
+    elif min_improvement < 0:
+        reason = "the policy became worse than gate.min_improvement allows"
     return Decision(
         *(accepted, improvement, old, new, error, len(means), failed, min_improvement),
         reason,

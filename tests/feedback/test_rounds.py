@@ -358,3 +358,21 @@ def test_the_gate_compares_prompt_by_prompt() -> None:
     assert not worse.accepted and worse.improvement == 0.0
     nothing = gate.decide(judged([None]), judged([1.0]))
     assert not nothing.accepted and nothing.improvement is None
+
+
+@pytest.mark.parametrize(
+    ("least", "change", "accepted", "reason"),
+    [
+        (-0.5, -0.25, True, "within gate.min_improvement"),
+        (-0.5, -0.5, True, "within gate.min_improvement"),
+        (-0.5, 0.0, True, "within gate.min_improvement"),
+        (-0.5, 0.25, True, "the policy improved"),
+        (-0.5, -0.75, False, "worse than gate.min_improvement allows"),
+        (0.0, 0.0, False, "did not improve enough"),
+        (0.0, 0.25, True, "the policy improved"),
+    ],
+)
+def test_a_gate_below_zero_is_a_tolerance(least, change, accepted, reason) -> None:
+    found = gate.decide(judged([2.0]), judged([2.0 + change]), min_improvement=least)
+    assert found.accepted == accepted and found.improvement == change
+    assert reason in found.reason and found.min_improvement == least
