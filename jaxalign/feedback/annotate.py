@@ -96,7 +96,11 @@ def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
 
 
 def requests_of(
-    item: Item, *, votes: int = 1, own: Path | None = None
+    item: Item,
+    *,
+    votes: int = 1,
+    own: Path | None = None,
+    needs_rubrics: bool = True,
 ) -> Iterator[JudgeRequest]:
     """Yield the requests for a record's scores: for each response, all its votes.
 
@@ -104,9 +108,12 @@ def requests_of(
       item: with aspects.
       votes: how often each response is judged.
       own: directory of wording of one's own.
+      needs_rubrics: refuse an aspect that has no rubric.
     """
     for response in item.responses:
-        request = prompts.scores_request(response.subject, own)
+        request = prompts.scores_request(
+            response.subject, own, needs_rubrics=needs_rubrics
+        )
         yield request
         for vote in range(1, votes):
             yield JudgeRequest(

@@ -197,11 +197,11 @@ class RLAIFConfig:
                 "reference of every round: got adapter.name none"
             )
         decomposer, judge = self.decomposer.name, self.judge.name
-        if decomposer in ("claims", "risks") and judge != "openai":
+        if decomposer in ("claims", "risks") and judge not in ("openai", "python"):
             raise UserError(
                 f"decomposer.name {decomposer} has the judge write texts, which "
                 f"judge.name {judge} does not: use judge.name openai (`jaxalign serve` "
-                "is such an endpoint)"
+                "is such an endpoint) or a function of your own (judge.name python)"
             )
         if judge == "rules" and decomposer != "hops":
             raise UserError(
@@ -220,8 +220,8 @@ class RLAIFConfig:
                 f"objective.name {self.objective.name} learns from token weights, "
                 "which no judge gives"
             )
-        if self.gate.judge_model is not None and judge == "rules":
-            raise UserError("gate.judge_model does nothing with judge.name rules")
+        if self.gate.judge_model is not None and judge in ("rules", "python"):
+            raise UserError(f"gate.judge_model does nothing with judge.name {judge}")
         self.train_config("pairs.jsonl", "run", 1, None)
 
     def train_config(

@@ -90,7 +90,8 @@ def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeRepo
         raise UserError(f"--out {out} is also read: give another file")
     total = sum(len(item.responses) * config.judge.votes for item in _items(config))
     judge = judge or make_judge(config.judge)
-    if config.judge.votes > 1 and config.judge.temperature == 0:
+    alike = config.judge.name != "python" and config.judge.temperature == 0
+    if config.judge.votes > 1 and alike:
         progress.say(
             f"judge.votes is {config.judge.votes} at judge.temperature 0: the votes "
             "will hardly differ"
@@ -130,9 +131,14 @@ async def _ask_all(
 
 
 def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
-    own = config.judge.own_wording
+    judge = config.judge
     for item in _items(config):
-        yield from annotate.requests_of(item, votes=config.judge.votes, own=own)
+        yield from annotate.requests_of(
+            item,
+            votes=judge.votes,
+            own=judge.own_wording,
+            needs_rubrics=judge.needs_rubrics,
+        )
 
 
 def _items(config: JudgeFileConfig) -> Iterator[Item]:

@@ -185,7 +185,10 @@ def _decomposer(config: RLAIFConfig) -> Decompose:
     own = config.judge.own_wording
     match config.decomposer.name:
         case "segments":
-            return segments.decomposer(config.judge.scored_aspects, own=own)
+            judge = config.judge
+            return segments.decomposer(
+                judge.scored_aspects, own=own, needs_rubrics=judge.needs_rubrics
+            )
         case "claims":
             return claims.decomposer(own=own)
         case "risks":

@@ -12,12 +12,16 @@ class Agreement(NamedTuple):
     equal: int
     """Pairs of votes with the same score, over segments and aspects."""
     pairs: int
-    distance: int
+    distance: float
     """Sum of the absolute differences over the pairs."""
 
     def plus(self, other: "Agreement") -> "Agreement":
         """Return the sums of both."""
-        return Agreement(*(a + b for a, b in zip(self, other, strict=True)))
+        return Agreement(
+            self.equal + other.equal,
+            self.pairs + other.pairs,
+            self.distance + other.distance,
+        )
 
 
 def agreement_of(one: Any, other: Any) -> Agreement:

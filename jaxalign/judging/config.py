@@ -28,7 +28,8 @@ class JudgeConfig:
 
     Attributes:
       name: ``openai`` asks an endpoint that speaks OpenAI's chat completions, ``local``
-        a checkpoint in this process, ``rules`` compares with accepted answers.
+        a checkpoint in this process, ``rules`` compares with accepted answers,
+        ``python`` is a function of one's own.
       base_url: of the endpoint, up to and with ``/v1``; default that of OpenAI.
       key_variable: the environment variable that holds the endpoint's key, which comes
         from nowhere else.
@@ -36,13 +37,18 @@ class JudgeConfig:
         ``json_schema``; by ``json_object``, with the schema in the prompt; or, where it
         knows neither, by the prompt alone (``none``).
       model: the endpoint's name of the model; for ``local`` a checkpoint.
-      concurrency: requests on their way at the same time.
+      path: for ``python``, the file with the function ``judge``, from a list of
+        requests to a list of replies; see ``jaxalign.judging.function``. The file is
+        executed.
+      concurrency: requests on their way at the same time; for ``python`` those of one
+        call.
       timeout: seconds that one attempt may take.
       method: how ``local`` scores segments: ``likelihood`` by what it would have
         written itself, on one aspect of that name; ``choice`` by asking for 0 to 4 on
         each aspect. Default ``choice`` if aspects are given, else ``likelihood``.
-      aspects: what segments are scored on; each has a rubric. Default those of
-        HelpSteer-2D: helpfulness, correctness, safety, completeness, clarity.
+      aspects: what segments are scored on; each has a rubric, but for ``python``, which
+        may do without. Default those of HelpSteer-2D: helpfulness, correctness,
+        safety, completeness, clarity.
       votes: how often every question is asked.
       temperature: of the judge's sampling; null leaves it to the endpoint (some models
         take no other).
@@ -60,11 +66,12 @@ class JudgeConfig:
       UserError: an option is out of its range or does not go with the others.
     """
 
-    name: Literal["openai", "local", "rules"] = "openai"
+    name: Literal["openai", "local", "rules", "python"] = "openai"
     base_url: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     model: str | None = None
+    path: str | None = None
     concurrency: int = 8
     timeout: float = 60.0
     method: Literal["likelihood", "choice"] | None = None
@@ -125,12 +132,13 @@ class JudgeConfig:
         if self.name == "local" and not self.model:
             raise UserError("judge.model is missing: give a checkpoint for the judge")
         self._check_endpoint()
+        self._check_path()
         if self.wording is not None and not Path(self.wording).is_dir():
             raise UserError(
                 f"judge.wording {self.wording} is no directory: expected one with "
                 "templates or rubrics (Markdown files) that replace ours"
             )
-        for aspect in aspects:
+        for aspect in aspects if self.needs_rubrics else ():
             wording.rubric(aspect, self.own_wording)
 
     def _check_endpoint(self) -> None:
@@ -149,6 +157,24 @@ class JudgeConfig:
                 "the key into that variable; it has no place in options and files"
             )
 
+    def _check_path(self) -> None:
+        if self.name != "python":
+            if self.path is not None:
+                raise UserError(
+                    f"judge.path does nothing with judge.name {self.name}: leave it "
+                    "out, or choose judge.name python"
+                )
+            return
+        if self.path is None or not Path(self.path).is_file():
+            raise UserError(
+                f"judge.path must be a Python file with a function judge: got "
+                f"{self.path}"
+            )
+        if self.model is not None:
+            raise UserError(
+                "judge.model does nothing with judge.name python: leave it out"
+            )
+
     @property
     def local_method(self) -> Literal["likelihood", "choice"]:
         """How a ``local`` judge scores segments."""
@@ -160,6 +186,11 @@ class JudgeConfig:
         if self.name == "local" and self.local_method == LIKELIHOOD:
             return (LIKELIHOOD,)
         return ASPECTS if self.aspects is None else self.aspects
+
+    @property
+    def needs_rubrics(self) -> bool:
+        """Whether the judge is told what its scores mean, and so must be."""
+        return self.name != "python"
 
     @property
     def own_wording(self) -> Path | None:

@@ -21,28 +21,28 @@ _LONGEST_EXAMPLE = 300
 
 
 class Legibility:
-    """Counts what was answered and could not be read, until something could be.
+    """Counts what was answered and could not be read.
 
     Args:
       who: the judge, for the message.
       cure: what to look at, a sentence.
-      proven: whether a reply of a judge with these settings was ever read.
     """
 
-    def __init__(self, who: str, cure: str, *, proven: bool = False):
+    def __init__(self, who: str, cure: str):
         self._who, self._cure = who, cure
         self._unread = 0
-        self.proven = proven
 
     def unread(self, reason: str, reply: str | None) -> UserError | None:
         """Count a request that was answered in vain; return what stops the run.
+
+        Not to be asked any more once a reply of such a judge has been read.
 
         Args:
           reason: why its last reply could not be read.
           reply: that reply, without secrets.
         """
         self._unread += 1
-        if self.proven or self._unread < FIRST:
+        if self._unread < FIRST:
             return None
         shown = " ".join((reply or "").split())
         if len(shown) > _LONGEST_EXAMPLE:

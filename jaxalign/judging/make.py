@@ -18,12 +18,16 @@ def make_judge(
       config: its options.
       load_image: gives the bytes of the image that a request's reference names.
     Raises:
-      UserError: it lacks a library, a key or a checkpoint.
+      UserError: it lacks a library, a key, a checkpoint or a function.
     """
     if config.name == "rules":
         from jaxalign.judging import exact_match
 
         return exact_match.RulesJudge()
+    if config.name == "python":
+        from jaxalign.judging import function
+
+        return function.FunctionJudge(config)
     if config.name == "local":
         from jaxalign.judging import local
 

@@ -79,19 +79,11 @@ class OpenAIJudge:
         self.config = config
         self.url = url
         self.budget = Budget(config)
+        self.proven = False
         self._legibility = Legibility(f"{config.model} at {url}", _CURE)
         self._key = key
         self._load_image = load_image
         self._chance = random.Random()
-
-    @property
-    def proven(self) -> bool:
-        """Whether a call with these settings has succeeded."""
-        return self._legibility.proven
-
-    @proven.setter
-    def proven(self, proven: bool) -> None:
-        self._legibility.proven = proven
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -197,7 +189,7 @@ class OpenAIJudge:
                 if run.is_unreachable(trouble):
                     run.stop(f"the judge at {self.url} cannot be reached")
                     return None
-                if trouble.unread:
+                if trouble.unread and not self.proven:
                     run.stop_by(self._legibility.unread(reason, raw))
                 return self._made(None, reason, raw, attempts, spent)
             more = ()

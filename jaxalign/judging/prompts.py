@@ -81,7 +81,9 @@ def scores_schema(aspects: tuple[str, ...], segments: int) -> Schema:
     )
 
 
-def scores_request(subject: Subject, own: Path | None = None) -> JudgeRequest:
+def scores_request(
+    subject: Subject, own: Path | None = None, *, needs_rubrics: bool = True
+) -> JudgeRequest:
     """Return the request for the scores of every segment on every aspect.
 
     The material goes in as one JSON object: what a response says cannot close it.
@@ -89,6 +91,8 @@ def scores_request(subject: Subject, own: Path | None = None) -> JudgeRequest:
     Args:
       subject: with spans and aspects.
       own: directory of wording of one's own.
+      needs_rubrics: refuse an aspect that has no rubric; a judge that does not read
+        the messages needs none.
     Raises:
       UserError: there is no aspect, no span, or an aspect without a rubric.
     """
@@ -107,7 +111,7 @@ def scores_request(subject: Subject, own: Path | None = None) -> JudgeRequest:
     }
     return JudgeRequest(
         "scores",
-        _messages("scores", subject, material, own),
+        _messages("scores", subject, material, own, needs_rubrics),
         scores_schema(subject.aspects, len(subject.spans)),
         subject,
     )
@@ -261,10 +265,14 @@ _SHOWN = json.JSONEncoder(ensure_ascii=False, default=dict)
 
 
 def _messages(
-    template: str, subject: Subject, material: Any, own: Path | None
+    template: str,
+    subject: Subject,
+    material: Any,
+    own: Path | None,
+    needs_rubrics: bool = True,
 ) -> tuple[Mapping[str, Any], ...]:
     """Return system and user message with the material as one JSON object."""
-    system, user = _worded(template, subject.aspects, own)
+    system, user = _worded(template, subject.aspects, own, needs_rubrics)
     shown = _SHOWN.encode(material)
     filled = {**user, "content": user["content"].replace(_MATERIAL, shown)}
     return system, images.with_images(filled, subject.images)
@@ -272,10 +280,15 @@ def _messages(
 
 @functools.lru_cache(maxsize=64)
 def _worded(
-    template: str, aspects: tuple[str, ...], own: Path | None
+    template: str, aspects: tuple[str, ...], own: Path | None, needs_rubrics: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the messages of a template, read once, with the place of the material."""
-    rubrics = "\n".join(wording.rubric(aspect, own) for aspect in aspects).strip()
+    found = [
+        wording.rubric(aspect, own)
+        for aspect in aspects
+        if needs_rubrics or wording.has_rubric(aspect, own)
+    ]
+    rubrics = "\n".join(found).strip()
     values = {"rubrics": rubrics, "aspects": ", ".join(aspects), "material": _MATERIAL}
     return wording.messages(template, values, own)
 

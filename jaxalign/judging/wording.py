@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["messages", "read", "rubric"]
+__all__ = ["has_rubric", "messages", "read", "rubric"]
 
 _HERE = Path(__file__).parent
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -26,9 +26,8 @@ def read(folder: str, name: str, own: Path | None = None) -> str:
     Raises:
       UserError: there is no such file.
     """
-    for directory in (own, _HERE / folder):
-        if directory is not None and (path := directory / f"{name}.md").is_file():
-            return path.read_text(encoding="utf-8").strip() + "\n"
+    if (path := _path(folder, name, own)) is not None:
+        return path.read_text(encoding="utf-8").strip() + "\n"
     known = {path.stem for path in (_HERE / folder).glob("*.md")}
     where = "" if own is None else f" and {own} has none"
     raise UserError(
@@ -37,9 +36,21 @@ def read(folder: str, name: str, own: Path | None = None) -> str:
     )
 
 
+def _path(folder: str, name: str, own: Path | None) -> Path | None:
+    for directory in (own, _HERE / folder):
+        if directory is not None and (path := directory / f"{name}.md").is_file():
+            return path
+    return None
+
+
 def rubric(aspect: str, own: Path | None = None) -> str:
     """Return the rubric of an aspect, what a score of 0 to 4 means."""
     return read("rubrics", aspect, own)
+
+
+def has_rubric(aspect: str, own: Path | None = None) -> bool:
+    """Tell whether an aspect has a rubric."""
+    return _path("rubrics", aspect, own) is not None
 
 
 def messages(

@@ -376,3 +376,63 @@ def test_a_gate_below_zero_is_a_tolerance(least, change, accepted, reason) -> No
     found = gate.decide(judged([2.0]), judged([2.0 + change]), min_improvement=least)
     assert found.accepted == accepted and found.improvement == change
     assert reason in found.reason and found.min_improvement == least
+
+
+def test_a_judge_of_whom_nothing_can_be_read_stops_the_run(
+    setting: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same run goes on when the endpoint is asked in another form."""
+    monkeypatch.setenv("OTHER_KEY", "sk-other-of-rounds")
+
+    def behave(_: str, __: int, body: Any) -> str:
+        return "prose" if "response_format" in body else "ok"
+
+    with stub_server.serving(behave) as stub:
+        judge = {"name": "openai", "model": "m", "base_url": stub.url, "votes": 2}
+        judge |= {"max_attempts": 2, "key_variable": "OTHER_KEY"}
+        # All scores are equal: there is nothing to train on.
+        options = {"rounds": 1, "generation": {"num_samples": 5, "max_new_tokens": 12}}
+        out = tmp_path / "stopped"
+        assert run(setting(out, judge=judge, **options)) == 2
+        said = capsys.readouterr().err
+        assert "none of the first 20 requests" in said and "sk-other" not in said
+        assert not (out / "round-1" / "judged.jsonl").exists()
+        sampled = (out / "round-1" / "samples.jsonl").read_bytes()
+        mended = {**judge, "response_format": "json_object"}
+        assert run(setting(out, judge=mended, **options)) == 2
+        mended = {**judge, "response_format": "none"}
+        assert run(setting(out, judge=mended, **options)) == 0
+    assert (out / "round-1" / "samples.jsonl").read_bytes() == sampled
+    judged = from_lines(out / "round-1" / "judged.jsonl")
+    assert all(
+        verdict.failure is None or not text.strip()
+        for one in judged
+        for text, verdict in zip(one.texts, one.judged, strict=True)
+    )
+    for path in out.rglob("*"):
+        assert not path.is_file() or b"sk-other-of-rounds" not in path.read_bytes()
+
+
+def test_a_function_of_ones_own_judges_the_rounds(setting: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def judge(requests):\n"
+        "    return [\n"
+        "        {'segments': [{'vowels': sum(map(s['text'].count, 'aeiou')) % 5}\n"
+        "                      for s in r['segments']]} for r in requests]\n"
+    )
+    out = tmp_path / "own"
+    judge = {"name": "python", "path": str(path), "aspects": ["vowels"]}
+    # With so wide a gap there is nothing to train on.
+    assert run(setting(out, judge=judge, rounds=1, pairing={"min_gap": 4.5})) == 0
+    for one in from_lines(out / "round-1" / "judged.jsonl"):
+        for text, verdict in zip(one.texts, one.judged, strict=True):
+            for segment in verdict.segments:
+                mine = text[segment.start : segment.end]
+                count = sum(map(mine.count, "aeiou"))
+                assert segment.scores == {"vowels": count % 5}
+    config = setting(out, judge=judge, gate={"prompts": "x", "judge_model": "m"})
+    assert run(config) == 2

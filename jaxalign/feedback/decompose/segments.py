@@ -19,7 +19,9 @@ from jaxalign.judging.prompts import scores_request
 __all__ = ["decomposer"]
 
 
-def decomposer(aspects: tuple[str, ...], *, own: Path | None = None) -> Decompose:
+def decomposer(
+    aspects: tuple[str, ...], *, own: Path | None = None, needs_rubrics: bool = True
+) -> Decompose:
     """Return the decomposer that has every segment scored on every aspect.
 
     One ``scores`` request a candidate. Its score is the mean over its segments of the
@@ -29,6 +31,7 @@ def decomposer(aspects: tuple[str, ...], *, own: Path | None = None) -> Decompos
     Args:
       aspects: what the segments are scored on.
       own: a directory with templates and rubrics of the user's that replace ours.
+      needs_rubrics: refuse an aspect that has no rubric.
     Raises:
       UserError: there is no aspect, or one without a rubric.
     """
@@ -44,7 +47,7 @@ def decomposer(aspects: tuple[str, ...], *, own: Path | None = None) -> Decompos
                 aspects=aspects,
                 images=candidate.images,
             )
-            return [scores_request(subject, own)]
+            return [scores_request(subject, own, needs_rubrics=needs_rubrics)]
         ((verdict,),) = so_far
         if failure := first_failure([verdict]):
             return Judged(None, failure=failure)

@@ -1,0 +1,256 @@
+"""A judge of one's own: a Python function from requests to replies.
+
+The file (``--judge.name python --judge.path FILE.py``) defines ``judge``, which gets a
+list of requests and returns a list of as many replies, in their order::
+
+    def judge(requests):
+        return [
+            {
+                "segments": [
+                    {aspect: min(4.0, len(segment["text"]) / 25)
+                     for aspect in request["aspects"]}
+                    for segment in request["segments"]
+                ]
+            }
+            for request in requests
+        ]
+
+It may be ``async def``. A request is a dict of plain values, the function's own::
+
+    task        "scores"; in rounds of RLAIF also claims, questions, verify, grade, ...
+    prompt      a text, or the turns [{"role": ..., "content": ...}]
+    response    the text that is judged
+    segments    [{"start": 0, "end": 11, "text": "One chosen."}, ...]
+    aspects     ["helpfulness", ...]
+    other       the second response, where two are compared, else None
+    statement   the question of a "verify", else None
+    references  accepted answers        images  their names        vote  from 0
+    messages    what an endpoint would be asked, with the rubrics that there are
+    schema      the JSON schema of the reply
+
+A reply is a value of that schema; for ``scores`` one object for each segment, with a
+number from 0 to 4 (whole or not) for each aspect. It is checked as an endpoint's is,
+and nothing in it is mended: a wrong one is a failed attempt. So is an exception, raised
+by the function or given as a reply; its type and message are kept. What failed is asked
+again by itself, ``judge.max_attempts`` times in all.
+
+A call has ``judge.concurrency`` requests; a function that is no coroutine runs in a
+thread, one call at a time. The judge is known by the text of its file, so another text
+is another judge, while what the file imports, or asks elsewhere, is not seen: change
+the file when that changes. This file, and no other, is executed.
+"""
+
+import asyncio
+import hashlib
+import inspect
+import itertools
+import json
+import sys
+import types
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.errors import UserError
+from jaxalign.judging import prompts
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.judge import JudgeRequest, Schema, Verdict
+from jaxalign.judging.legibility import Legibility
+
+
+__all__ = ["NAME", "FunctionJudge", "settings_of"]
+
+NAME = "judge"
+"""What the function is called."""
+
+_CURE = "Mend the function in that file."
+_MOST = 300
+
+
+class _Outcome(NamedTuple):
+    """What became of one request in one call."""
+
+    value: Any
+    failure: str | None = None
+    raw: str | None = None
+    """The reply, where there was one."""
+
+
+class FunctionJudge:
+    """See the module.
+
+    Args:
+      config: of the judge; its ``path`` is executed.
+    Raises:
+      UserError: the file cannot be read or executed, or has no such function.
+    """
+
+    def __init__(self, config: JudgeConfig):
+        assert config.path is not None  # checked with the options
+        self._settings = settings_of(config)
+        self._function = _loaded(Path(config.path))
+        self._width, self._most = config.concurrency, config.max_attempts
+        self._legibility = Legibility(f"the function in {config.path}", _CURE)
+        self.proven = False
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What verdicts depend on."""
+        return self._settings
+
+    async def grade(
+        self, requests: Iterable[JudgeRequest]
+    ) -> AsyncIterator[tuple[int, Verdict]]:
+        """Yield (number of the request, verdict).
+
+        Raises:
+          UserError: none of the first replies could be read.
+        """
+        numbered = enumerate(requests)
+        while some := list(itertools.islice(numbered, self._width)):
+            outcomes = await self._called([request for _, request in some])
+            for (number, request), outcome in zip(some, outcomes, strict=True):
+                attempts, raw = 1, outcome.raw
+                while outcome.failure is not None and attempts < self._most:
+                    # By itself: what fails a call may be another request's.
+                    (outcome,) = await self._called([request])
+                    raw = raw if outcome.raw is None else outcome.raw
+                    attempts += 1
+                self.proven = self.proven or outcome.failure is None
+                yield number, Verdict(outcome.value, outcome.failure, raw, attempts)
+                if outcome.failure is None or outcome.raw is None or self.proven:
+                    continue
+                stop = self._legibility.unread(outcome.failure, outcome.raw)
+                if stop is not None:
+                    raise stop
+
+    async def _called(self, requests: Sequence[JudgeRequest]) -> list[_Outcome]:
+        given = [_plain(request) for request in requests]
+        try:
+            if inspect.iscoroutinefunction(self._function):
+                replies = await self._function(given)
+            else:
+                replies = await asyncio.to_thread(self._function, given)
+        except (Exception, SystemExit) as error:
+            return [_Outcome(None, _said(error))] * len(requests)
+        if not isinstance(replies, list | tuple) or len(replies) != len(requests):
+            count = f" of {len(replies)}" if isinstance(replies, list | tuple) else ""
+            failure = (
+                f"outside the schema: expected a list of {len(requests)} replies, got "
+                f"{type(replies).__name__}{count}"
+            )
+            return [_Outcome(None, failure, _short(repr(replies)))] * len(requests)
+        return [
+            _checked(reply, request)
+            for reply, request in zip(replies, requests, strict=True)
+        ]
+
+
+def settings_of(config: JudgeConfig) -> Mapping[str, Any]:
+    """Return what the verdicts of the function depend on; nothing is executed.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    assert config.path is not None
+    source = _source(Path(config.path))
+    digest = hashlib.sha256(source).hexdigest()
+    return {"judge": "python", "version": 1, "file": digest}
+
+
+def _loaded(path: Path) -> Callable[[list[dict[str, Any]]], Any]:
+    """Execute a file and return its function."""
+    source = _source(path)
+    module = types.ModuleType(f"judge_{hashlib.sha256(source).hexdigest()[:12]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for their module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        raise UserError(
+            f"judge.path {path} cannot be executed: {type(error).__name__}: {error}"
+        ) from None
+    function = getattr(module, NAME, None)
+    if not callable(function):
+        raise UserError(
+            f"judge.path {path} has no function {NAME}: expected `def {NAME}(requests)`"
+            ", from a list of requests to a list of replies"
+        )
+    return function
+
+
+def _source(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"judge.path {path} cannot be read: {error}") from None
+
+
+def _plain(request: JudgeRequest) -> dict[str, Any]:
+    """Return a request as values that the function may keep and change."""
+    subject = request.subject
+    made = {
+        "task": request.task,
+        "prompt": subject.prompt,
+        "response": subject.response,
+        "segments": [
+            {"start": start, "end": end, "text": subject.response[start:end]}
+            for start, end in subject.spans
+        ],
+        "aspects": subject.aspects,
+        "other": subject.other,
+        "statement": subject.statement,
+        "references": subject.references,
+        "images": subject.images,
+        "vote": request.vote,
+        "messages": request.messages,
+        "schema": request.schema,
+    }
+    return json.loads(json.dumps(made, default=dict))
+
+
+def _checked(reply: Any, request: JudgeRequest) -> _Outcome:
+    """Read a reply as strictly as an endpoint's text."""
+    if isinstance(reply, BaseException):
+        return _Outcome(None, _said(reply))
+    try:
+        text = json.dumps(reply, allow_nan=False, default=_number)
+    except (TypeError, ValueError, RecursionError) as error:
+        failure = f"outside the schema: it is not JSON: {_short(str(error))}"
+        return _Outcome(None, failure, _short(repr(reply)))
+    _, problem = prompts.parse(text, Schema(_with_fractions(request.schema)))
+    if problem is not None:
+        return _Outcome(None, f"outside the schema: {problem}", text)
+    return _Outcome(json.loads(text), None, text)
+
+
+def _with_fractions(schema: Any) -> Any:
+    """Return a schema whose whole numbers may be any, within the same bounds.
+
+    >>> _with_fractions({"type": "integer", "maximum": 4})
+    {'type': 'number', 'maximum': 4}
+    """
+    if isinstance(schema, Mapping):
+        made = {name: _with_fractions(part) for name, part in schema.items()}
+        return {**made, "type": "number"} if made.get("type") == "integer" else made
+    if isinstance(schema, list):
+        return [_with_fractions(part) for part in schema]
+    return schema
+
+
+def _number(value: Any) -> Any:
+    """Return a number of NumPy's, JAX's or torch's as Python's."""
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is no value of JSON")
+
+
+def _said(error: BaseException) -> str:
+    words = str(error)
+    name = type(error).__name__
+    return _short(f"the function failed: {name}: {words}" if words else name)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
