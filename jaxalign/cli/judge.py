@@ -10,10 +10,16 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and judge; the last line says how many responses have no verdict."""
-    from jaxalign.feedback.judge_file import JudgeFileConfig, judge_file
+    from jaxalign.feedback.judge_file import JudgeFileConfig, estimate_file, judge_file
+    from jaxalign.judging.estimate import lines_of
 
     parser = parsing.make_parser("judge", JudgeFileConfig, description=__doc__ or "")
-    config = parsing.parse(parser, arguments, JudgeFileConfig)
+    parsing.add_dry_run(parser)
+    dry, config = parsing.parse_with("dry_run", parser, arguments, JudgeFileConfig)
+    if dry:
+        print("dry run: nothing is sent, nothing is written")
+        print(*lines_of(config.judge, estimate_file(config)), sep="\n")
+        return 0
     if config.judge.name == "local":
         from jaxalign.cli import devices
 

@@ -16,6 +16,7 @@ from jaxalign.errors import UserError, did_you_mean
 
 
 __all__ = [
+    "add_dry_run",
     "chosen_adapter",
     "chosen_name",
     "chosen_objective",
@@ -139,6 +140,15 @@ def _parse(
     values = parsed.as_dict()
     values.pop("config", None)
     return values
+
+
+def add_dry_run(parser: jsonargparse.ArgumentParser) -> None:
+    """Add the flag of the commands that ask a judge; see :func:`parse_with`."""
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="say what the judge would be asked, and what that takes; ask nothing",
+    )
 
 
 def parse_with(

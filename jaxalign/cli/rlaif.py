@@ -12,7 +12,9 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and run all rounds; 42 asks to be run again (after SIGTERM)."""
     from jaxalign import progress
     from jaxalign.feedback.config import RLAIFConfig
+    from jaxalign.feedback.estimate import estimate_rounds
     from jaxalign.feedback.rounds import rlaif, store_path
+    from jaxalign.judging.estimate import lines_of
     from jaxalign.judging.store import Store
     from jaxalign.reports import rounds as rounds_report
     from jaxalign.training.loop import TrainingDiverged
@@ -23,7 +25,13 @@ def run(arguments: Sequence[str]) -> int:
         "adapter": parsing.chosen_adapter(arguments),
     }
     parser = parsing.make_parser("rlaif", RLAIFConfig, parts, description=__doc__ or "")
-    config = parsing.parse(parser, arguments, RLAIFConfig, parts)
+    parsing.add_dry_run(parser)
+    dry, config = parsing.parse_with("dry_run", parser, arguments, RLAIFConfig, parts)
+    if dry:
+        found, counter = estimate_rounds(config)
+        print("dry run: nothing is sent, nothing is written")
+        print(*lines_of(config.judge, found, counter), sep="\n")
+        return 0
     devices.set_up_jax()
     preemption = Preemption()
     preemption.install()

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,9 +33,11 @@ __all__ = [
     "SampledPrompt",
     "from_lines",
     "judge_candidates",
+    "parse_samples",
     "read_samples",
     "scored",
     "to_lines",
+    "votes_on",
 ]
 
 _OPINIONS = ("scores", "verify", "compare", "grade")
@@ -83,9 +85,18 @@ def read_samples(
       segmenter: cuts the responses.
       references: accepted answers of each prompt, () where it has none; default none.
     """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return parse_samples(map(json.loads, lines), segmenter, references)
+
+
+def parse_samples(
+    rows: Iterable[Any],
+    segmenter: SegmenterConfig,
+    references: Sequence[tuple[str, ...]] | None = None,
+) -> list[tuple[Any, list[Candidate]]]:
+    """Return each prompt with its candidates; arguments as of :func:`read_samples`."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in rows:
         prompt = row["prompt"]
         given = prompt if isinstance(prompt, str) else tuple(prompt)
         asked = prompt if isinstance(prompt, str) else Message(**prompt[-1]).text
@@ -164,12 +175,8 @@ async def _voted(
     """Return the merged verdict on each request."""
     if not requests:
         return []
-    counts = [votes if request.task in _OPINIONS else 1 for request in requests]
-    asked = [
-        dataclasses.replace(request, vote=first_vote + vote)
-        for request, count in zip(requests, counts, strict=True)
-        for vote in range(count)
-    ]
+    groups = [votes_on(request, votes, first_vote) for request in requests]
+    asked = [request for group in groups for request in group]
     verdicts: dict[int, Verdict] = {}
     with progress.counting(what, len(asked), "answers") as show:
         async with contextlib.aclosing(ask(judge, asked, store)) as answers:
@@ -177,7 +184,19 @@ async def _voted(
                 verdicts[answer.number] = answer.verdict
                 show(len(verdicts), len(verdicts))
     ordered = iter([verdicts[number] for number in range(len(asked))])
-    return [merged([next(ordered) for _ in range(count)]) for count in counts]
+    return [merged([next(ordered) for _ in group]) for group in groups]
+
+
+def votes_on(request: JudgeRequest, votes: int, first: int) -> list[JudgeRequest]:
+    """Return a request as often as it is asked.
+
+    Args:
+      request: any.
+      votes: how often an opinion is asked for; what writes a text is asked once.
+      first: number of the first vote.
+    """
+    count = votes if request.task in _OPINIONS else 1
+    return [dataclasses.replace(request, vote=first + n) for n in range(count)]
 
 
 def scored(prompts: Sequence[JudgedPrompt]) -> list[ScoredPrompt]:

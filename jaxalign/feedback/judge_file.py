@@ -17,13 +17,14 @@ from jaxalign.feedback.annotate import Item
 from jaxalign.judging.agreement import Agreement
 from jaxalign.judging.asking import ask
 from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.estimate import Estimate, estimate
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import make_judge
 from jaxalign.judging.store import Store
 from jaxalign.whole_file import check_target, whole
 
 
-__all__ = ["JudgeFileConfig", "JudgeReport", "judge_file"]
+__all__ = ["JudgeFileConfig", "JudgeReport", "estimate_file", "judge_file"]
 
 _AT_ONCE = 256
 
@@ -99,6 +100,15 @@ def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeRepo
     with Store(config.store_path) as store:
         keys, asked, used = asyncio.run(_ask_all(config, judge, store, total))
         return _write(config, store, keys, asked, used)
+
+
+def estimate_file(config: JudgeFileConfig) -> Estimate:
+    """Return what judging a file would take; nothing is sent and nothing written.
+
+    Raises:
+      UserError: the records, the judge's options or the store cannot be read.
+    """
+    return estimate(config.judge, _requests(config), config.store_path)
 
 
 async def _ask_all(

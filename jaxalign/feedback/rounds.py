@@ -51,7 +51,14 @@ from jaxalign.training.run import train
 from jaxalign.whole_file import write_lines, write_text
 
 
-__all__ = ["CONFIG", "rlaif", "store_path"]
+__all__ = [
+    "CONFIG",
+    "GATE_VOTE",
+    "decomposer_of",
+    "references_of",
+    "rlaif",
+    "store_path",
+]
 
 CONFIG = "rlaif.yaml"
 
@@ -69,7 +76,7 @@ _FREE = (
 whose replies cannot be read); more rounds go on behind the last."""
 
 _GATE_SEED = 2**31
-_GATE_VOTE = 1_000_000
+GATE_VOTE = 1_000_000
 """Number of the judge's first vote on the gate: another seed than in the rounds."""
 
 
@@ -86,7 +93,7 @@ class _Run:
             if isinstance(self.judge, OpenAIJudge):
                 assert isinstance(self.gate_judge, OpenAIJudge)
                 self.gate_judge.budget = self.judge.budget  # one for the run
-        self.decompose = _decomposer(config)
+        self.decompose = decomposer_of(config)
         self.references = {
             name: references_of(name, config.decomposer.name == "hops")
             for name in (config.prompts, config.gate.prompts)
@@ -181,7 +188,8 @@ def _check_prompts(config: RLAIFConfig) -> None:
         )
 
 
-def _decomposer(config: RLAIFConfig) -> Decompose:
+def decomposer_of(config: RLAIFConfig) -> Decompose:
+    """Return what the options ask of a candidate."""
     own = config.judge.own_wording
     match config.decomposer.name:
         case "segments":
@@ -361,7 +369,7 @@ def _gate(run: _Run, policy: int | None, adapter: Path | None) -> list[JudgedPro
         samples,
         folder / f"{name}_judged.jsonl",
         judge=run.gate_judge,
-        first_vote=_GATE_VOTE,
+        first_vote=GATE_VOTE,
     )
 
 

@@ -1,12 +1,13 @@
 """The judge of the options."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.judge import Judge
 
 
-__all__ = ["make_judge"]
+__all__ = ["make_judge", "settings_of"]
 
 
 def make_judge(
@@ -38,3 +39,22 @@ def make_judge(
     from jaxalign.judging import openai
 
     return openai.make(config, load_image=load_image)
+
+
+def settings_of(config: JudgeConfig) -> Mapping[str, Any]:
+    """Return what the verdicts of the options' judge depend on.
+
+    That needs neither a key nor a client, and executes nothing of the user's.
+
+    Raises:
+      UserError: a checkpoint or file cannot be read.
+    """
+    if config.name == "openai":
+        from jaxalign.judging import openai
+
+        return openai.settings_of(config)
+    if config.name == "python":
+        from jaxalign.judging import function
+
+        return function.settings_of(config)
+    return make_judge(config).settings

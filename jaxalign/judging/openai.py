@@ -31,7 +31,7 @@ from jaxalign.judging.legibility import Legibility, bare
 from jaxalign.judging.replies import Post
 
 
-__all__ = ["OpenAIJudge", "make"]
+__all__ = ["OpenAIJudge", "make", "settings_of"]
 
 Message = Mapping[str, Any]
 
@@ -62,6 +62,24 @@ def make(
     )
 
 
+def settings_of(config: JudgeConfig) -> Mapping[str, Any]:
+    """Return what verdicts depend on. Where a model is served is no part of it."""
+    settings = {
+        "judge": "openai",
+        "model": config.model,
+        "temperature": config.temperature,
+        "max_reply_tokens": config.max_reply_tokens,
+    }
+    if config.response_format == "json_schema":
+        return settings  # as it always was: stores keep their keys
+    told = digest(prompts.SCHEMA_WORDING)
+    return {
+        **settings,
+        "response_format": config.response_format,
+        "schema_wording": told,
+    }
+
+
 class OpenAIJudge:
     """See the module; ``budget`` counts what this judge has used so far.
 
@@ -87,18 +105,8 @@ class OpenAIJudge:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What verdicts depend on. Where a model is served is no part of it."""
-        settings = {
-            "judge": "openai",
-            "model": self.config.model,
-            "temperature": self.config.temperature,
-            "max_reply_tokens": self.config.max_reply_tokens,
-        }
-        if self.config.response_format == "json_schema":
-            return settings  # as it always was: stores keep their keys
-        told = digest(prompts.SCHEMA_WORDING)
-        form = self.config.response_format
-        return {**settings, "response_format": form, "schema_wording": told}
+        """What verdicts depend on."""
+        return settings_of(self.config)
 
     async def grade(
         self, requests: Iterable[JudgeRequest]
