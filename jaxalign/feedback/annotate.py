@@ -216,12 +216,16 @@ def _spans(given: Any, name: str, text: str, where: str) -> tuple[tuple[int, int
 def references_of(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Return the accepted answers in a row's column ``references``, () without it.
 
+    Nulls, which tables have where another row's list is longer, are no answers.
+
     Raises:
       UserError: it is no list of texts.
     """
     given = columns.get("references")
     if given is None:
         return ()
+    if isinstance(given, list):
+        given = [reference for reference in given if reference is not None]
     if not isinstance(given, list) or not all(isinstance(r, str) for r in given):
         raise UserError(
             f"{where}: field references: expected a list of accepted answers (texts)"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from jaxalign.cli.main import main
+from jaxalign.judging.store import Store
 from tests import synthetic
 from tests.judging.stub_server import FAILURES, OUTSIDE, Stub, content, serving
 
@@ -411,3 +412,31 @@ def test_the_data_are_not_written_over(tmp_path, key, capsys) -> None:
         assert run("judge", *options(data, stub, out=wal, store=store)) == 2
         assert stub.total == 0
     assert data.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_nulls_are_no_values(tmp_path, key, kind) -> None:
+    """As tables write them: scores that only other segments have, answers, columns."""
+    record = pair(0, references=["x", None], judge_failures=None, completion=None)
+    record["chosen_segments"][0]["scores"] = {"h": 3, "c": None}
+    record["chosen_segments"][1]["scores"] = {"h": None, "c": None}
+    rows = [record, pair(1, references=["y", "z"])]
+    data = synthetic.write_jsonl(tmp_path / "in.jsonl", rows)
+    if kind == "parquet":
+        import datasets
+
+        data = tmp_path / "in.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(str(data))
+    with serving() as stub:
+        assert run("judge", *options(data, stub)) == 0
+        assert stub.total == 4
+    for line in lines(tmp_path / "judged.jsonl"):
+        for segment in line["chosen_segments"] + line["rejected_segments"]:
+            assert set(segment["scores"]) == ASPECTS
+            assert None not in segment["scores"].values()
+    with Store(tmp_path / "store.db", create=False) as store:
+        asked = {text for (text,) in store.select("SELECT subject FROM requests")}
+    assert {tuple(json.loads(one)["references"]) for one in asked} == {
+        ("x",),
+        ("y", "z"),
+    }
