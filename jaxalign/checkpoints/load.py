@@ -1,6 +1,7 @@
 """Hugging Face checkpoints in: tensor by tensor, straight to each device's shard."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
 from jaxalign.models.config import DecoderConfig, ModelConfig
 from jaxalign.models.families import Family, family_of
+from jaxalign.models.families.rules import Rule
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel import sharding
 from jaxalign.stacks import Group
@@ -88,6 +90,7 @@ def load(
     float32: Callable[[str], bool] = lambda path: False,
     quantize: Quantize = "none",
     mesh: Mesh | None = None,
+    headless: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **model_options: Any,
 ) -> Checkpoint:
@@ -106,6 +109,8 @@ def load(
       float32: tells by path which weights stay float32 all the same (trained ones).
       quantize: hold the layers' linear weights as codes, see ``models.quantised``.
       mesh: devices; default the first one.
+      headless: leave the head out, and what a classifier has in its place; then the
+        model's ``logits_fn`` is none of the checkpoint's.
       progress: called with (bytes read, bytes in all).
       **model_options: see ``models.decoder.make_model``.
     Raises:
@@ -114,6 +119,8 @@ def load(
         for float16.
     """
     config, family = open_config(path)
+    if headless:
+        config, family = _without_head(config, family)
     directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.text.num_layers),))
     shapes = decoder.param_shapes(config.text, groups)
@@ -176,6 +183,15 @@ def _read_leaves(
         if progress is not None:
             progress(done, total)
     return leaves
+
+
+def _without_head(config: ModelConfig, family: Family) -> tuple[ModelConfig, Family]:
+    """Return a model without a head of its own, whatever its files have for one."""
+    text = dataclasses.replace(config.text, tie_embeddings=True)
+    heads = (Rule(family.head, ""), Rule("score.weight", ""))
+    # No tensor has the new name: the embeddings are compared with nothing.
+    family = family._replace(ignored=(*family.ignored, *heads), head="")
+    return dataclasses.replace(config, text=text), family
 
 
 class _Source(NamedTuple):
@@ -259,15 +275,26 @@ def _compute_dtype(stored: Sequence[tuple[str, TensorInfo]], dtype: Any) -> Any:
     return jnp.dtype(most if most == "bfloat16" else "float32")
 
 
-def check(path: str | Path, *, groups: Sequence[Group] | None = None) -> Any:
+def check(
+    path: str | Path,
+    *,
+    groups: Sequence[Group] | None = None,
+    headless: bool = False,
+) -> Any:
     """Check a checkpoint by its config and the headers of its files alone.
 
+    Args:
+      path: as of :func:`load`, and so are the others.
+      groups: how the layers are stacked.
+      headless: leave the head out.
     Returns:
       The shapes of the parameters, as :func:`load` would stack them.
     Raises:
       UserError: as :func:`load` does.
     """
     config, family = open_config(path)
+    if headless:
+        config, family = _without_head(config, family)
     directory = hub.directory_of(path)
     groups = tuple(groups or ((0, config.text.num_layers),))
     shapes = decoder.param_shapes(config.text, groups)

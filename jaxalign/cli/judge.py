@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
         print("dry run: nothing is sent, nothing is written")
         print(*lines_of(config.judge, estimate_file(config)), sep="\n")
         return 0
-    if config.judge.name == "local":
+    if config.judge.name in ("local", "reward"):
         from jaxalign.cli import devices
 
         devices.set_up_jax()

@@ -208,6 +208,11 @@ class RLAIFConfig:
                 "judge.name rules compares with accepted answers, which only "
                 f"decomposer.name hops asks about: got {decomposer}"
             )
+        if judge == "reward" and decomposer != "segments":
+            raise UserError(
+                "judge.name reward scores segments and answers no questions, as "
+                f"decomposer.name {decomposer} asks: use decomposer.name segments"
+            )
         asked = needs(self.objective)
         if asked.segments and decomposer != "segments":
             raise UserError(

@@ -29,14 +29,16 @@ class JudgeConfig:
     Attributes:
       name: ``openai`` asks an endpoint that speaks OpenAI's chat completions, ``local``
         a checkpoint in this process, ``rules`` compares with accepted answers,
-        ``python`` is a function of one's own.
+        ``python`` is a function of one's own, ``reward`` a reward model in this
+        process (a sequence-classification checkpoint with one label).
       base_url: of the endpoint, up to and with ``/v1``; default that of OpenAI.
       key_variable: the environment variable that holds the endpoint's key, which comes
         from nowhere else.
       response_format: how the endpoint is told the form of its replies: by
         ``json_schema``; by ``json_object``, with the schema in the prompt; or, where it
         knows neither, by the prompt alone (``none``).
-      model: the endpoint's name of the model; for ``local`` a checkpoint.
+      model: the endpoint's name of the model; a checkpoint for ``local`` and
+        ``reward``.
       path: for ``python``, the file with the function ``judge``, from a list of
         requests to a list of replies; see ``jaxalign.judging.function``. The file is
         executed.
@@ -47,8 +49,9 @@ class JudgeConfig:
         written itself, on one aspect of that name; ``choice`` by asking for 0 to 4 on
         each aspect. Default ``choice`` if aspects are given, else ``likelihood``.
       aspects: what segments are scored on; each has a rubric, but for ``python``, which
-        may do without. Default those of HelpSteer-2D: helpfulness, correctness,
-        safety, completeness, clarity.
+        may do without, and ``reward``, whose one aspect is a name for its score.
+        Default ``reward`` there, elsewhere those of HelpSteer-2D: helpfulness,
+        correctness, safety, completeness, clarity.
       votes: how often every question is asked.
       temperature: of the judge's sampling; null leaves it to the endpoint (some models
         take no other).
@@ -66,7 +69,7 @@ class JudgeConfig:
       UserError: an option is out of its range or does not go with the others.
     """
 
-    name: Literal["openai", "local", "rules", "python"] = "openai"
+    name: Literal["openai", "local", "rules", "python", "reward"] = "openai"
     base_url: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
@@ -129,8 +132,13 @@ class JudgeConfig:
                 "judge.model is missing: give the endpoint's name of the model "
                 "(for a server of your own, GET /v1/models lists them)"
             )
-        if self.name == "local" and not self.model:
+        if self.name in ("local", "reward") and not self.model:
             raise UserError("judge.model is missing: give a checkpoint for the judge")
+        if self.name == "reward" and len(aspects) != 1:
+            raise UserError(
+                "a reward model gives one score: judge.aspects may name one aspect, "
+                f"got {list(aspects)}"
+            )
         self._check_endpoint()
         self._check_path()
         if self.wording is not None and not Path(self.wording).is_dir():
@@ -185,12 +193,13 @@ class JudgeConfig:
         """What segments are scored on."""
         if self.name == "local" and self.local_method == LIKELIHOOD:
             return (LIKELIHOOD,)
-        return ASPECTS if self.aspects is None else self.aspects
+        default = ("reward",) if self.name == "reward" else ASPECTS
+        return default if self.aspects is None else self.aspects
 
     @property
     def needs_rubrics(self) -> bool:
         """Whether the judge is told what its scores mean, and so must be."""
-        return self.name != "python"
+        return self.name not in ("python", "reward")
 
     @property
     def own_wording(self) -> Path | None:

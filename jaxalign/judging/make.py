@@ -25,6 +25,12 @@ def make_judge(
         from jaxalign.judging import exact_match
 
         return exact_match.RulesJudge()
+    if config.name == "reward":
+        from jaxalign.judging import reward
+
+        assert config.model is not None
+        (aspect,) = config.scored_aspects
+        return reward.RewardJudge(config.model, aspect=aspect)
     if config.name == "python":
         from jaxalign.judging import function
 

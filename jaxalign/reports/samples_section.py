@@ -31,7 +31,7 @@ class _Scale(NamedTuple):
     @classmethod
     def of(cls, run: Run) -> "_Scale":
         """Return 0 to 4, or what a checkpoint's scores fill of it."""
-        if run.config.judge.name != "local":
+        if run.config.judge.name not in ("local", "reward"):
             return cls(0.0, 4.0)
         groups = [*(one.judged for one in run.rounds), *run.held_out.values()]
         means = sorted(

@@ -27,7 +27,7 @@ def distributions(run: Run) -> str:
         {a for some in every for j in some for s in j.segments for a in s.scores}
     )
     # A checkpoint's scores are probabilities in disguise and fill no scale.
-    ends = () if run.config.judge.name == "local" else (0.0, 4.0)
+    ends = () if run.config.judge.name in ("local", "reward") else (0.0, 4.0)
     for aspect in aspects:
         values = [
             [s.scores[aspect] for j in some for s in j.segments if aspect in s.scores]

@@ -25,6 +25,7 @@ from jaxalign.feedback.decompose.decomposition import Judged
 from jaxalign.judging.config import ASPECTS
 from tests import synthetic
 from tests.judging import stub_server
+from tests.judging.test_reward_judge import write_reward
 
 
 STAGES = (
@@ -436,3 +437,26 @@ def test_a_function_of_ones_own_judges_the_rounds(setting: Any, tmp_path: Path) 
                 assert segment.scores == {"vowels": count % 5}
     config = setting(out, judge=judge, gate={"prompts": "x", "judge_model": "m"})
     assert run(config) == 2
+
+
+def test_a_reward_model_judges_the_rounds(setting: Any, tmp_path: Path) -> None:
+    model = write_reward(tmp_path, "llama")
+    out = tmp_path / "run"
+    judge = {"name": "reward", "model": str(model)}
+    assert run(setting(out, judge=judge, rounds=1, pairing={"min_gap": 1e6})) == 0
+    found = [
+        segment.scores["reward"]
+        for one in from_lines(out / "round-1" / "judged.jsonl")
+        for verdict in one.judged
+        for segment in verdict.segments
+    ]
+    assert found and min(found) < 0 < max(found)  # on no scale
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and f"reward {model}" in page
+    hops = setting(
+        tmp_path / "hops",
+        judge=judge,
+        decomposer={"name": "hops"},
+        objective={"name": "sigmoid"},
+    )
+    assert run(hops) == 2
