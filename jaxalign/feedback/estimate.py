@@ -49,8 +49,9 @@ def estimate_rounds(config: RLAIFConfig) -> tuple[Estimate, TokenCounter]:
     the module. Tokens are counted by the tokenizer of the policy.
 
     Raises:
-      UserError: prompts, tokenizer or store cannot be read.
+      UserError: prompts, tokenizer or store cannot be read, or are no good.
     """
+    rounds.check_prompts(config)
     counter = estimate.token_counter(config.model)
     found = Estimate(0, 0, 0, 0, 0)
     for one in _sets(config):

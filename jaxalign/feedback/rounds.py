@@ -54,6 +54,7 @@ from jaxalign.whole_file import write_lines, write_text
 __all__ = [
     "CONFIG",
     "GATE_VOTE",
+    "check_prompts",
     "decomposer_of",
     "references_of",
     "rlaif",
@@ -122,7 +123,7 @@ def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
 
 
 def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
-    _check_prompts(config)
+    check_prompts(config)
     kept = fastest.kept_in(Path(config.out) / CONFIG)
     dtype = fastest.resolve(config.dtype, config.model, kept=kept)
     config = dataclasses.replace(config, dtype=dtype)
@@ -171,7 +172,7 @@ def references_of(prompts: str, needed: bool) -> list[tuple[str, ...]]:
     return found
 
 
-def _check_prompts(config: RLAIFConfig) -> None:
+def check_prompts(config: RLAIFConfig) -> None:
     """Refuse gate prompts that are trained on."""
     train, held = (
         {

@@ -19,11 +19,14 @@ __all__ = [
     "proxy_for",
     "read_key",
     "without_key",
+    "without_secrets",
 ]
 
 OPENAI = "https://api.openai.com/v1"
 _NO_KEY = "none"  # the client insists on one
 _SHORTEST_SECRET = 7
+_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+"""How variables are named that hold what nobody is to see."""
 
 
 class Key(NamedTuple):
@@ -130,6 +133,17 @@ def without_key(text: str, key: Key) -> str:
     if len(key.value) < _SHORTEST_SECRET:
         return text
     return text.replace(key.value, f"[{key.variable}]")
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without what variables of the environment hold for keys.
+
+    For what programs say that know keys of their own: an error may quote the request.
+    """
+    for name, value in os.environ.items():
+        if name.upper().endswith(_SECRETS):
+            text = without_key(text, Key(value.strip(), name))
+    return text
 
 
 def holds_key(value: Any, key: Key) -> bool:

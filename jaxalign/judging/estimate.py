@@ -173,7 +173,8 @@ def lines_of(
     lines.append(f"to ask: {found.calls} calls, if each gives its verdict at once")
     lines.append(
         f"tokens: {found.prompt_tokens} of prompts and {found.completion_tokens} of "
-        f"replies without reasoning ({counter.how}; pictures are not counted)"
+        f"replies without reasoning ({counter.how}; pictures and schemas beside the "
+        "messages are not counted)"
     )
     if config.prompt_price or config.completion_price:
         cost = cost_of(config, found.prompt_tokens, found.completion_tokens)

@@ -31,7 +31,8 @@ It may be ``async def``. A request is a dict of plain values, the function's own
 A reply is a value of that schema; for ``scores`` one object for each segment, with a
 number from 0 to 4 (whole or not) for each aspect. It is checked as an endpoint's is,
 and nothing in it is mended: a wrong one is a failed attempt. So is an exception, raised
-by the function or given as a reply; its type and message are kept. What failed is asked
+by the function or given as a reply; its type and message are kept (but for what
+variables of the environment hold for keys). What failed is asked
 again by itself, ``judge.max_attempts`` times in all.
 
 A call has ``judge.concurrency`` requests; a function that is no coroutine runs in a
@@ -52,7 +53,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError
-from jaxalign.judging import prompts
+from jaxalign.judging import endpoint, prompts
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.judge import JudgeRequest, Schema, Verdict
 from jaxalign.judging.legibility import Legibility
@@ -247,7 +248,7 @@ def _number(value: Any) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    words = str(error)
+    words = endpoint.without_secrets(str(error))
     name = type(error).__name__
     return _short(f"the function failed: {name}: {words}" if words else name)
 

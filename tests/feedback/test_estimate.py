@@ -222,3 +222,17 @@ def test_rounds_of_many_steps(rounds: Any, capsys: Any, tmp_path: Path) -> None:
     assert claims == int(claims) >= 1
     assert not (tmp_path / "out").exists()
     assert list(rows.read_rows(str(tmp_path / "held.jsonl")))
+
+
+def test_what_the_run_would_refuse_is_said_before(
+    rounds: Any, capsys: Any, tmp_path: Path
+) -> None:
+    held = str(tmp_path / "train.jsonl")
+    config = rounds("http://127.0.0.1:1/v1", gate={"prompts": held})
+    values = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**values, "dry_run": True}))
+    assert run("rlaif", "--config", str(config)) == 2
+    assert "5 of 5 prompts are also" in capsys.readouterr().err
+    missing = ["--data=nowhere.jsonl", f"--out={tmp_path / 'o'}", "--judge.model=m"]
+    assert run("judge", *missing, "--dry_run") == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err

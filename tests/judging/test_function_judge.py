@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.feedback.decompose.requests import YES_OR_NO, closed, texts
 from jaxalign.judging import function, prompts
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict, request_key
@@ -171,6 +172,44 @@ def test_an_exception_is_a_failed_attempt(tmp_path: Path, body, failure) -> None
     (found,) = graded(judge(path, max_attempts=2), [request()])
     assert found.value is None and found.attempts == 2
     assert failure in str(found.failure)
+
+
+def test_what_an_exception_says_of_a_key_is_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "gsk_7d20b1e95c")
+    path = written(
+        tmp_path,
+        """
+        import os
+        def judge(requests):
+            raise OSError("401 for Bearer " + os.environ["MY_API_KEY"])
+        """,
+    )
+    (found,) = graded(judge(path, max_attempts=1), [request()])
+    assert str(found.failure).endswith("OSError: 401 for Bearer [MY_API_KEY]")
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
+    text = str(function.__doc__).partition("::\n")[2].partition("\nIt may be")[0]
+    (found,) = graded(judge(written(tmp_path, text)), [request()])
+    assert [s["length"] for s in found.value["segments"]] == [4 / 25, 4 / 25]
+
+
+def test_other_questions_get_their_own_values(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        def judge(requests):
+            values = {"claims": {"claims": ["It is."]}, "verify": {"answer": "maybe"}}
+            return [values[r["task"]] for r in requests]
+        """,
+    )
+    split = JudgeRequest("claims", (), closed(claims=texts(0, 3)), Subject("p", "r"))
+    verify = JudgeRequest("verify", (), YES_OR_NO, Subject("p", "", statement="?"))
+    claims, answer = graded(judge(path, max_attempts=1), [split, verify])
+    assert claims.value == {"claims": ["It is."]}
+    assert answer.value is None and "must be one of" in str(answer.failure)
 
 
 def test_one_that_fails_its_call_fails_alone(tmp_path: Path) -> None:
