@@ -40,6 +40,7 @@ HOMES = {
     "orbax": ("checkpoints/",),
     "safetensors": ("checkpoints/",),
     "transformers": ("data/", "checkpoints/", "models/families/"),
+    "llguidance": ("generation/structure.py",),
     "openai": ("judging/",),
     "aiohttp": ("judging/",),
     "sqlite3": ("judging/",),

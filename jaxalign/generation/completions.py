@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.generation.steering import Steering
 from jaxalign.generation.steps import MOST_RANKED, TokenScores
 
 
@@ -20,10 +21,12 @@ __all__ = [
     "check",
     "event",
     "finished",
+    "min_tokens",
     "stops",
 ]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
+"""An error is a structure's: it became too much for the library on the way."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 """Of the numbers that the device takes."""
@@ -95,6 +98,8 @@ class Request(NamedTuple):
     """How many of the most probable tokens are told with each token, at most 20."""
     judged: bool = False
     """Whether the prompt's tokens are told too, with their log-probabilities."""
+    steering: Steering | None = None
+    """A structure, biases and penalties; with None no mask is made."""
 
 
 class Completion(NamedTuple):
@@ -103,7 +108,9 @@ class Completion(NamedTuple):
     tokens: list[int]
     """With the stop token, and with all tokens of a stop text, where that ended it."""
     logps: list[float]
-    """Of each token under softmax(logits): without temperature, penalty, truncation."""
+    """Of each token under softmax(logits): without temperature, bias, penalty,
+    truncation. Where tokens may not come, by a structure or ``min_tokens``, it is the
+    softmax over the others, as vLLM and SGLang tell it."""
     finish_reason: FinishReason
     text: str = ""
     """Without stop token or stop text; empty where nothing turns tokens into text."""
@@ -119,7 +126,7 @@ class Event(NamedTuple):
     logp: float
     finish_reason: FinishReason | None
     best: tuple[tuple[int, float], ...] = ()
-    """The ``ranked`` most probable tokens with their log-probabilities."""
+    """The ``ranked`` most probable tokens that may come, and log-probabilities."""
 
 
 def check(
@@ -160,6 +167,13 @@ def check(
         raise UserError(
             f"ranked must be in [0, {min(MOST_RANKED, vocab)}]: got {request.ranked}"
         )
+    if request.steering is not None:
+        request.steering.check(vocab, options.max_new_tokens)
+
+
+def min_tokens(request: Request) -> int:
+    """Return how many tokens of a completion no stop text can end."""
+    return 0 if request.steering is None else request.steering.min_tokens
 
 
 def stops(
@@ -168,12 +182,12 @@ def stops(
     text_of: Callable[[Sequence[int]], str] | None,
 ) -> bool:
     """Tell whether the text of a completion's tokens has a stop text at its end."""
-    texts = request.sampling.stop
-    if not texts or text_of is None:
+    texts, least = request.sampling.stop, min_tokens(request)
+    if not texts or text_of is None or len(tokens) <= least:
         return False
     # A token has at least a byte. The margin is for one that is cut in two.
     longest = max(len(stop.encode()) for stop in texts) + 8
-    tail = text_of(tokens[-longest:])
+    tail = text_of(tokens[max(least, len(tokens) - longest) :])
     return any(stop in tail for stop in texts)
 
 
@@ -193,6 +207,7 @@ def event(
     best = tuple(
         (int(scores.best[place, n]), float(scores.best_logps[place, n]))
         for n in range(request.ranked)
+        if scores.best_logps[place, n] > -math.inf
     )
     token, logp = int(scores.tokens[place]), float(scores.logps[place])
     if math.isnan(logp):
@@ -214,6 +229,8 @@ def finished(
     if text_of is not None:
         ended = completion.tokens[-1] in request.stop_tokens
         text = text_of(completion.tokens[:-1] if ended else completion.tokens)
-        cuts = [text.find(stop) for stop in request.sampling.stop if stop in text]
-        text = text[: min(cuts, default=len(text))]
+        least = min_tokens(request)
+        begin = len(text_of(completion.tokens[:least]).rstrip("\ufffd")) if least else 0
+        cuts = [text.find(stop, begin) for stop in request.sampling.stop]
+        text = text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
     return completion._replace(finish_reason=reason, text=text)

@@ -3,11 +3,12 @@
 A request's prompt is read once, in pieces, into a cache of one row, which is copied to
 a slot for each of its samples. A slot whose text has ended is given to the next sample
 at once. The device works one step ahead of the host: while a step runs, the tokens of
-the one before are looked at, so a text that a stop ends costs its slot one step.
+the one before are looked at, so a text that a stop ends costs its slot one step. Where
+a text is steered the host must know a token to say which may follow: it looks while the
+model runs on it (see ``steering`` and ``drawing``).
 """
 
 import collections
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -28,8 +29,12 @@ from jaxalign.generation.completions import (
     Sampling,
     finished,
 )
+from jaxalign.generation.drawing import Edits
 from jaxalign.generation.prefill import PIECE, WaitingPrompt, extent_of
+from jaxalign.generation.steering import Masks
 from jaxalign.generation.steps import Slots, TokenScores
+from jaxalign.generation.structure import Grammars
+from jaxalign.generation.texts import Text, taken
 from jaxalign.types import Model, Variables
 
 
@@ -49,19 +54,6 @@ _MOST_BLOCKS = 8
 """Of a cache on CPUs, see ``models.attention.cached``: each takes time to compile."""
 
 
-@dataclasses.dataclass
-class _Text:
-    """A sample in a slot, or whose last tokens are on their way."""
-
-    number: int
-    sample: int
-    request: Request
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    ordered: int = 0
-    """Tokens that the device has been told to make."""
-    done: bool = False
-
-
 class Engine:
     """Requests in, tokens out; the slots are on the device, the rest is here.
 
@@ -78,6 +70,7 @@ class Engine:
         length: int,
         cache_dtype: Any = None,
         text_of: Callable[[Sequence[int]], str] | None = None,
+        tokenizer: Any = None,
     ):
         """Make an engine.
 
@@ -90,6 +83,7 @@ class Engine:
           length: most tokens of a prompt with its completion.
           cache_dtype: of keys and values; default the model's, on one CPU float32.
           text_of: turns tokens into text, which stop texts need.
+          tokenizer: a fast one of Hugging Face's, which structures need.
         Raises:
           UserError: no slots, or an adapter that reads later tokens.
         """
@@ -115,10 +109,13 @@ class Engine:
         self._wanted: dict[Hashable, None] = {}
         self._slots = self._empty(slots)
         self._spare_rows: list[Any] = []
-        self._texts: list[_Text | None] = [None] * slots
+        self._texts: list[Text | None] = [None] * slots
         self._waiting: collections.deque[WaitingPrompt] = collections.deque()
-        self._ahead: tuple[list[_Text | None], TokenScores] | None = None
+        self._ahead: tuple[list[Text | None], TokenScores] | None = None
         self._submitted = 0
+        grammars = None if tokenizer is None else Grammars(tokenizer, self.vocab)
+        self._masks = Masks(slots, self.vocab, grammars)
+        self._edits: Edits | None = None
 
     @property
     def busy(self) -> bool:
@@ -139,19 +136,21 @@ class Engine:
         self.check(request)
         number, self._submitted = self._submitted, self._submitted + 1
         self._waiting.append(WaitingPrompt(number, request))
-        self._wanted |= dict.fromkeys(self._programs_of(request))
+        self._wanted |= dict.fromkeys(programs.names_of(request, self.length))
         return number
 
     def check(self, request: Request) -> None:
         """Refuse what cannot be completed.
 
         Raises:
-          UserError: no token, too many, one that the model lacks, or a stop text
-            without ``text_of``.
+          UserError: no token, too many, one that the model lacks, a stop text without
+            ``text_of``, or a structure that cannot be kept to.
         """
         requests_lib.check(
             request, vocab=self.vocab, length=self.length, text_of=self.text_of
         )
+        if request.steering is not None:
+            self._masks.check(request.steering, request.stop_tokens)
 
     def cancel(self, number: int) -> None:
         """Drop a request; its slots are free at once and no event of it follows."""
@@ -173,30 +172,47 @@ class Engine:
             on; default as many as it takes to fill the slots.
         """
         self._compile()
-        events = self._fill(chunks)
+        # The next masks depend on the tokens that are on their way.
+        events = self._collect() if self._is_steered else []
+        events += self._fill(chunks)
+        events += self._collect() if self._is_steered else []
         ahead, self._ahead = self._ahead, self._order()
-        if ahead is not None:
-            scores = jax.device_get(ahead[1])
-            for slot, text in enumerate(ahead[0]):
-                if text is not None and not text.done:
-                    events.append(self._take(text, scores, slot))
-        self._free_slots()
-        return events
+        return events + self._taken(ahead)
+
+    @property
+    def _is_steered(self) -> bool:
+        return any(text is not None and text.guide for text in self._texts)
+
+    def _collect(self) -> list[Event]:
+        """Return the tokens that were asked for last, before others are."""
+        ahead, self._ahead = self._ahead, None
+        return self._taken(ahead)
 
     def _free_slots(self) -> None:
         """Empty the slots of texts that are done."""
         self._texts = [t if t is not None and not t.done else None for t in self._texts]
 
-    def _order(self) -> tuple[list[_Text | None], TokenScores] | None:
+    def _order(self) -> tuple[list[Text | None], TokenScores] | None:
         """Have the device make the next token of every text."""
         if not any(self._texts):
             return None
         texts = list(self._texts)
         active = np.array([text is not None for text in texts])
         ranked = np.array(any(text.request.ranked for text in texts if text))
-        self._slots, out = programs.step(
-            *(self.variables, self._slots, active, ranked), **self._static
-        )
+        if self._is_steered:
+            steered = np.array([bool(text and text.guide) for text in texts])
+            out, self._edits = programs.draw(
+                *(self._slots, self._edits, active, ranked, steered),
+                self._masks.words.copy(),
+                mesh=self.mesh,
+            )
+            self._slots = programs.advance(
+                self.variables, self._slots, out.tokens, active, **self._static
+            )
+        else:
+            self._slots, out = programs.step(
+                self.variables, self._slots, active, ranked, **self._static
+            )
         for slot, text in enumerate(texts):
             if text is not None:
                 text.ordered += 1
@@ -251,24 +267,28 @@ class Engine:
             extent=extent_of(len(request.tokens), self.length),
             mesh=self.mesh,
         )
-        self._texts[slot] = _Text(prompt.number, prompt.next_sample, request)
+        guide = None
+        if request.steering is not None:
+            self._edits = programs.begin_edits(
+                *(self._edits, np.int32(slot), request.steering.edits(self.vocab)),
+                mesh=self.mesh,
+            )
+            guide = self._masks.begin(slot, request.steering, request.stop_tokens)
+        self._texts[slot] = Text(
+            prompt.number, prompt.next_sample, request, guide=guide
+        )
         prompt.next_sample += 1
 
-    def _take(self, text: _Text, scores: TokenScores, slot: int) -> Event:
-        """Return a text's new token."""
-        request = text.request
-        text.tokens.append(token := int(scores.tokens[slot]))
-        reason: FinishReason | None = None
-        if token in request.stop_tokens or requests_lib.stops(
-            request, text.tokens, self.text_of
-        ):
-            reason = "stop"
-        elif len(text.tokens) == request.sampling.max_new_tokens:
-            reason = "length"
-        text.done = reason is not None
-        return requests_lib.event(
-            text.number, text.sample, request, scores, slot, reason
-        )
+    def _taken(
+        self, ahead: tuple[list[Text | None], TokenScores] | None
+    ) -> list[Event]:
+        """Return what has been made, once it is there."""
+        if ahead is None:
+            return []
+        texts, scores = ahead
+        events = taken(texts, jax.device_get(scores), self._masks, self.text_of)
+        self._free_slots()
+        return events
 
     def _empty(self, slots: int) -> Slots:
         made = programs.empty(
@@ -285,12 +305,6 @@ class Engine:
             made = jax.device_put(made, self._place)
         return made
 
-    def _programs_of(self, request: Request) -> Iterator[Hashable]:
-        """Yield a name for each program that a request needs."""
-        yield ("step",)
-        yield "prefill", request.judged
-        yield "admit", extent_of(len(request.tokens), self.length)
-
     def _compile(self) -> None:
         """Compile what the requests need and is not there yet, all at once."""
         names = [name for name in self._wanted if name not in self._compiled]
@@ -301,28 +315,18 @@ class Engine:
         row = self._empty(1)
         if not self._spare_rows:
             self._spare_rows.append(row.cache)
+        if ("draw",) in names:
+            made = programs.no_edits(
+                slots=len(self._texts), vocab=self.vocab, mesh=self.mesh
+            )
+            self._edits = made if self.mesh else jax.device_put(made, self._place)
+        arrays = self.variables, self._slots, row, self._edits
         programs.compile_together(
-            functools.partial(self._lowered, name, row) for name in names
+            functools.partial(programs.lowered, name, *arrays, self._static)
+            for name in names
         )
         self._compiled.update(names)
         self.compile_seconds += time.monotonic() - began
-
-    def _lowered(self, name: Any, row: Slots) -> jax.stages.Lowered:
-        """Return a program, from arguments like those that it will be called with."""
-        kind, *options = name
-        one = np.int32(1)
-        if kind == "step":
-            active = np.zeros(len(self._texts), bool)
-            values = self.variables, self._slots, active, np.array(False)
-            return programs.step.lower(*values, **self._static)
-        if kind == "prefill":
-            following = np.zeros(PIECE, np.int32) if options[0] else None
-            piece = np.zeros((1, PIECE), np.int32)
-            values = self.variables, row.cache, piece, one, one, one, following
-            return programs.prefill.lower(*values, **self._static)
-        start = WaitingPrompt(0, Request([0])).start(0, self.vocab)
-        values = self._slots, row.cache, row.logits, start
-        return programs.admit.lower(*values, extent=options[0], mesh=self.mesh)
 
 
 def generate(

@@ -1,14 +1,34 @@
 """The engine's compiled steps, and how they get compiled at the same time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
+import numpy as np
 
-from jaxalign.generation import steps
+from jaxalign.generation import drawing, steps
+from jaxalign.generation.completions import Request
+from jaxalign.generation.drawing import Edits
+from jaxalign.generation.prefill import PIECE, WaitingPrompt, extent_of
+from jaxalign.generation.steering import Steering
+from jaxalign.generation.steps import Slots
+from jaxalign.types import Variables
 
 
-__all__ = ["admit", "compile_together", "empty", "prefill", "step"]
+__all__ = [
+    "admit",
+    "advance",
+    "begin_edits",
+    "compile_together",
+    "draw",
+    "empty",
+    "lowered",
+    "names_of",
+    "no_edits",
+    "prefill",
+    "step",
+]
 
 empty = jax.jit(
     steps.empty,
@@ -21,6 +41,67 @@ admit = jax.jit(
     steps.admit, static_argnames=("extent", "mesh"), donate_argnames="slots"
 )
 step = jax.jit(steps.step, static_argnames=("model", "mesh"), donate_argnames="slots")
+# The same in two, where a slot is steered.
+draw = jax.jit(drawing.draw, static_argnames="mesh", donate_argnames="edits")
+advance = jax.jit(
+    steps.advance, static_argnames=("model", "mesh"), donate_argnames="slots"
+)
+no_edits = jax.jit(drawing.no_edits, static_argnames=("slots", "vocab", "mesh"))
+begin_edits = jax.jit(drawing.begin, static_argnames="mesh", donate_argnames="edits")
+
+
+def names_of(request: Request, length: int) -> Iterator[Hashable]:
+    """Yield a name for each program that a request needs in slots of a length."""
+    yield "prefill", request.judged
+    yield "admit", extent_of(len(request.tokens), length)
+    if request.steering is None:
+        yield ("step",)
+    else:
+        yield from (("draw",), ("advance",), ("begin_edits",))
+
+
+def lowered(
+    name: Any,
+    variables: Variables,
+    slots: Slots,
+    row: Slots,
+    edits: Edits | None,
+    static: Mapping[str, Any],
+) -> jax.stages.Lowered:
+    """Return a program, from arguments like those that it will be called with.
+
+    Args:
+      name: see :func:`names_of`.
+      variables: of the model.
+      slots: of the engine.
+      row: a single slot.
+      edits: of the slots, for steered requests.
+      static: model and mesh.
+    """
+    kind, *options = name
+    one, mesh = np.int32(1), static["mesh"]
+    count, vocab = slots.logits.shape
+    flags, no = np.zeros(count, bool), np.array(False)
+    if kind == "step":
+        return step.lower(variables, slots, flags, no, **static)
+    if kind == "advance":
+        tokens = jax.ShapeDtypeStruct(
+            (count,), np.int32, sharding=slots.positions.sharding
+        )
+        return advance.lower(variables, slots, tokens, flags, **static)
+    if kind == "draw":
+        masks = np.zeros((count, -(-vocab // 32)), np.uint32)
+        return draw.lower(slots, edits, flags, no, flags, masks, mesh=mesh)
+    if kind == "begin_edits":
+        return begin_edits.lower(edits, one, Steering().edits(vocab), mesh=mesh)
+    if kind == "prefill":
+        following = np.zeros(PIECE, np.int32) if options[0] else None
+        piece = np.zeros((1, PIECE), np.int32)
+        values = variables, row.cache, piece, one, one, one, following
+        return prefill.lower(*values, **static)
+    start = WaitingPrompt(0, Request([0])).start(0, vocab)
+    values = slots, row.cache, row.logits, start
+    return admit.lower(*values, extent=options[0], mesh=mesh)
 
 
 def compile_together(lowerings: Iterable[Callable[[], jax.stages.Lowered]]) -> None:

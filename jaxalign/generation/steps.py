@@ -23,8 +23,12 @@ __all__ = [
     "Start",
     "TokenScores",
     "admit",
+    "advance",
+    "choose",
     "empty",
+    "everywhere",
     "prefill",
+    "scores",
     "step",
     "vocab_size",
 ]
@@ -125,11 +129,12 @@ def empty(
 
 def _placed(slots: Slots, mesh: Mesh | None) -> Slots:
     """Say where slots lie: caches by slot and head, all else everywhere."""
-    rest = _everywhere(slots._replace(cache=None), mesh)
+    rest = everywhere(slots._replace(cache=None), mesh)
     return rest._replace(cache=_placed_cache(slots.cache, mesh))
 
 
-def _everywhere(tree: Any, mesh: Mesh | None) -> Any:
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """Say that arrays lie whole on every device."""
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, sharding.replicated(mesh))
@@ -182,15 +187,16 @@ def prefill(
     )
     if following is None:
         last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
-        logits, scores = _everywhere(model.logits_fn(variables, last), mesh), None
+        logits, found = everywhere(model.logits_fn(variables, last), mesh), None
     else:
-        every = _everywhere(model.logits_fn(variables, hidden[0]), mesh)
+        every = everywhere(model.logits_fn(variables, hidden[0]), mesh)
         logits = jax.lax.dynamic_slice_in_dim(every, count - 1, 1)
-        scores = _everywhere(_scores(every, following, jnp.ones((), bool)), mesh)
-    return logits, _placed_cache(cache, mesh), scores
+        told = scores(every, following, jnp.ones((), bool))
+        found = everywhere(told, mesh)
+    return logits, _placed_cache(cache, mesh), found
 
 
-def _scores(
+def scores(
     logits: Float[Array, "n v"], tokens: Int[Array, " n"], ranked: Bool[Array, ""]
 ) -> TokenScores:
     """Return what the model thought of tokens, with the best ones if asked for."""
@@ -253,6 +259,47 @@ def admit(
     return _placed(slots, mesh)
 
 
+def choose(
+    logits: Float[Array, "b v"], slots: Slots, active: Bool[Array, " b"]
+) -> Int[Array, " b"]:
+    """Draw the next token of every active slot from logits, as the slot wants it."""
+    penalty = slots.controls.repetition_penalty
+    chosen = sampling.penalised(logits, penalty, slots.seen)
+    # A slot without a text draws greedily, which takes no round of its own.
+    heat = jnp.where(active, slots.controls.temperature, 0.0)
+    controls = slots.controls._replace(temperature=heat)
+    return sampling.sample(chosen, controls, slots.keys, slots.counts)
+
+
+def advance(
+    variables: Variables,
+    slots: Slots,
+    tokens: Int[Array, " b"],
+    active: Bool[Array, " b"],
+    *,
+    model: Model,
+    mesh: Mesh | None = None,
+) -> Slots:
+    """Run the model on the token of every active slot."""
+    assert model.decode_fn is not None
+    hidden, cache = model.decode_fn(
+        variables,
+        slots.cache,
+        tokens[:, None],
+        slots.positions[:, None],
+        active[:, None],
+    )
+    moved = active.astype(jnp.int32)
+    slots = slots._replace(
+        cache=cache,
+        logits=model.logits_fn(variables, hidden[:, 0]),
+        positions=slots.positions + moved,
+        counts=slots.counts + moved,
+        seen=slots.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
+    )
+    return _placed(slots, mesh)
+
+
 def step(
     variables: Variables,
     slots: Slots,
@@ -275,27 +322,7 @@ def step(
       The slots, and what was drawn, whatever temperature, penalty and truncation it
       was drawn with.
     """
-    assert model.decode_fn is not None
-    penalty = slots.controls.repetition_penalty
-    chosen = sampling.penalised(slots.logits, penalty, slots.seen)
-    # A slot without a text draws greedily, which takes no round of its own.
-    heat = jnp.where(active, slots.controls.temperature, 0.0)
-    controls = slots.controls._replace(temperature=heat)
-    tokens = sampling.sample(chosen, controls, slots.keys, slots.counts)
-    scores = _scores(slots.logits, tokens, ranked)
-    hidden, cache = model.decode_fn(
-        variables,
-        slots.cache,
-        tokens[:, None],
-        slots.positions[:, None],
-        active[:, None],
-    )
-    moved = active.astype(jnp.int32)
-    slots = slots._replace(
-        cache=cache,
-        logits=model.logits_fn(variables, hidden[:, 0]),
-        positions=slots.positions + moved,
-        counts=slots.counts + moved,
-        seen=slots.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
-    )
-    return _placed(slots, mesh), _everywhere(scores, mesh)
+    tokens = choose(slots.logits, slots, active)
+    told = scores(slots.logits, tokens, ranked)
+    slots = advance(variables, slots, tokens, active, model=model, mesh=mesh)
+    return slots, everywhere(told, mesh)
