@@ -45,9 +45,10 @@ HOMES = {
     "aiohttp": ("judging/",),
     "sqlite3": ("judging/",),
     "fastapi": ("generation/serving/server.py",),
+    "prometheus_client": ("generation/serving/metrics.py",),
     "uvicorn": ("generation/serving/server.py",),
     "matplotlib": ("reports/",),
-    "pydantic": ("configs.py", "data/columns.py", "generation/serving/wire.py"),
+    "pydantic": ("configs.py", "data/columns.py", "generation/serving/"),
     "torch": (),
 }
 

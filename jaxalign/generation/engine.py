@@ -91,9 +91,8 @@ class Engine:
             raise UserError(f"batch_slots must be at least 1: got {slots}")
         self.model, self.variables, self.text_of = model, variables, text_of
         place = jax.tree.leaves(variables)[0].sharding
-        self._place, self.mesh = place, None
-        if isinstance(place, NamedSharding):
-            self.mesh = place.mesh
+        self._place = place
+        self.mesh = place.mesh if isinstance(place, NamedSharding) else None
         self._static: dict[str, Any] = {"model": model, "mesh": self.mesh}
         self.length = -(-length // PIECE) * PIECE
         self._block = None
@@ -126,6 +125,11 @@ class Engine:
     def waiting(self) -> int:
         """How many requests have not got all their slots yet."""
         return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many slots have a text."""
+        return sum(text is not None for text in self._texts)
 
     def submit(self, request: Request) -> int:
         """Queue a request and return the number that its events will carry.
@@ -181,7 +185,7 @@ class Engine:
 
     @property
     def _is_steered(self) -> bool:
-        return any(text is not None and text.guide for text in self._texts)
+        return any(text and text.guide for text in self._texts)
 
     def _collect(self) -> list[Event]:
         """Return the tokens that were asked for last, before others are."""
@@ -274,9 +278,7 @@ class Engine:
                 mesh=self.mesh,
             )
             guide = self._masks.begin(slot, request.steering, request.stop_tokens)
-        self._texts[slot] = Text(
-            prompt.number, prompt.next_sample, request, guide=guide
-        )
+        self._texts[slot] = Text(prompt.number, prompt.next_sample, request, guide)
         prompt.next_sample += 1
 
     def _taken(

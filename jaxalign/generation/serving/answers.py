@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxalign.generation.completions import min_tokens
 from jaxalign.generation.engine import Event, FinishReason, Request
 from jaxalign.generation.serving.wire import ParsedRequest
 
@@ -90,6 +91,8 @@ class Growing:
 
     def _certain(self, is_last: bool) -> str:
         stops = self._request.sampling.stop
+        if len(self._tokens) <= min_tokens(self._request):
+            stops = ()  # none counts yet
         cuts = [self._held.find(stop) for stop in stops if stop in self._held]
         if self._stopped:
             keep = 0

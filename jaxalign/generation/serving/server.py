@@ -1,7 +1,8 @@
 """``jaxalign serve``: an OpenAI-compatible server over the engine.
 
-POST /v1/chat/completions and /v1/completions, GET /v1/models and /health. Whatever a
-client sends, it gets an answer or an error object; one that goes away frees its slots.
+POST /v1/chat/completions, /v1/completions, /tokenize and /detokenize, GET /v1/models,
+/metrics and /health. Whatever a client sends, it gets an answer or an error object; one
+that goes away frees its slots.
 """
 
 import asyncio
@@ -17,7 +18,10 @@ from jaxalign.checkpoints import fastest
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Event
+from jaxalign.generation.serving import metrics, tokens, wire
+from jaxalign.generation.serving.access import KeyRequired, read_key
 from jaxalign.generation.serving.answers import Growing, Piece, ResponseBody, echoed
+from jaxalign.generation.serving.bodies import DetokenizeBody, TokenizeBody
 from jaxalign.generation.serving.driver import Call, EngineFailed
 from jaxalign.generation.serving.service import ServeConfig, Service, make_engine
 from jaxalign.generation.serving.wire import ApiError, ChatBody, CompletionBody, parse
@@ -26,6 +30,7 @@ from jaxalign.generation.serving.wire import ApiError, ChatBody, CompletionBody,
 try:
     import fastapi
     import uvicorn
+    from fastapi.middleware.cors import CORSMiddleware
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
@@ -57,13 +62,14 @@ async def _answer(
     service.check_open()
     with contextlib.ExitStack() as stack:
         stack.enter_context(service.counted())
+        stack.enter_context(service.metrics.timed(request.url.path))
         asked = parse(body, kind)
         service.check_model(asked.model)
         requests = await service.requests_of(asked)
         call = service.submit(requests)
         stack.callback(call.close)
         answer = ResponseBody(asked, requests, service.made.tokenizer)
-        pieces = _pieces(call, answer, text_model.text_with(service.made.tokenizer))
+        pieces = _pieces(service, call, answer)
         if asked.stream:
             return _Stream(_lines(answer, pieces), stack.pop_all())
         # Closes the call if the client goes, which ends the pieces.
@@ -109,9 +115,10 @@ async def _close_when_gone(request: fastapi.Request, call: Call) -> None:
 
 
 async def _pieces(
-    call: Call, answer: ResponseBody, text_of: Any
+    service: Service, call: Call, answer: ResponseBody
 ) -> AsyncIterator[tuple[int, Piece]]:
     """Yield (index of the choice, piece) as texts grow."""
+    text_of = text_model.text_with(service.made.tokenizer)
     growing: dict[int, Growing] = {}
     told: dict[int, list[Event]] = {}
     prompts: dict[int, Piece] = {}
@@ -134,7 +141,15 @@ async def _pieces(
         if asked.only_prompt:
             yield index, Piece("", [], "length")
             continue
+        if event.finish_reason == "error":
+            raise ApiError(
+                "the structure became too much for the library on the way: "
+                f"{asked.structure_field} is too ambiguous",
+                status=500,
+                code="structure_failed",
+            )
         answer.count()
+        service.metrics.count_completion()
         piece = growing[index].add(event)
         if piece is not None:
             yield index, piece
@@ -152,6 +167,9 @@ async def _lines(
     except EngineFailed as error:
         yield _line(ApiError(str(error), status=500, code="engine_failed").body)
         return
+    except ApiError as error:
+        yield _line(error.body)
+        return
     if answer.asked.include_usage:
         yield _line(answer.closing())
     yield "data: [DONE]\n\n"
@@ -162,15 +180,36 @@ def _line(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def make_app(service: Service) -> fastapi.FastAPI:
-    """Return the routes; the engine's thread runs as long as the app does."""
+def make_app(service: Service, key: str | None = None) -> fastapi.FastAPI:
+    """Return the routes; the engine's thread runs as long as the app does.
+
+    Args:
+      service: what the routes share.
+      key: that requests must have; None for no key.
+    """
     app = fastapi.FastAPI(
         title="jaxalign",
         openapi_url=None,
         redirect_slashes=False,
         lifespan=service.running,
     )
+    if key is not None:
+        app.add_middleware(KeyRequired, key=key)
+    origins = service.config.allowed_origins
+    if origins:  # outermost, as browsers ask for leave without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    _add_routes(app, service)
+    for kind in (ApiError, EngineFailed, ClientDisconnect, HTTPException, Exception):
+        app.add_exception_handler(kind, _refused)
+    return app
 
+
+def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
         try:
@@ -196,9 +235,25 @@ def make_app(service: Service) -> fastapi.FastAPI:
     async def completions(request: fastapi.Request) -> Response:
         return await _answer(service, request, CompletionBody)
 
-    for kind in (ApiError, EngineFailed, ClientDisconnect, HTTPException, Exception):
-        app.add_exception_handler(kind, _refused)
-    return app
+    @app.post("/tokenize")
+    async def tokenize(request: fastapi.Request) -> Response:
+        body = wire.read(await _body_of(request), TokenizeBody)
+        service.check_model(body.model or service.name)
+        tokenizer, most = service.made.tokenizer, service.config.max_length
+        found = await service.with_tokenizer(tokens.tokenize, tokenizer, body, most)
+        return JSONResponse(found)
+
+    @app.post("/detokenize")
+    async def detokenize(request: fastapi.Request) -> Response:
+        body = wire.read(await _body_of(request), DetokenizeBody)
+        service.check_model(body.model or service.name)
+        tokenizer = service.made.tokenizer
+        found = await service.with_tokenizer(tokens.detokenize, tokenizer, body)
+        return JSONResponse(found)
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -247,8 +302,10 @@ def serve(config: ServeConfig) -> None:
     """Serve until a signal, and until what has been asked before it is answered.
 
     Raises:
-      UserError: the address cannot be listened on, or see ``text_model.load``.
+      UserError: the address cannot be listened on, the key cannot be read, or see
+        ``text_model.load``.
     """
+    key = read_key(config.api_key_file)
     with _listen(config) as listener:
         dtype = fastest.resolve(config.dtype, config.model)
         made = text_model.load(
@@ -262,7 +319,7 @@ def serve(config: ServeConfig) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         options = uvicorn.Config(
-            make_app(service),
+            make_app(service, key),
             log_level="warning",
             lifespan="on",
             # Once all is answered: for those who never end what they send.

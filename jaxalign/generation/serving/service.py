@@ -5,22 +5,27 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from jaxalign.checkpoints.load import DType
 from jaxalign.data.records import Prompt
 from jaxalign.data.rendering import Renderer
+from jaxalign.data.tokenizer import special_tokens
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Engine, Request, Sampling
+from jaxalign.generation.serving import access
 from jaxalign.generation.serving.driver import Call, Driver, Overloaded
+from jaxalign.generation.serving.metrics import Metrics
 from jaxalign.generation.serving.wire import ApiError, ParsedRequest
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
 
 
 __all__ = ["ServeConfig", "Service", "make_engine"]
+
+_T = TypeVar("_T")
 
 _COMPLETION_TOKENS = 16
 """What a completion may have where the request does not say, as OpenAI has it."""
@@ -36,7 +41,13 @@ class ServeConfig:
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
       host: address to listen on; the default is reached from this machine only.
       port: 0 takes any that is free.
-      model_name: what requests call the model; default its id or directory's name.
+      model_name: what requests call the model, also spelt ``--served_model_name``;
+        default its id or directory's name.
+      api_key_file: file that holds the key which requests must have; default the
+        environment variable JAXALIGN_API_KEY, and where that is not there no key.
+        ``/health`` is open to all.
+      allowed_origins: origins whose pages may read answers in a browser (CORS),
+        ``'["https://host"]'``; ``'["*"]'`` for all.
       batch_slots: completions that are made at the same time.
       max_length: most tokens of a prompt with its completion.
       max_waiting: completions that may wait for a slot; what is more gets 429.
@@ -55,6 +66,8 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     model_name: str | None = None
+    api_key_file: str | None = None
+    allowed_origins: tuple[str, ...] = ()
     batch_slots: int = 16
     max_length: int = 2048
     max_waiting: int = 256
@@ -75,6 +88,7 @@ class ServeConfig:
             raise UserError(f"port must be in [0, 65535]: got {self.port}")
         if self.model_name == "":
             raise UserError("model_name is empty: leave it out")
+        access.check_origins(self.allowed_origins)
 
 
 def make_engine(config: ServeConfig, made: text_model.TextModel) -> Engine:
@@ -86,6 +100,7 @@ def make_engine(config: ServeConfig, made: text_model.TextModel) -> Engine:
         length=config.max_length,
         cache_dtype=config.cache_dtype,
         text_of=text_model.text_with(made.tokenizer),
+        tokenizer=made.tokenizer,
     )
     engine.submit(Request([0], Sampling(max_new_tokens=1)))
     while engine.busy:
@@ -104,6 +119,10 @@ class Service:
         """Whether new requests are sent away."""
         self.answering = 0
         """Requests that have not been answered to the end."""
+        self.metrics = Metrics(
+            running=lambda: engine.running,
+            waiting=lambda: max(self.driver.texts - engine.running, 0),
+        )
         # One thread: tokenizers are not made for several, and it is enough.
         self._tokenising = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
 
@@ -149,11 +168,16 @@ class Service:
         Raises:
           ApiError: 400.
         """
+        found = await self.with_tokenizer(self._requests_of, asked)
+        self.metrics.count_prompt(sum(len(request.tokens) for request in found))
+        return found
+
+    async def with_tokenizer(self, fn: Callable[..., _T], *args: Any) -> _T:
+        """Call what uses the tokenizer, in its thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenising, self._requests_of, asked)
+        return await loop.run_in_executor(self._tokenising, fn, *args)
 
     def _requests_of(self, asked: ParsedRequest) -> list[Request]:
-        field = "messages" if asked.is_chat else "prompt"
         found = []
         for prompt in asked.prompts:
             try:
@@ -166,15 +190,23 @@ class Service:
                 request = Request(
                     tokens,
                     sampling,
-                    self.made.ends(sampling.stop),
+                    self._ends(asked, sampling.stop),
                     ranked=asked.logprobs or 0,
                     judged=asked.echo and asked.logprobs is not None,
+                    steering=asked.steering,
                 )
                 self.driver.engine.check(request)
             except UserError as error:
-                raise ApiError(str(error), param=field) from None
+                raise ApiError(str(error), param=_param(error, asked)) from None
             found.append(request)
         return found
+
+    def _ends(self, asked: ParsedRequest, stop: Sequence[str]) -> frozenset[int]:
+        """Return the tokens that end a completion."""
+        ends = self.made.ends(stop)
+        if asked.ignore_eos:
+            ends = special_tokens(self.made.tokenizer, stop)
+        return ends | frozenset(asked.stop_tokens)
 
     def _tokens_left(self, length: int, asked: ParsedRequest) -> int:
         """Return how long a completion may get.
@@ -215,3 +247,14 @@ class Service:
             yield
         finally:
             self.answering -= 1
+
+
+def _param(error: UserError, asked: ParsedRequest) -> str | None:
+    """Return the field that an error of the engine is of."""
+    text = str(error)
+    if "cannot be followed" in text:
+        return asked.structure_field
+    first = text.split()[0]
+    if first in ("logit_bias", "min_tokens"):
+        return first
+    return "messages" if asked.is_chat else "prompt"

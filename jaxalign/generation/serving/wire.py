@@ -2,61 +2,42 @@
 
 Fields that would change the answer and that we cannot honour are refused by name, and
 so are fields that we do not know: nothing is left out in silence. Log-probabilities
-are those of the model itself, without temperature, penalty or truncation.
+are those of the model itself, without temperature, bias, penalty or truncation; where a
+structure forbids tokens, among the others.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import pydantic
 import pydantic_core
 
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import did_you_mean
-from jaxalign.generation.steps import MOST_RANKED
+from jaxalign.generation.serving import neutral
+from jaxalign.generation.serving.api_error import ApiError, shown
+from jaxalign.generation.serving.bodies import (
+    ChatBody,
+    CompletionBody,
+    Turn,
+    inner_names,
+)
+from jaxalign.generation.serving.steering_of import steering_of
+from jaxalign.generation.steering import Steering
 
 
-__all__ = ["ApiError", "ParsedRequest", "ChatBody", "CompletionBody", "parse"]
+__all__ = [
+    "ApiError",
+    "ChatBody",
+    "CompletionBody",
+    "ParsedRequest",
+    "conversation",
+    "parse",
+    "read",
+]
 
 _MOST_TEXTS = 2048
 """Prompts times completions of one HTTP request."""
-
-_Float = Annotated[float, pydantic.Field(ge=0, le=100, allow_inf_nan=False)]
-_Share = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
-_Count = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1)]
-_Token = Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)]
-_Stop = Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
-# A long list of what is wrong would cost more than the answer.
-_Some = pydantic.Field(min_length=1, fail_fast=True)
-_Tokens = Annotated[list[_Token], _Some]
-
-
-class ApiError(Exception):
-    """An answer that is an error."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-    ):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """Return OpenAI's error object."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": "rate_limit_error" if self.status == 429 else kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
 
 
 class ParsedRequest(NamedTuple):
@@ -76,6 +57,13 @@ class ParsedRequest(NamedTuple):
     """Whether each completion begins with its prompt."""
     only_prompt: bool = False
     """Whether nothing is to be completed."""
+    steering: Steering | None = None
+    structure_field: str | None = None
+    """The field that says what the text has to be."""
+    stop_tokens: tuple[int, ...] = ()
+    """Tokens that end a completion beside the model's own."""
+    ignore_eos: bool = False
+    """Whether the model's own end none."""
 
     def text(self, number: int) -> str | None:
         """Return a prompt that was given as a text."""
@@ -83,90 +71,7 @@ class ParsedRequest(NamedTuple):
         return text if isinstance(text, str) else None
 
 
-class _Part(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class _Turn(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[_Part], _Some]
-    # Of no consequence for the answer: who said it; what lm-eval adds to every turn.
-    name: str | None = None
-    type: Literal["text"] | None = None
-
-
-class _StreamOptions(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class _Body(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    model: str
-    max_tokens: _Count | None = None
-    temperature: _Float = 1.0
-    top_p: _Share = 1.0
-    n: Annotated[int, pydantic.Field(ge=1, le=128)] = 1
-    seed: Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        _Stop | Annotated[list[_Stop], pydantic.Field(max_length=4, fail_fast=True)]
-    ) = ()  # pyright: ignore[reportAssignmentType]
-    stream: bool = False
-    stream_options: _StreamOptions | None = None
-    # Not OpenAI's, but of most servers like it.
-    top_k: Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)] = 0
-    min_p: _Share = 0.0
-    repetition_penalty: Annotated[_Float, pydantic.Field(ge=0.01)] = 1.0
-    # Of no consequence for the answer.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-
-
-class ChatBody(_Body):
-    """A request for chat completions."""
-
-    messages: Annotated[list[_Turn], _Some]
-    max_completion_tokens: _Count | None = None
-    logprobs: bool = False
-    top_logprobs: Annotated[int, pydantic.Field(ge=0, le=MOST_RANKED)] = 0
-
-
-class CompletionBody(_Body):
-    """A request for completions."""
-
-    prompt: (
-        str | _Tokens | Annotated[list[str], _Some] | Annotated[list[_Tokens], _Some]
-    )
-    # OpenAI's takes no 0 tokens, but harnesses that only want the prompt judged do.
-    max_tokens: Annotated[int, pydantic.Field(ge=0, le=2**31 - 1)] | None = None
-    logprobs: Annotated[int, pydantic.Field(ge=0, le=MOST_RANKED)] | None = None
-    echo: bool = False
-    best_of: int | None = None
-
-
-_ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "frequency_penalty": ((0,), "repetition_penalty is there in its place"),
-    "presence_penalty": ((0,), "repetition_penalty is there in its place"),
-    "logit_bias": (({},), "no token's logit can be changed"),
-    "response_format": (({"type": "text"},), "answers are free text"),
-    "tools": (([],), "the server calls no tools"),
-    "tool_choice": (("none",), "the server calls no tools"),
-    "parallel_tool_calls": ((), "the server calls no tools"),
-    "functions": (([],), "the server calls no tools"),
-    "function_call": (("none",), "the server calls no tools"),
-    "modalities": ((["text"],), "answers are text"),
-    "suffix": (("",), "nothing can be written before a given end"),
-}
-"""Fields by the values that change nothing, and why no other will do."""
+_Kind = TypeVar("_Kind", bound=pydantic.BaseModel)
 
 _UNION_BRANCHES = ("string_type", "list_type", "too_short")
 
@@ -180,32 +85,12 @@ def parse(data: bytes, kind: type[ChatBody] | type[CompletionBody]) -> ParsedReq
     Raises:
       ApiError: 400, with what is wrong, what was got and what was expected.
     """
-    fields = _object_of(data)
-    for name, (values, why) in _ONLY.items():
-        if name in fields and fields.pop(name) not in values:
-            expected = f"leave it out or give {values[0]!r}" if values else "remove it"
-            raise ApiError(
-                f"{name} is not supported: {why}. {expected.capitalize()}",
-                param=name,
-                code="unsupported_parameter",
-            )
-    for name in fields:
-        if name not in kind.model_fields:
-            shown = name if len(name) <= 40 else f"{name[:37]}..."
-            known = [*kind.model_fields, *_ONLY]
-            raise ApiError(
-                f"unknown field {shown!r}. {did_you_mean(shown, known)}",
-                param=shown,
-                code="unknown_parameter",
-            )
-    try:
-        body = kind.model_validate(fields)
-    except pydantic.ValidationError as error:
-        raise _explained(error) from None
+    body = read(data, kind)
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options goes with stream: true", param="stream_options")
     if isinstance(body, ChatBody):
-        asked = _asked(body, (_conversation(body),), _chat_tokens(body))
+        prompt = conversation(body.messages)
+        asked = _asked(body, (prompt,), _chat_tokens(body))
         if body.top_logprobs and not body.logprobs:
             raise ApiError(
                 "top_logprobs goes with logprobs: true", param="top_logprobs"
@@ -219,6 +104,29 @@ def parse(data: bytes, kind: type[ChatBody] | type[CompletionBody]) -> ParsedReq
     )
 
 
+def read(data: bytes, kind: type[_Kind]) -> _Kind:
+    """Read a body of a kind, without what that says of itself.
+
+    Raises:
+      ApiError: 400, with what is wrong, what was got and what was expected.
+    """
+    honoured = kind.model_fields
+    fields = dict(neutral.without_neutral(_object_of(data), honoured))
+    for name in fields:
+        if name not in honoured:
+            short = name if len(name) <= 40 else f"{name[:37]}..."
+            known = [*honoured, *neutral.KNOWN]
+            raise ApiError(
+                f"unknown field {short!r}. {did_you_mean(short, known)}",
+                param=short,
+                code="unknown_parameter",
+            )
+    try:
+        return kind.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise _explained(error) from None
+
+
 def _object_of(data: bytes) -> dict[str, Any]:
     """Read JSON; a field that is null is as good as left out."""
     try:
@@ -226,7 +134,7 @@ def _object_of(data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ApiError(f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ApiError(f"the body must be a JSON object: got {_shown(value)}")
+        raise ApiError(f"the body must be a JSON object: got {shown(value)}")
     messages = value.get("messages")
     if isinstance(messages, list):
         value["messages"] = [_given(m) if isinstance(m, dict) else m for m in messages]
@@ -252,16 +160,32 @@ def _asked(
         "num_samples": body.n,
         "stop": body.stop if isinstance(body.stop, str) else tuple(body.stop),
     }
-    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
         options[name] = getattr(body, name)
+    options["top_k"] = max(body.top_k, 0)  # vLLM's -1 is all of them too
     if body.seed is not None:
         options["seed"] = body.seed % 2**32
     if max_new_tokens is not None:
         options["max_new_tokens"] = max_new_tokens
+    if max_new_tokens is not None and body.min_tokens > max_new_tokens:
+        raise ApiError(
+            f"min_tokens {body.min_tokens} is above max_tokens {max_new_tokens}",
+            param="min_tokens",
+        )
     usage = body.stream_options is not None and body.stream_options.include_usage
-    is_chat = isinstance(body, ChatBody)
+    steering, field = steering_of(body)
     return ParsedRequest(
-        body.model, is_chat, prompts, options, None, body.stream, usage
+        body.model,
+        isinstance(body, ChatBody),
+        prompts,
+        options,
+        None,
+        body.stream,
+        usage,
+        steering=steering,
+        structure_field=field,
+        stop_tokens=tuple(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
     )
 
 
@@ -276,10 +200,14 @@ def _chat_tokens(body: ChatBody) -> int | None:
     return next(iter(given), None)
 
 
-def _conversation(body: ChatBody) -> Prompt:
-    """Return the turns, parts of a text put together."""
+def conversation(messages: Sequence[Turn]) -> Prompt:
+    """Return the turns, parts of a text put together.
+
+    Raises:
+      ApiError: 400, the last turn is no question.
+    """
     turns = []
-    for turn in body.messages:
+    for turn in messages:
         parts = turn.content
         text = parts if isinstance(parts, str) else "".join(p.text for p in parts)
         # OpenAI's newer name, which no template knows.
@@ -302,7 +230,7 @@ def _check_completion(body: CompletionBody) -> None:
         )
     if body.best_of is not None and body.best_of != body.n:
         raise ApiError(
-            f"best_of must equal n = {body.n}: got {_shown(body.best_of)}. Completions "
+            f"best_of must equal n = {body.n}: got {shown(body.best_of)}. Completions "
             "are not ranked",
             param="best_of",
         )
@@ -326,8 +254,7 @@ def _explained(error: pydantic.ValidationError) -> ApiError:
     first = problems[0]["loc"][0]
     mine = [p for p in problems if p["loc"][0] == first]
     problem = max(mine, key=lambda p: (p["type"] not in _UNION_BRANCHES, len(p["loc"])))
-    names = set(_Turn.model_fields) | set(_Part.model_fields)
-    names |= set(_StreamOptions.model_fields)
+    names = inner_names()
     path = str(first)
     for part in problem["loc"][1:]:
         if isinstance(part, int):
@@ -347,17 +274,4 @@ def _explained(error: pydantic.ValidationError) -> ApiError:
         expected = 'only parts of type "text" are supported, no images and no sound'
     elif problem["type"] == "extra_forbidden":
         expected = "not a known field here"
-    return ApiError(f"{path}: {expected}: got {_shown(problem['input'])}", param=path)
-
-
-def _shown(value: Any) -> str:
-    """Show a value without repeating a text that may be long."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"a text of {len(value)} characters"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    if isinstance(value, Mapping):
-        return f"an object of {len(value)} fields"
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "a number of more than 20 digits"
-    return repr(value)
+    return ApiError(f"{path}: {expected}: got {shown(problem['input'])}", param=path)

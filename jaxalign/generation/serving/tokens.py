@@ -1,0 +1,62 @@
+"""Texts as tokens and back, without the model, as vLLM's servers tell them."""
+
+from typing import Any
+
+from jaxalign.data.records import Prompt
+from jaxalign.data.rendering import Renderer
+from jaxalign.errors import UserError
+from jaxalign.generation.serving.api_error import ApiError
+from jaxalign.generation.serving.bodies import DetokenizeBody, TokenizeBody
+from jaxalign.generation.serving.wire import conversation
+
+
+__all__ = ["detokenize", "tokenize"]
+
+
+def tokenize(tokenizer: Any, body: TokenizeBody, max_length: int) -> dict[str, Any]:
+    """Return the tokens of a prompt or of a conversation.
+
+    Args:
+      tokenizer: of the model.
+      body: what was asked. Special tokens are added to a prompt unless it says no, and
+        to a conversation, which has those of its template, only if it says so.
+      max_length: tokens that the model takes.
+    Raises:
+      ApiError: 400, neither or both are there, or the template cannot render it.
+    """
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError("expected either a prompt or messages", param="prompt")
+    is_chat = body.messages is not None
+    if body.messages is not None:
+        prompt = conversation(body.messages)
+    else:
+        prompt = Prompt(body.prompt or "", None, "prompt")
+    try:
+        text = Renderer(tokenizer).prompt_text(prompt)
+    except UserError as error:
+        raise ApiError(str(error), param="messages") from None
+    given = body.add_special_tokens
+    special = not is_chat if given is None else given
+    found = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    names = tokenizer.convert_ids_to_tokens(found) if body.return_token_strs else None
+    return {
+        "count": len(found),
+        "max_model_len": max_length,
+        "tokens": list(found),
+        "token_strs": names,
+    }
+
+
+def detokenize(tokenizer: Any, body: DetokenizeBody) -> dict[str, Any]:
+    """Return the text of tokens, special ones included.
+
+    Raises:
+      ApiError: 400, a token that the tokenizer lacks.
+    """
+    most = max(body.tokens, default=0)
+    if most >= len(tokenizer):
+        raise ApiError(
+            f"tokens has {most}: the tokenizer has {len(tokenizer)}", param="tokens"
+        )
+    text = tokenizer.decode(body.tokens, clean_up_tokenization_spaces=False)
+    return {"prompt": text}
