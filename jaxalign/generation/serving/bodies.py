@@ -10,6 +10,7 @@ from jaxalign.generation.steps import MOST_RANKED
 __all__ = [
     "ChatBody",
     "CompletionBody",
+    "ConversationBody",
     "DetokenizeBody",
     "JsonFormat",
     "Part",
@@ -48,10 +49,16 @@ class Turn(pydantic.BaseModel):
 
     model_config = _STRICT
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], _Some]
-    # Of no consequence for the answer: who said it; what lm-eval adds to every turn.
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], _Some] | None = None
+    # What chat templates look at beside the text.
     name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    # Of no consequence: what clients keep of an answer, what lm-eval adds to a turn.
+    refusal: str | None = None
+    annotations: list[Any] | None = None
     type: Literal["text"] | None = None
 
 
@@ -132,17 +139,30 @@ class _Body(pydantic.BaseModel):
     store: bool | None = None
 
 
-class ChatBody(_Body):
+class ConversationBody(pydantic.BaseModel):
+    """What a chat template is given beside the messages."""
+
+    model_config = _STRICT
+
+    tools: list[dict[str, Any]] = []
+    chat_template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+
+class ChatBody(_Body, ConversationBody):
     """A request for chat completions."""
 
     messages: Annotated[list[Turn], _Some]
     max_completion_tokens: _Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, pydantic.Field(ge=0, le=MOST_RANKED)] = 0
+    tool_choice: Literal["none", "auto"] = "auto"
+    reasoning_effort: str | None = None
     # Neutral values of what other servers can: echo a turn, begin as a text does.
     echo: Literal[False] = False
     add_special_tokens: Literal[False] = False
-    # Of no consequence, as the server calls no tools.
+    # Of no consequence, as the server reads no calls out of answers.
     parallel_tool_calls: bool = True
 
 
@@ -161,10 +181,8 @@ class CompletionBody(_Body):
     add_special_tokens: Literal[True] = True
 
 
-class TokenizeBody(pydantic.BaseModel):
+class TokenizeBody(ConversationBody):
     """A request for the tokens of a prompt or of a conversation, as vLLM has it."""
-
-    model_config = _STRICT
 
     model: str | None = None
     prompt: str | None = None

@@ -14,8 +14,8 @@ __all__ = ["KNOWN", "without_neutral"]
 
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     # OpenAI's.
-    "tools": (([],), "the server calls no tools"),
-    "tool_choice": (("none",), "the server calls no tools"),
+    "tools": (([],), "a text goes through no chat template"),
+    "tool_choice": (("none",), "a text goes through no chat template"),
     "function_call": (("none",), "the server calls no tools"),
     "functions": (([],), "the server calls no tools"),
     "modalities": ((["text"],), "answers are text"),

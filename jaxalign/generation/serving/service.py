@@ -183,6 +183,7 @@ class Service:
             try:
                 tokens: Any = prompt
                 if isinstance(prompt, Prompt):
+                    _check_effort(prompt, self.made.tokenizer)
                     tokens = Renderer(self.made.tokenizer).prompt_tokens(prompt)
                 options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
                 options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
@@ -258,3 +259,20 @@ def _param(error: UserError, asked: ParsedRequest) -> str | None:
     if first in ("logit_bias", "min_tokens"):
         return first
     return "messages" if asked.is_chat else "prompt"
+
+
+def _check_effort(prompt: Prompt, tokenizer: Any) -> None:
+    """Refuse an effort that the chat template would not tell the model of.
+
+    Raises:
+      ApiError: 400.
+    """
+    name = "reasoning_effort"
+    template = str(getattr(tokenizer, "chat_template", ""))
+    if name in prompt.template_kwargs and name not in template:
+        raise ApiError(
+            f"{name} is not supported: the model's chat template does not look at it. "
+            "Leave it out",
+            param=name,
+            code="unsupported_parameter",
+        )

@@ -7,7 +7,7 @@ from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation.serving.api_error import ApiError
 from jaxalign.generation.serving.bodies import DetokenizeBody, TokenizeBody
-from jaxalign.generation.serving.wire import conversation
+from jaxalign.generation.serving.conversation import conversation
 
 
 __all__ = ["detokenize", "tokenize"]
@@ -28,7 +28,7 @@ def tokenize(tokenizer: Any, body: TokenizeBody, max_length: int) -> dict[str, A
         raise ApiError("expected either a prompt or messages", param="prompt")
     is_chat = body.messages is not None
     if body.messages is not None:
-        prompt = conversation(body.messages)
+        prompt = conversation(body.messages, body)
     else:
         prompt = Prompt(body.prompt or "", None, "prompt")
     try:

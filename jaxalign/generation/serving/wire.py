@@ -6,22 +6,22 @@ are those of the model itself, without temperature, bias, penalty or truncation;
 structure forbids tokens, among the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import pydantic
 import pydantic_core
 
-from jaxalign.data.records import Message, Prompt
+from jaxalign.data.records import Prompt
 from jaxalign.errors import did_you_mean
 from jaxalign.generation.serving import neutral
 from jaxalign.generation.serving.api_error import ApiError, shown
 from jaxalign.generation.serving.bodies import (
     ChatBody,
     CompletionBody,
-    Turn,
     inner_names,
 )
+from jaxalign.generation.serving.conversation import conversation
 from jaxalign.generation.serving.steering_of import steering_of
 from jaxalign.generation.steering import Steering
 
@@ -31,7 +31,6 @@ __all__ = [
     "ChatBody",
     "CompletionBody",
     "ParsedRequest",
-    "conversation",
     "parse",
     "read",
 ]
@@ -89,7 +88,7 @@ def parse(data: bytes, kind: type[ChatBody] | type[CompletionBody]) -> ParsedReq
     if body.stream_options is not None and not body.stream:
         raise ApiError("stream_options goes with stream: true", param="stream_options")
     if isinstance(body, ChatBody):
-        prompt = conversation(body.messages)
+        prompt = conversation(body.messages, body)
         asked = _asked(body, (prompt,), _chat_tokens(body))
         if body.top_logprobs and not body.logprobs:
             raise ApiError(
@@ -198,28 +197,6 @@ def _chat_tokens(body: ChatBody) -> int | None:
             param="max_tokens",
         )
     return next(iter(given), None)
-
-
-def conversation(messages: Sequence[Turn]) -> Prompt:
-    """Return the turns, parts of a text put together.
-
-    Raises:
-      ApiError: 400, the last turn is no question.
-    """
-    turns = []
-    for turn in messages:
-        parts = turn.content
-        text = parts if isinstance(parts, str) else "".join(p.text for p in parts)
-        # OpenAI's newer name, which no template knows.
-        role = "system" if turn.role == "developer" else turn.role
-        turns.append(Message(role=role, content=text))
-    if turns[-1].role == "assistant":
-        raise ApiError(
-            "the last message is the assistant's: expected one that can be answered. "
-            "An answer cannot be gone on with",
-            param="messages",
-        )
-    return Prompt(tuple(turns), None, "messages")
 
 
 def _check_completion(body: CompletionBody) -> None:
