@@ -1,18 +1,13 @@
 """The server, by the official client: answers are the engine's, and none is lost."""
 
 import asyncio
-import contextlib
 import json
 import random
 import re
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import jax
@@ -20,139 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
-import uvicorn
 
 from jaxalign.cli.main import main
-from jaxalign.data import records
-from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import (
-    Completion,
     Engine,
     Event,
     Request,
     Sampling,
-    generate,
 )
-from jaxalign.generation.serving import server, service, wire
+from jaxalign.generation.serving import service, wire
 from jaxalign.generation.serving.answers import Growing
 from jaxalign.generation.serving.driver import Driver
 from jaxalign.types import ModelInputs
-
-
-TURNS: list[Any] = [{"role": "user", "content": "What is the answer?"}]
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Wait for a condition; fail when it does not come."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for: {what}"
-        time.sleep(0.005)
-    return found
-
-
-class Gate:
-    """Holds an engine's steps back."""
-
-    def __init__(self, engine: Any):
-        self._changed = threading.Condition()
-        self._step, self._left = engine.step, float("inf")
-        self.steps = 0
-        engine.step = self
-
-    def __call__(self, **options: Any) -> list[Event]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._left > 0)
-            self._left -= 1
-        self.steps += 1
-        return self._step(**options)
-
-    def shut(self) -> None:
-        with self._changed:
-            self._left, self.steps = 0, 0
-
-    def let(self, steps: float) -> None:
-        with self._changed:
-            self._left += steps
-            self._changed.notify_all()
-
-    def open(self) -> None:
-        self.let(float("inf"))
-
-
-class Served(NamedTuple):
-    service: service.Service
-    url: str
-    gate: Gate
-
-    @property
-    def engine(self) -> Any:
-        return self.service.driver.engine
-
-    def client(self, kind: Any = openai.OpenAI) -> Any:
-        return kind(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def is_idle(self) -> bool:
-        driver = self.service.driver
-        return not (driver.texts or self.engine.busy or self.service.answering)
-
-
-@contextlib.contextmanager
-def serving(model: Path, **options: Any) -> Iterator[Served]:
-    config = service.ServeConfig(
-        model=str(model), port=0, model_name="tiny", **{"max_length": 200, **options}
-    )
-    made = text_model.load(config.model)
-    state = service.Service(config, made, service.make_engine(config, made))
-    gate = Gate(state.driver.engine)
-    with server._listen(config) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        app = server.make_app(state)
-        runner = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=runner.run, args=([listener],))
-        thread.start()
-        try:
-            until(lambda: runner.started, "the server")
-            yield Served(state, url, gate)
-        finally:
-            gate.open()
-            runner.should_exit = True
-            thread.join()
-
-
-@pytest.fixture(scope="module")
-def shared(tiny_llama: Path) -> Iterator[Served]:
-    with serving(tiny_llama, batch_slots=8) as found:
-        yield found
-
-
-@pytest.fixture
-def served(shared: Served) -> Iterator[Served]:
-    """Return the server that the file shares; a test leaves nothing behind in it."""
-    yield shared
-    shared.gate.open()
-    until(shared.is_idle, "an idle server")
-
-
-@pytest.fixture
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with served.client() as found:
-        yield found
-
-
-def alone(served: Served, tokens: list[int], **options: Any) -> list[Completion]:
-    """Return what the engine makes of a prompt, without the server."""
-    made = served.service.made
-    request = Request(tokens, Sampling(**options), made.stop_tokens)
-    text_of = text_model.text_with(made.tokenizer)
-    return generate(made.model, made.variables, [request], text_of=text_of)[0]
-
-
-def tokens_of(served: Served, prompt: Any) -> list[int]:
-    parsed = records.parse_prompt({"prompt": prompt})
-    return Renderer(served.service.made.tokenizer).prompt_tokens(parsed)
+from tests.generation.scenes import (
+    TURNS,
+    Served,
+    alone,
+    command,
+    serving,
+    tokens_of,
+    until,
+)
 
 
 def test_models_and_health(served, client) -> None:
@@ -824,26 +709,6 @@ def test_an_engine_that_fails(tiny_llama) -> None:
         with pytest.raises(openai.InternalServerError) as caught:
             client.completions.create(**options)
         assert caught.value.status_code == 503
-
-
-@contextlib.contextmanager
-def command(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run ``jaxalign serve``; yield the process and its address."""
-    arguments = ["serve", "--model", str(model), "--port", "0", *options]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jaxalign.cli.main", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process:
-        try:
-            line = process.stdout.readline()
-            found = re.fullmatch(r"serving (\S+) on (http://127.0.0.1:\d+)\n", line)
-            assert found, line
-            yield process, found[2]
-        finally:
-            process.kill()
 
 
 def test_sigterm_drains(tiny_llama) -> None:
