@@ -47,7 +47,9 @@ class JudgeConfig:
       timeout: seconds that one attempt may take.
       method: how ``local`` scores segments: ``likelihood`` by what it would have
         written itself, on one aspect of that name; ``choice`` by asking for 0 to 4 on
-        each aspect. Default ``choice`` if aspects are given, else ``likelihood``.
+        each aspect; ``json`` by writing the reply that an endpoint would be asked for,
+        kept to its schema, which answers every kind of question. Default ``choice`` if
+        aspects are given, else ``likelihood``.
       aspects: what segments are scored on; each has a rubric, but for ``python``, which
         may do without, and ``reward``, whose one aspect is a name for its score.
         Default ``reward`` there, elsewhere those of HelpSteer-2D: helpfulness,
@@ -56,7 +58,8 @@ class JudgeConfig:
       temperature: of the judge's sampling; null leaves it to the endpoint (some models
         take no other).
       max_attempts: calls that one request may cost before it has failed.
-      max_reply_tokens: the most tokens of one reply; null leaves it to the endpoint.
+      max_reply_tokens: the most tokens of one reply; null leaves it to the endpoint,
+        and is 1024 for ``method json``.
       max_wait: seconds that are waited at most because the endpoint says so
         (Retry-After); a request that would have to wait longer has failed.
       max_requests: calls that a run may make, retries included; null is no limit.
@@ -77,7 +80,7 @@ class JudgeConfig:
     path: str | None = None
     concurrency: int = 8
     timeout: float = 60.0
-    method: Literal["likelihood", "choice"] | None = None
+    method: Literal["likelihood", "choice", "json"] | None = None
     aspects: tuple[str, ...] | None = None
     votes: int = 1
     temperature: float | None = 0.0
@@ -184,7 +187,7 @@ class JudgeConfig:
             )
 
     @property
-    def local_method(self) -> Literal["likelihood", "choice"]:
+    def local_method(self) -> Literal["likelihood", "choice", "json"]:
         """How a ``local`` judge scores segments."""
         return self.method or ("choice" if self.aspects else LIKELIHOOD)
 

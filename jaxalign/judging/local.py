@@ -166,7 +166,7 @@ class LocalJudge:
             return self._choices(request.subject, renderer)
         if request.task not in _ANSWERS:
             raise UserError(
-                f"it writes no text, as {request.task} asks for; judge.name openai does"
+                f"it writes no text, as {request.task} asks for; judge.method json does"
             )
         field, answers = _ANSWERS[request.task]
         question = _question(request.messages, answers, renderer)

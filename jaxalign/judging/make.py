@@ -36,9 +36,17 @@ def make_judge(
 
         return function.FunctionJudge(config)
     if config.name == "local":
+        assert config.model is not None  # checked with the options
+        if config.local_method == "json":
+            from jaxalign.judging import writing
+
+            return writing.WritingJudge(
+                config.model,
+                temperature=config.temperature,
+                max_reply_tokens=config.max_reply_tokens,
+            )
         from jaxalign.judging import local
 
-        assert config.model is not None  # checked with the options
         return local.LocalJudge(
             config.model, method=config.local_method, own=config.own_wording
         )
