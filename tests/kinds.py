@@ -127,6 +127,13 @@ RULES: dict[str, dict[str, Rule]] = {
         ),
         "test_torch_users_get_what_score_says": Rule("parity", ("hlpt",)),
     },
+    "adapters/test_saved.py": {
+        "test_numbers_are_pefts_in_and_out": Rule(
+            "parity",
+            ("head-tied", "both-untied", "tokens-tied", "some layers-un*", "much-*"),
+        ),
+        "test_merged_weights_are_pefts": Rule("parity", ("norms-*", "tokens-*")),
+    },
     "adapters/test_torch_loader.py": {
         "test_logits_are_those_of_jax": Rule(
             "parity", ("concat-token", "separate-sequence", "concat-mean")
@@ -226,6 +233,7 @@ SECONDS = {
     "checkpoints/test_load.py": 55,
     "training/test_step.py": 50,
     "training/test_objective_runs.py": 50,
+    "adapters/test_saved.py": 40,
     "adapters/test_hybrid.py": 40,
     "generation/test_server.py": 35,
     "models/test_decode.py": 35,

@@ -1,7 +1,7 @@
 """Any adapter of the library by its config: layers, weights, what is trained.
 
-A model's variables hold an adapter as the collections ``lora`` and ``prefix``; leaving
-them out switches it off.
+A model's variables hold an adapter as the collections ``lora``, ``prefix`` and
+``saved``; leaving them out switches it off.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array, Key
 
 from jaxalign import trees
-from jaxalign.adapters import gates, hybrid, lora, prefix, selection
+from jaxalign.adapters import gates, hybrid, lora, prefix, saved, selection
 from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig, Parts
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
@@ -35,9 +35,13 @@ __all__ = [
     "trained_mask",
 ]
 
-COLLECTIONS = ("lora", "prefix")
+COLLECTIONS = ("lora", "prefix", saved.COLLECTION)
 
-_FIXED = ("scale", "a0", "b0", "position")
+_FIXED = {
+    "lora": ("scale", "a0", "b0"),
+    "prefix": ("position",),
+    saved.COLLECTION: ("indices",),
+}
 """Leaves that make an adapter complete in itself and that training leaves alone."""
 
 
@@ -156,7 +160,7 @@ def trained(variables: Mapping[str, Any]) -> Any:
 
     def mine(path: str, _: Any) -> bool:
         names = path.split("/")
-        return names[0] in COLLECTIONS and names[-1] not in _FIXED
+        return names[0] in COLLECTIONS and names[-1] not in _FIXED[names[0]]
 
     return trees.map_with_paths(mine, dict(variables))
 

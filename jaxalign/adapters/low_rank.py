@@ -28,7 +28,7 @@ __all__ = [
     "unmerge",
 ]
 
-LEAVES = ("a", "b", "scale", "a0", "b0", "magnitude", *gates.GATES)
+LEAVES = ("a", "b", "scale", "bias", "a0", "b0", "magnitude", *gates.GATES)
 """All that the adapter of one layer may have."""
 
 SAVED_NAME = "lora_low"
@@ -121,6 +121,9 @@ def apply(
     gate = gates.value(leaves, x, mean)
     scale = leaves["scale"] if gate is None else leaves["scale"] * gate
     y = y + delta(x if dropped is None else dropped, a, b, scale)
+    if "bias" in leaves:
+        own = jnp.broadcast_to(leaves["bias"].astype(y.dtype), y.shape)
+        y = y + jnp.broadcast_to(scale.astype(y.dtype), (*y.shape[:-1], 1)) * own
     if "magnitude" not in leaves:
         return y
     # The lengths count as constants, as in the paper's section 4.3. What the derivative
@@ -201,7 +204,7 @@ def merge(params: Any, adapters: Any) -> Any:
     Raises:
       UserError: a gate that depends on the input, which no one weight can stand for.
     """
-    return _map_adapted(_merged, params, adapters)
+    return _map_adapted(_merged, params, adapters, 1)
 
 
 def unmerge(params: Any, adapters: Any) -> Any:
@@ -214,20 +217,35 @@ def unmerge(params: Any, adapters: Any) -> Any:
       UserError: an adapter that cannot be merged, or DoRA, whose merged weight no
         longer tells the lengths of the base's columns.
     """
-    return _map_adapted(_unmerged, params, adapters)
+    return _map_adapted(_unmerged, params, adapters, -1)
 
 
-def _map_adapted(fn: Any, params: Any, adapters: Any) -> Any:
+def _map_adapted(fn: Any, params: Any, adapters: Any, sign: int) -> Any:
     changed = {}
+    if "bias" in (adapters or {}) and "kernel" in params and "bias" not in params:
+        raise UserError(
+            "the adapter has biases (lora_bias) on layers that have none of their own, "
+            "so no merged weight can stand for them: use --format peft"
+        )
     for name, child in params.items():
         leaves = adapters.get(name) if isinstance(adapters, dict) else None
         if isinstance(child, dict) and leaves is not None:
-            changed[name] = _map_adapted(fn, child, leaves)
+            changed[name] = _map_adapted(fn, child, leaves, sign)
         elif name in ("kernel", "embedding") and "a" in (adapters or {}):
             changed[name] = fn(child, adapters)
+        elif name == "bias" and "bias" in (adapters or {}):
+            changed[name] = _shifted(child, adapters, sign)
         else:
             changed[name] = child
     return changed
+
+
+def _shifted(bias: Any, leaves: Mapping[str, Any], sign: int) -> Any:
+    """Return a layer's bias with the adapter's own, in the bias's dtype."""
+    xp = np if isinstance(bias, np.ndarray) else jnp
+    own, scale = (xp.asarray(leaves[k], dtype=xp.float32) for k in ("bias", "scale"))
+    scale = scale * xp.asarray(leaves.get("gate", 1.0), dtype=xp.float32)
+    return (bias.astype(xp.float32) + sign * scale[..., None] * own).astype(bias.dtype)
 
 
 def _update(weight: Any, leaves: Mapping[str, Any]) -> tuple[Any, Any]:

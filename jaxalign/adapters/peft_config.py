@@ -10,14 +10,24 @@ import numpy as np
 from jaxalign.errors import UserError
 
 
-__all__ = ["check_config", "scale_of", "to_config"]
+__all__ = ["MERGE", "check_config", "scale_of", "to_config"]
+
+MERGE = (
+    "Merge it into its base model with PEFT and give the result as the model:\n"
+    "  model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "
+    "ADAPTER)\n"
+    "  model.merge_and_unload().save_pretrained(OUT)"
+)
+"""The way of what PEFT can merge and we cannot read."""
+
+_UNMERGEABLE = (
+    *("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE"),
+    *("ADAPTION_PROMPT", "POLY", "XLORA"),
+)
+"""Kinds of adapter that read their input, which PEFT does not merge either."""
 
 _REFUSED = {
-    "lora_bias": False,
-    "bias": "none",
     "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "trainable_token_indices": None,
     "use_qalora": False,
     "alora_invocation_tokens": None,
     "layer_replication": None,
@@ -40,18 +50,21 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
       UserError: another kind of adapter, or an option that is not implemented.
     """
-    if config.get("peft_type") != "LORA":
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        merge = "PEFT cannot merge it into a checkpoint either"
         raise UserError(
-            f"adapter_config.json: peft_type {config.get('peft_type')!r} is not "
-            "supported: expected LORA or PREFIX_TUNING"
+            f"adapter_config.json: peft_type {kind!r} is not supported: expected LORA "
+            f"or PREFIX_TUNING. {merge if kind in _UNMERGEABLE else MERGE}"
         )
     for option, neutral in _REFUSED.items():
         value = config.get(option, neutral)
         if value != neutral and value not in ([], {}, None, False):
             raise UserError(
                 f"adapter_config.json: {option}={value!r} is not implemented: expected "
-                f"{neutral!r}"
+                f"{neutral!r}. {MERGE}"
             )
+    _check_saved(config)
     start = config.get("init_lora_weights")
     if start not in _STARTS:
         raise UserError(
@@ -61,12 +74,37 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_saved(config: Mapping[str, Any]) -> None:
+    """Check the fields that say what is trained beside LoRA."""
+    modules = config.get("modules_to_save")
+    good = isinstance(modules, str | None) or (
+        isinstance(modules, list) and all(isinstance(name, str) for name in modules)
+    )
+    if not good:
+        raise UserError(
+            "adapter_config.json: modules_to_save must be a list of names: got "
+            f"{modules!r}"
+        )
+    if config.get("bias", "none") not in ("none", "all", "lora_only", None):
+        raise UserError(
+            "adapter_config.json: bias must be none, all or lora_only: got "
+            f"{config['bias']!r}"
+        )
+    for field in ("lora_bias", "use_dora", "use_rslora"):
+        if config.get(field) not in (True, False, None):
+            raise UserError(
+                f"adapter_config.json: {field} must be true or false: got "
+                f"{config[field]!r}"
+            )
+
+
 def to_config(
     ranks: Mapping[str, int],
     scales: Mapping[str, float],
     *,
     targets: Mapping[str, Any],
     use_dora: bool,
+    lora_bias: bool = False,
     dropout: float,
     base_model: str | None,
 ) -> dict[str, Any]:
@@ -80,6 +118,7 @@ def to_config(
       scales: what ``B A`` is multiplied by, likewise.
       targets: ``target_modules`` and what else says where the adapter is.
       use_dora: whether there are magnitudes.
+      lora_bias: whether there are biases.
       dropout: recorded for whoever trains on.
       base_model: recorded as where the adapter belongs.
     """
@@ -105,6 +144,7 @@ def to_config(
         "use_dora": use_dora,
         "rank_pattern": {n: r for n, r in sorted(ranks.items()) if r != rank},
         "alpha_pattern": {n: a for n, a in sorted(alphas.items()) if a != alpha},
+        **({"lora_bias": True} if lora_bias else {}),
         **targets,
     }
     return dict(sorted(config.items()))

@@ -1,7 +1,8 @@
 """LoRA adapters as PEFT's config and tensors, and back.
 
 Tensors ``base_model.model.<module>.lora_A.weight`` [rank, in] and ``.lora_B.weight``
-[out, rank], for DoRA ``.lora_magnitude_vector`` [out], of the embeddings
+[out, rank], with a bias ``.lora_B.bias`` [out], for DoRA ``.lora_magnitude_vector``
+[out], of the embeddings
 ``.lora_embedding_A`` [rank, vocabulary] and ``_B`` [width, rank]; ours are their
 transposes, stacked over the layers of a group. An expert's module carries its number,
 ``experts.3.down_proj``.
@@ -24,6 +25,7 @@ __all__ = ["PeftLoRA", "adapted_layers", "from_peft", "to_peft"]
 _NAMES = {
     "a": "lora_A.weight",
     "b": "lora_B.weight",
+    "bias": "lora_B.bias",
     "magnitude": "lora_magnitude_vector",
 }
 _EMBEDDING_NAMES = {"a": "lora_embedding_A", "b": "lora_embedding_B"}
@@ -81,7 +83,8 @@ def _folded(leaf: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         leaf["a"] = np.concatenate([leaf["a"], leaf.pop("a0")], axis=1)
         leaf["b"] = np.concatenate([leaf["b"], -leaf.pop("b0")], axis=0)
     if "gate" in leaf:
-        leaf["b"] = leaf["b"] * leaf.pop("gate")
+        gate = leaf.pop("gate")
+        leaf |= {name: leaf[name] * gate for name in ("b", "bias") if name in leaf}
     return leaf
 
 
@@ -126,6 +129,7 @@ def to_peft(
         scales,
         targets=_targets(modules, module_name, num_layers),
         use_dora=any("magnitude" in leaf for leaf in modules.values()),
+        lora_bias=any("bias" in leaf for leaf in modules.values()),
         dropout=dropout,
         base_model=base_model,
     )
@@ -197,8 +201,6 @@ def from_peft(
         that is missing or of the wrong shape.
     """
     peft_config.check_config(stored.config)
-    if not stored.tensors:
-        raise UserError("the adapter holds no tensors: save it again")
     factors, names = _factors(stored, locate)
     adapters: dict[str, Any] = {}
     for path, kind, weight in sites.weights(params):
@@ -222,6 +224,11 @@ def from_peft(
             )
             for module in modules
         ]
+        if len(stack) > 1 and any("bias" in leaf for leaf in leaves):
+            raise UserError(
+                f"the adapter of {rest} has biases (lora_bias) for experts, which is "
+                f"not supported. {peft_config.MERGE}"
+            )
         stacked = _stacked(leaves, stack, rest or path)
         trees.node_at(adapters, path.split("/")).update(stacked)
     if factors:
@@ -306,6 +313,17 @@ def _leaf(
             f"{'has a' if 'magnitude' in factors else 'lacks its'} magnitude vector, "
             f"but adapter_config.json says use_dora={config.get('use_dora', False)!r}"
         )
+    if bool(config.get("lora_bias")) != ("bias" in factors) and not embedding:
+        raise UserError(
+            f"the adapter of {name} {'has a' if 'bias' in factors else 'lacks its'} "
+            "bias lora_B.bias, but adapter_config.json says "
+            f"lora_bias={config.get('lora_bias', False)!r}"
+        )
+    if "bias" in factors and "magnitude" in factors:
+        raise UserError(
+            f"the adapter of {name} has a magnitude vector and lora_bias, which PEFT "
+            "does not combine either"
+        )
     if embedding and set(factors) != {"a", "b"}:
         raise UserError(
             f"the adapter of {name} is more than plain LoRA, which is all that "
@@ -321,7 +339,7 @@ def _leaf(
             "to another model"
         )
     for kind, value in factors.items():
-        want = shape[1] if kind == "magnitude" else shape[0]
+        want = shape[1] if kind in ("magnitude", "bias") else shape[0]
         if kind not in ("a", "b") and value.shape != (want,):
             raise UserError(
                 f"the {kind} of {name} has the shape {list(value.shape)}: expected "

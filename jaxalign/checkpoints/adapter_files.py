@@ -6,6 +6,7 @@ A hybrid directory has ``lora/``, a stock PEFT adapter (with gates that PEFT lac
 puts both on a transformers model.
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -15,8 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import stacks, trees
-from jaxalign.adapters import lora, peft_config, peft_format, prefix_format, selection
-from jaxalign.checkpoints import contents, export, places
+from jaxalign.adapters import (
+    lora,
+    peft_format,
+    peft_names,
+    peft_saved,
+    prefix_format,
+    saved,
+    selection,
+)
+from jaxalign.adapters.peft_names import PeftTensors
+from jaxalign.checkpoints import export, peft_files
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -41,7 +51,6 @@ LOADER = "jaxalign_torch_loader.py"
 
 _CONFIG = "adapter_config.json"
 _PREFIX_CONFIG = "prefix_config.json"
-_BASE = ".base_layer.weight"
 
 
 def save_adapter(
@@ -106,6 +115,8 @@ def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) ->
             dropout=dropout,
             base_model=base,
         )
+    if whole := collections.get(saved.COLLECTION):
+        stored = _with_saved(checkpoint, stored, whole)
     if own := collections.get("prefix"):
         files = prefix_format.to_files(own, num_layers=layers, base_model=base)
     if stored is not None and files is None and not stored.gates:
@@ -114,6 +125,24 @@ def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) ->
         # With sliding windows PEFT's prefix drops out of sight; ours never does.
         stock = prefix_format.to_peft(own, num_layers=layers, base_model=base)
     return _Files(stored, files, stock)
+
+
+def _with_saved(
+    checkpoint: Checkpoint, stored: peft_format.PeftLoRA | None, whole: Any
+) -> peft_format.PeftLoRA:
+    """Put what stands for base weights beside the LoRA that PEFT wants with it."""
+    if stored is None:
+        raise UserError(
+            "the adapter has weights in the place of the base's and no LoRA, which "
+            "PEFT has no files for: use --format merged"
+        )
+    extra = peft_saved.to_peft(
+        whole,
+        tensor_name=functools.partial(_tensor_name, checkpoint),
+        adapted=peft_names.modules(stored.tensors),
+    )
+    config = dict(sorted((stored.config | extra.config).items()))
+    return stored._replace(config=config, tensors=stored.tensors | extra.tensors)
 
 
 def _write_peft(
@@ -147,13 +176,27 @@ def _write_json(values: dict[str, Any], path: Path) -> None:
 def _module_names(checkpoint: Checkpoint) -> Any:
     def module_name(module: peft_format.Module) -> str:
         path, index = module
-        where = f"layers/{path}" if index else path
-        for rule in checkpoint.family.rules:
-            if rule.path in (f"{where}/kernel", f"{where}/embedding"):
-                return rule.name(*index).removesuffix(".weight")
-        raise ValueError(f"no rule gives {where}")
+        kind = "embedding" if path == "embed_tokens" else "kernel"
+        return _tensor_name(checkpoint, f"{path}/{kind}", index)[0][: -len(".weight")]
 
     return module_name
+
+
+def _tensor_name(
+    checkpoint: Checkpoint, path: str, index: tuple[int, ...]
+) -> tuple[str, bool]:
+    """Return a weight's name in Hugging Face's files, and whether it lies transposed.
+
+    Args:
+      checkpoint: the base model.
+      path: of the weight inside its stack.
+      index: layer, and expert.
+    """
+    where = f"layers/{path}" if index else path
+    for rule in checkpoint.family.rules:
+        if rule.path == where:
+            return rule.name(*index), rule.transpose
+    raise ValueError(f"no rule gives {where}")
 
 
 def _is_hybrid(path: Path) -> bool:
@@ -177,6 +220,7 @@ class AdapterFiles:
         self._model = config.text
         self._base = model
         self._lora: peft_format.PeftLoRA | None = None
+        self._saved = PeftTensors({}, {}, {}, {})
         self._prefix: prefix_format.PrefixFiles | None = None
         if (directory / _CONFIG).is_file():
             config = tensor_files.read_json(directory / _CONFIG)
@@ -189,7 +233,7 @@ class AdapterFiles:
                     )
                 self._prefix = prefix_format.from_peft(
                     prefix_format.PrefixFiles(
-                        config, _read(directory, "adapter_model")
+                        config, peft_files.read(directory, "adapter_model")
                     ),
                     num_layers=self._model.num_layers,
                     kv_heads=self._model.num_kv_heads,
@@ -202,7 +246,8 @@ class AdapterFiles:
             if (directory / "prefix").is_dir():
                 part = directory / "prefix"
                 self._prefix = prefix_format.PrefixFiles(
-                    tensor_files.read_json(part / _PREFIX_CONFIG), _read(part, "prefix")
+                    tensor_files.read_json(part / _PREFIX_CONFIG),
+                    peft_files.read(part, "prefix"),
                 )
         elif (directory / "config.yaml").is_file():
             raise UserError(
@@ -221,6 +266,7 @@ class AdapterFiles:
         choices: list[tuple[int, ...]] = []
         if self._lora is not None:
             choices += peft_format.adapted_layers(self._lora.tensors, self._locate)
+        choices += peft_saved.layer_choices(self._saved, self._place)
         if self._prefix is not None:
             choices.append(prefix_format.layers_of(self._prefix))
         return selection.cut_groups(self._model.num_layers, choices)
@@ -239,6 +285,17 @@ class AdapterFiles:
                 params=decoder.param_shapes(self._model, groups),
                 locate=self._locate,
             )
+        if self._saved.saved or self._saved.rows:
+            assert self._lora is not None  # as the files are of LoRA
+            found[saved.COLLECTION] = peft_saved.from_peft(
+                self._saved,
+                self._lora.config,
+                params=peft_files.saved_shapes(self._model, groups),
+                locate=self._place,
+            )
+        if not any(found.values()) and self._prefix is None:
+            raise UserError("the adapter holds no tensors: save it again")
+        found = {name: tree for name, tree in found.items() if tree}
         if self._prefix is not None:
             found["prefix"] = prefix_format.from_files(
                 self._prefix,
@@ -250,46 +307,19 @@ class AdapterFiles:
         return found
 
     def _read_lora(self, directory: Path) -> peft_format.PeftLoRA:
-        config = tensor_files.read_json(directory / _CONFIG)
-        peft_config.check_config(config)
-        gates = {}
-        if (directory / "gates.safetensors").is_file():
-            gates = _read(directory, "gates")
-        tensors = _read(directory, "adapter_model")
-        for name in [name for name in tensors if name.endswith(_BASE)]:
-            self._check_base(name, tensors.pop(name))
-        return peft_format.PeftLoRA(config, tensors, gates)
+        own, self._saved = peft_files.read_lora(
+            directory, self._base, self._model, self._family
+        )
+        return own
 
-    def _check_base(self, name: str, value: np.ndarray) -> None:
-        """Check the copy of embeddings or head that PEFT saves beside their LoRA."""
-        module = name.removeprefix("base_model.model.").removesuffix(_BASE)
-        wanted = f"{module}.weight"
-        if self._model.tie_embeddings and wanted == self._family.head:
-            wanted = self._family.rules[0].hf
-        own = contents.read_tensor(self._base, wanted)
-        if own is None or not np.array_equal(own, value):
-            raise UserError(
-                f"the adapter's tensor {name!r} is not the base model's weight: it was "
-                "resized or trained, which is not supported. Merge it into a "
-                "checkpoint of its own first"
-            )
+    def _place(self, tensor: str) -> peft_saved.Place | None:
+        return peft_files.place_of(tensor, self._model, self._family)
 
     def _locate(self, module: str) -> peft_format.Module | None:
-        everything = ((0, self._model.num_layers),)
-        place = places.locate(f"{module}.weight", self._family.rules, everything)
+        place = self._place(f"{module}.weight")
         if place is None or not place.path.endswith(("/kernel", "/embedding")):
             return None
-        path = place.path.rpartition("/")[0]
-        return (path.partition("/")[2] if place.at else path), place.at
-
-
-def _read(directory: Path, stem: str) -> dict[str, np.ndarray]:
-    found = {}
-    for file in tensor_files.list_files(directory, stem):
-        with file.open() as handle:
-            for name in file.tensors:
-                found[name] = handle.get_tensor(name)
-    return found
+        return place.path.rpartition("/")[0], place.at
 
 
 def write_start(collections: Variables, path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxalign import stacks, trees
-from jaxalign.adapters import gates, low_rank
+from jaxalign.adapters import gates, low_rank, saved
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import contents, hub, places
 from jaxalign.checkpoints import load as load_lib
@@ -178,7 +178,8 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
 
     Raises:
       UserError: a prefix, a gate that depends on the input, an update of embeddings
-        that the head shares, or base weights that are codes.
+        that the head shares, biases that the base has no place for, or base weights
+        that are codes.
     """
     if any(path.endswith("/codes") for path in trees.paths(variables["params"])):
         raise UserError(
@@ -203,6 +204,21 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
             "the adapter changes the embeddings, but not the head, which config.json "
             "ties to them: merged weights would change both. Use --format peft"
         )
+    own = variables.get(saved.COLLECTION) or {}
+    if config.tie_embeddings and (
+        "lm_head" in own or "embedding" in own.get("embed_tokens", {})
+    ):
+        raise UserError(
+            "the adapter has saved embeddings or a head of its own, and config.json "
+            "ties the two: merged weights would change both. Use --format peft"
+        )
+    for path in trees.by_path(adapters):
+        module, _, leaf = path.rpartition("/")
+        if leaf == "bias" and _descend(variables["params"], f"{module}/bias") is None:
+            raise UserError(
+                "the adapter has biases (lora_bias) on layers that have none of their "
+                "own, so no merged weight can stand for them: use --format peft"
+            )
 
 
 def _write_as_source(source: Path, directory: Path, write_tensor: WriteTensor) -> None:
@@ -303,12 +319,32 @@ def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
         # The scale of an adapter is that of a layer, all experts share it.
         return np.asarray(leaf[place.at[: leaf.ndim]])
 
-    value = fetch(_descend(variables["params"], place.path))
+    value = _descend(variables.get(saved.COLLECTION), place.path)
+    if value is None:
+        value = _descend(variables["params"], place.path)
+    value = fetch(value)
     module, _, leaf = place.path.rpartition("/")
+    value = _with_rows(value, _descend(variables.get(saved.COLLECTION), module), leaf)
     adapter = _descend(variables.get("lora"), module)
-    if adapter is not None and leaf in ("kernel", "embedding"):
-        value = low_rank.merge({leaf: value}, jax.tree.map(fetch, adapter))[leaf]
+    if adapter is not None and leaf in ("kernel", "embedding", "bias"):
+        own = jax.tree.map(fetch, adapter)
+        if leaf != "bias":
+            own.pop("bias", None)
+        value = low_rank.merge({leaf: value}, own)[leaf]
     return value.T if place.rule.transpose else value
+
+
+def _with_rows(value: np.ndarray, leaves: Any, leaf: str) -> np.ndarray:
+    """Put the saved rows of a few tokens into embeddings or a head."""
+    if leaves is None or "rows" not in leaves or leaf not in ("embedding", "kernel"):
+        return value
+    rows, indices = (np.asarray(leaves[name]) for name in saved.ROWS)
+    whole = np.array(value)
+    if leaf == "embedding":
+        whole[indices] = rows
+    else:
+        whole[:, indices] = rows.T
+    return whole
 
 
 def _descend(tree: Any, path: str) -> Any:

@@ -38,6 +38,18 @@ DTYPES = {
 }
 """Kinds of numbers that a weight may have, as safetensors and numpy name them."""
 
+KINDS = {
+    **DTYPES,
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""All that can be read: codes and indices too."""
+
 
 class TensorInfo(NamedTuple):
     """What the header says of a tensor."""
@@ -75,7 +87,7 @@ class TensorReader:
           OSError: the file has become shorter.
         """
         entry = self._entries[name]
-        shape, dtype = entry["shape"], np.dtype(DTYPES[entry["dtype"]])
+        shape, dtype = entry["shape"], np.dtype(KINDS[entry["dtype"]])
         begin, end = (self._data + offset for offset in entry["data_offsets"])
         if begin == end:
             return np.zeros(shape, dtype)
@@ -109,8 +121,8 @@ class TensorFile(NamedTuple):
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[TensorReader]:
-    """Open a safetensors file of any kind of numbers that weights have."""
-    with _header(path).open() as reader:
+    """Open a safetensors file of any kind of numbers that can be read."""
+    with _header(path, KINDS).open() as reader:
         yield reader
 
 
@@ -145,20 +157,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def list_files(directory: Path, stem: str = "model") -> list[TensorFile]:
+def list_files(
+    directory: Path, stem: str = "model", kinds: Mapping[str, str] = DTYPES
+) -> list[TensorFile]:
     """List the safetensors files of a checkpoint and read their headers.
 
     Args:
       directory: with ``<stem>.safetensors``, or the files that
         ``<stem>.safetensors.index.json`` names.
       stem: ``model`` or ``adapter_model``.
+      kinds: of numbers that are expected.
     Raises:
       UserError: no such file, a broken header, an index that disagrees with its files.
     """
     index = directory / f"{stem}.safetensors.index.json"
     single = directory / f"{stem}.safetensors"
     if single.is_file():
-        return [_header(single)]
+        return [_header(single, kinds)]
     if not index.is_file():
         other = [*directory.glob("*.bin"), *directory.glob("*.pt")]
         hint = (
@@ -181,7 +196,7 @@ def list_files(directory: Path, stem: str = "model") -> list[TensorFile]:
     for name in sorted(set(mapping.values())):
         if not (directory / name).is_file():
             raise UserError(f"{directory / name} is missing, but {index.name} names it")
-        files.append(_header(directory / name))
+        files.append(_header(directory / name, kinds))
     found: dict[str, str] = {}
     for file in files:
         for name in file.tensors:
@@ -208,18 +223,18 @@ def read_tensor(directory: Path, name: str) -> np.ndarray | None:
     return None
 
 
-def _header(path: Path) -> TensorFile:
+def _header(path: Path, kinds: Mapping[str, str]) -> TensorFile:
     tensors = {}
     with _clean(path), safe_open(path, framework="np") as handle:
         for name in handle.keys():
             piece = handle.get_slice(name)
             dtype = str(piece.get_dtype())
-            if dtype not in DTYPES:
+            if dtype not in kinds:
                 raise UserError(
                     f"{path}: tensor {name!r} has the type {dtype}, which is not "
-                    f"supported: expected {', '.join(DTYPES)}"
+                    f"supported: expected {', '.join(kinds)}"
                 )
-            tensors[name] = TensorInfo(tuple(piece.get_shape()), DTYPES[dtype])
+            tensors[name] = TensorInfo(tuple(piece.get_shape()), kinds[dtype])
     return TensorFile(path, tensors)
 
 
@@ -256,7 +271,7 @@ def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str
     for name in ("config.json", "adapter_config.json"):
         if (directory / name).is_file():
             digest.update((directory / name).read_bytes())
-    for file in list_files(directory, stem):
+    for file in list_files(directory, stem, KINDS):
         size = file.path.stat().st_size
         digest.update(f"{file.path.name}:{size}".encode())
         with file.path.open("rb") as handle:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign import trees
+from jaxalign.adapters import saved
 from jaxalign.errors import UserError
 from jaxalign.models import attention, layers, rotary
 from jaxalign.models.attention import cached
@@ -33,7 +34,7 @@ __all__ = [
 
 Remat = Literal["none", "dots", "full"]
 
-_ADAPTERS = ("lora", "prefix")
+_ADAPTERS = ("lora", "prefix", saved.COLLECTION)
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool] | None:
@@ -124,7 +125,8 @@ class Decoder(nn.Module):
         """Return the logits of hidden states, in float32."""
         config = self.config
         if config.tie_embeddings:
-            logits = self.embed_tokens.attend(hidden)
+            own = self.get_variable(saved.COLLECTION, "lm_head")
+            logits = self.embed_tokens.attend(hidden, own)
         else:
             logits = self.lm_head(hidden).astype(jnp.float32)
         if config.logits_divisor != 1.0:

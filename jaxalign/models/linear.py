@@ -1,7 +1,7 @@
 """Linear layers and norms: thin Linen modules that read adapters they find."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign import products
-from jaxalign.adapters import gates, low_rank
+from jaxalign.adapters import gates, low_rank, saved
 from jaxalign.models import attention as attention_lib
 from jaxalign.models import quantised
 from jaxalign.models.config import DecoderConfig
@@ -30,6 +30,7 @@ __all__ = [
     "adapter_leaves",
     "gate_mean",
     "kernel_of",
+    "weight_of",
 ]
 
 SAVED_NAMES = ("dense_out", low_rank.SAVED_NAME)
@@ -89,9 +90,17 @@ def gate_mean(module: nn.Module, layout: Layout | None) -> gates.Mean | None:
 def kernel_of(module: nn.Module, shape: tuple[int, ...]) -> Any:
     """Return a module's weight, as an array or as codes."""
     kernel = module.get_variable("params", "kernel")
-    if isinstance(kernel, Quantised):  # which Flax did not make and cannot check
-        return kernel
-    return module.param("kernel", nn.initializers.lecun_normal(), shape)
+    own = module.has_variable(saved.COLLECTION, "kernel")
+    if isinstance(kernel, Quantised) and not own:
+        return kernel  # which Flax did not make and cannot check
+    return weight_of(module, "kernel", nn.initializers.lecun_normal(), shape)
+
+
+def weight_of(module: nn.Module, name: str, init: Any, shape: tuple[int, ...]) -> Array:
+    """Return a module's weight: what an adapter has in its place, or the base's."""
+    if module.has_variable(saved.COLLECTION, name):
+        return module.get_variable(saved.COLLECTION, name)
+    return module.param(name, init, shape)
 
 
 class Dense(nn.Module):
@@ -115,6 +124,8 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = kernel_of(self, shape)
         y = quantised.apply(products.matmul, x, kernel)
+        if rows := adapter_leaves(self, saved.COLLECTION, saved.ROWS):
+            y = saved.put_logits(y, x, rows)
         if leaves := adapter_leaves(self, "lora", low_rank.LEAVES):
             y = low_rank.apply(
                 y,
@@ -125,7 +136,8 @@ class Dense(nn.Module):
                 dropped=self._dropped(x),
             )
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            zeros = nn.initializers.zeros_init()
+            bias = weight_of(self, "bias", zeros, (self.features,))
             y = y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
         if self.rounded:
             y = y.astype(x.dtype)
@@ -153,16 +165,36 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", normal, (self.vocab_size, self.width))
 
     def __call__(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        x = self.embedding[tokens].astype(self.runtime.dtype)
+        if self.has_variable(saved.COLLECTION, "embedding"):
+            table = self.get_variable(saved.COLLECTION, "embedding")
+        else:
+            table = self.embedding
+        x = table[tokens].astype(self.runtime.dtype)
+        if rows := adapter_leaves(self, saved.COLLECTION, saved.ROWS):
+            x = saved.put_rows(x, tokens, rows, self.vocab_size)
         if leaves := adapter_leaves(self, "lora", low_rank.LEAVES):
             x = (x + low_rank.embed(tokens, leaves, x.dtype)).astype(x.dtype)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         return x
 
-    def attend(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Return logits, in float32. A tied head is the base's, without the update."""
-        return products.einsum("...d,vd->...v", hidden, self.embedding)
+    def attend(
+        self, hidden: Float[Array, "*n d"], own: Mapping[str, Array] | None = None
+    ) -> Float[Array, "*n v"]:
+        """Return logits, in float32. A tied head is the base's, without the update.
+
+        Args:
+          hidden: last hidden states.
+          own: what an adapter has saved for the head, see ``adapters.saved``.
+        """
+        own = own or {}
+        if "kernel" in own:
+            logits = products.matmul(hidden, own["kernel"])
+        else:
+            logits = products.einsum("...d,vd->...v", hidden, self.embedding)
+        if "rows" not in own:
+            own = adapter_leaves(self, saved.COLLECTION, saved.ROWS)
+        return saved.put_logits(logits, hidden, own) if own else logits
 
 
 class RMSNorm(nn.Module):
@@ -173,7 +205,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         config = self.config
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        scale = weight_of(self, "scale", nn.initializers.ones_init(), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(mean + config.norm_eps)

@@ -89,6 +89,9 @@ def adapter_sharding(*, into: str, out_of: str) -> tuple[tuple[str, P], ...]:
         # One number, or one a feature of the input.
         (r".*/(scale|gate|log_gate|mix|position)", P()),
         (r".*/(token|sequence|mean)_gate", P()),
+        # Of a few tokens, and of what has no bias in the base.
+        (r"(embed_tokens|lm_head)/(rows|indices)", P()),
+        (r"(lm_head|layers_.*)/bias", P()),
     )
 
 

@@ -1,0 +1,116 @@
+"""A PEFT directory of LoRA: what is LoRA, and what stands for base weights."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign import progress
+from jaxalign.adapters import peft_config, peft_names
+from jaxalign.adapters.peft_format import PeftLoRA
+from jaxalign.adapters.peft_names import PeftTensors
+from jaxalign.adapters.peft_saved import Place
+from jaxalign.checkpoints import contents, places
+from jaxalign.checkpoints import tensors as tensor_files
+from jaxalign.models import decoder
+from jaxalign.models.config import DecoderConfig
+from jaxalign.models.families import Family
+from jaxalign.stacks import Group
+
+
+__all__ = ["place_of", "read", "read_lora", "saved_shapes"]
+
+
+def read(directory: Path, stem: str) -> dict[str, np.ndarray]:
+    """Read all tensors of ``<stem>.safetensors``, or of the files of its index.
+
+    Raises:
+      UserError: no such file, or a broken one.
+    """
+    found = {}
+    for file in tensor_files.list_files(directory, stem):
+        with file.open() as handle:
+            for name in file.tensors:
+                found[name] = handle.get_tensor(name)
+    return found
+
+
+def read_lora(
+    directory: Path, base: str | Path, config: DecoderConfig, family: Family
+) -> tuple[PeftLoRA, PeftTensors]:
+    """Read an adapter of LoRA and what else it has trained.
+
+    Args:
+      directory: of PEFT.
+      base: checkpoint that it belongs to.
+      config: of the checkpoint.
+      family: likewise.
+    Raises:
+      UserError: another kind of adapter, or tensors that are no adapter's.
+    """
+    settings = tensor_files.read_json(directory / "adapter_config.json")
+    peft_config.check_config(settings)
+    gates = {}
+    if (directory / "gates.safetensors").is_file():
+        gates = read(directory, "gates")
+    tensors = peft_names.sort(read(directory, "adapter_model"), settings)
+    saved = dict(tensors.saved) | _changed(tensors, base, config, family)
+    aside = len(tensors.copies.keys() - saved.keys())
+    if aside:
+        progress.say_once(
+            f"{directory}: {aside} tensor(s) are copies of the base model's and are "
+            "left aside"
+        )
+    return PeftLoRA(settings, tensors.lora, gates), tensors._replace(saved=saved)
+
+
+def _changed(
+    tensors: PeftTensors, base: str | Path, config: DecoderConfig, family: Family
+) -> dict[str, np.ndarray]:
+    """Return what of the base weights in an adapter's file is not as the base has it.
+
+    PEFT writes the embeddings into an adapter by itself when it adapts them or the
+    vocabulary was resized, and on loading puts them in the place of the base's: of a
+    tied head too.
+    """
+    changed = {}
+    tied = (family.rules[0].hf, family.head)
+    for name, value in tensors.copies.items():
+        both = config.tie_embeddings and name in tied
+        own = contents.read_tensor(base, tied[0] if both else name)
+        if own is None or not _same(own, value):
+            changed |= dict.fromkeys(tied if both else (name,), value)
+    return changed
+
+
+def _same(own: np.ndarray, copy: np.ndarray) -> bool:
+    """Tell whether a tensor is the base's, maybe in another kind of numbers."""
+    if own.shape != copy.shape:
+        return False
+    wide = np.asarray(copy, np.float32)
+    return any(
+        np.array_equal(np.asarray(own.astype(kind), np.float32), wide)
+        for kind in (np.float32, copy.dtype)
+    )
+
+
+def place_of(tensor: str, config: DecoderConfig, family: Family) -> Place | None:
+    """Return which weight a tensor of the model is, None if it is none."""
+    everything = ((0, config.num_layers),)
+    place = places.locate(tensor, family.rules, everything)
+    if place is None:
+        return None
+    path = place.path.partition("/")[2] if place.at else place.path
+    return Place(path, place.at, place.rule.transpose)
+
+
+def saved_shapes(config: DecoderConfig, groups: tuple[Group, ...]) -> Any:
+    """Return the shapes of all that an adapter can have in the place of base weights.
+
+    These are the parameters, and a head of its own where it is tied.
+    """
+    shapes = decoder.param_shapes(config, groups)
+    head = jax.ShapeDtypeStruct((config.width, config.vocab_size), np.float32)
+    shapes.setdefault("lm_head", {"kernel": head})
+    return shapes
