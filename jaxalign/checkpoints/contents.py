@@ -1,5 +1,6 @@
 """What a checkpoint holds, whatever form it has, and whether it is still the same."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import numpy as np
 from jaxalign.checkpoints import base as base_files
 from jaxalign.checkpoints import hub, tensors
 from jaxalign.checkpoints.load import open_config
-from jaxalign.checkpoints.places import locate
+from jaxalign.checkpoints.places import Place, locate
 from jaxalign.checkpoints.tensors import TensorInfo
+from jaxalign.models.config import DecoderConfig
+from jaxalign.models.families import Family
 
 
 __all__ = ["fingerprint", "headers", "read_tensor", "tensor_infos"]
@@ -46,13 +49,27 @@ def fingerprint(model: str | Path) -> str:
 def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
     """Read one tensor of a checkpoint; None if it has none of that name."""
     directory = hub.directory_of(model)
+    config, family = open_config(directory)
+    name = _stored_name(name, tensor_infos(directory), config.text, family)
     if not base_files.is_base(directory):
         return tensors.read_tensor(directory, name)
-    config, family = open_config(directory)
     base = base_files.read_base(directory)
-    place = locate(name, family.rules, ((0, config.text.num_layers),))
+    if config.text.tie_embeddings and name == family.head:
+        place = Place(family.rules[0], family.rules[0].path)
+    else:
+        place = locate(name, family.rules, ((0, config.text.num_layers),))
     if place is None or place.path not in base.params:
         return base.buffer(name)
     value = base.open(place.path)[place.at].read().result()
     value = value.astype(base.tensors()[name].dtype)
     return value.T if place.rule.transpose else value
+
+
+def _stored_name(
+    name: str, stored: Mapping[str, TensorInfo], config: DecoderConfig, family: Family
+) -> str:
+    """Return the name under which a tensor is there: tied weights have one of two."""
+    names = (family.rules[0].hf, family.head)
+    if config.tie_embeddings and name in names and name not in stored:
+        return names[name == names[0]]
+    return name

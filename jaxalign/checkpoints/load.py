@@ -78,8 +78,11 @@ def open_config(path: str | Path) -> tuple[ModelConfig, Family]:
             "on the hub, owner/name"
         )
     config = tensor_files.read_json(directory / "config.json")
-    family = family_of(config)
-    return family.read_config(config), family
+    try:
+        family = family_of(config)
+        return family.read_config(config), family
+    except UserError as error:  # which begins with "config.json"
+        raise UserError(f"{directory}/{error}") from None
 
 
 def load(

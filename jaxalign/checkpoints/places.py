@@ -1,6 +1,6 @@
 """Where each Hugging Face tensor belongs among the parameters, and whether all fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,14 +43,19 @@ def match_tensors(
     """
     targets = trees.by_path(shapes)
     places: dict[str, Place] = {}
+    embeddings = family.rules[0]
+    stored = {name for file in files for name in file.tensors}
     no_rule, unexpected, shape = [], [], []
     for file in files:
         for name, info in file.tensors.items():
-            if any(rule.match(name) is not None for rule in family.ignored) or (
-                config.tie_embeddings and name == family.head
-            ):
+            if any(rule.match(name) is not None for rule in family.ignored):
                 continue
             place = locate(name, family.rules, groups)
+            if config.tie_embeddings and name == family.head:
+                if embeddings.hf in stored:
+                    continue
+                # The one weight that is both, under its other name.
+                place = Place(embeddings, embeddings.path)
             if place is None:
                 no_rule.append(name)
             elif (
@@ -63,30 +68,38 @@ def match_tensors(
             else:
                 places[name] = place
     missing = []
+    there = {*places, *(place.rule.hf for place in places.values() if not place.at)}
     for path, target in targets.items():
         for name in tensor_names(path, target.shape, family.rules):
-            if name not in places and not shape:
+            if name not in there and not shape:
                 missing.append(name)
-    problems = [
-        f"{title}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for title, names in (
-            (f"{len(no_rule)} tensor(s) that no rule of the family knows", no_rule),
+    _refuse(
+        directory,
+        {
+            f"{len(no_rule)} tensor(s) that no rule of the family knows": no_rule,
             (
                 f"{len(unexpected)} unexpected tensor(s), which config.json leaves no "
-                "place for",
-                unexpected,
-            ),
-            (f"{len(missing)} missing tensor(s)", missing),
-            (f"{len(shape)} tensor(s) of the wrong shape", shape),
-        )
+                "place for"
+            ): unexpected,
+            f"{len(missing)} missing tensor(s)": missing,
+            f"{len(shape)} tensor(s) of the wrong shape": shape,
+        },
+    )
+    return places
+
+
+def _refuse(directory: Path, problems: Mapping[str, Sequence[str]]) -> None:
+    """Raise the error of all that does not fit, if there is anything."""
+    told = [
+        f"{title}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for title, names in problems.items()
         if names
     ]
-    if problems:
+    if told:
         raise UserError(
-            f"{directory}: the weights do not fit config.json. {'. '.join(problems)}. "
+            f"{directory}: the weights do not fit config.json. {'. '.join(told)}. "
             "Check that config.json and the weight files are of the same checkpoint"
         )
-    return places
 
 
 def check_tied_head(files: Sequence[TensorFile], family: Family) -> None:

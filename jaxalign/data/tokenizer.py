@@ -1,6 +1,8 @@
 """Tokenizers: what is asked of one, loading it, and which tokens are special."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxalign.errors import UserError
@@ -40,12 +42,19 @@ def load_tokenizer(directory: str) -> Any:
     Raises:
       UserError: there is none, or none that tells the characters of its tokens.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        except StrictDataclassError:
+            # A size that is no integer, say: nothing that a tokenizer asks config.json.
+            plain = _config_of_same_type(directory)
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, config=plain, **options
+            )
     except Exception as error:  # transformers raises many kinds here
         reason = str(error).strip().splitlines()
         raise UserError(
@@ -59,6 +68,14 @@ def load_tokenizer(directory: str) -> Any:
             "tokenizer.json (a 'fast' tokenizer)"
         )
     return tokenizer
+
+
+def _config_of_same_type(directory: str) -> Any:
+    """Return the family's own config: of config.json a tokenizer asks but the type."""
+    from transformers import AutoConfig
+
+    config = json.loads((Path(directory) / "config.json").read_bytes())
+    return AutoConfig.for_model(config["model_type"])
 
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:

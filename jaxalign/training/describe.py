@@ -95,7 +95,8 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     mask = {**trained(variables), "params": base}
     kept = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, variables)
     names = ["embed_tokens", *_layer_groups(params)]
-    names += [name for name in ("norm", "lm_head") if name in params]
+    there = {name for tree in variables.values() for name in tree}
+    names += [name for name in ("norm", "lm_head") if name in there]
     lowest = next((i for i, n in enumerate(names) if _leaves(kept, n)), len(names))
     groups = [
         _group(config, model, name, variables, kept, backward=i >= lowest)
@@ -137,7 +138,9 @@ def _group(
     *,
     backward: bool,
 ) -> dict[str, Any]:
-    counts: dict[str, int] = {"base": 0, "lora": 0, "prefix": 0, "gates": 0}
+    counts: dict[str, int] = dict.fromkeys(
+        ("base", "lora", "prefix", "gates", "saved"), 0
+    )
     for path, leaf in _leaves(kept, name):
         kind = path.split("/")[0]
         if path.endswith("gate") and kind in COLLECTIONS:
@@ -152,7 +155,7 @@ def _group(
     )
     held = jax.eval_shape(
         functools.partial(quantised.quantise_params, kind=config.quantize),
-        {name: variables["params"][name]},
+        {name: variables["params"].get(name, {})},
     )
     layers = stacks.group_of_name(name)
     activations = 0
@@ -204,18 +207,18 @@ def _floats_a_token(model: DecoderConfig, remat: Remat, rank: int) -> int:
 
 def table(found: dict[str, Any]) -> str:
     """Return the description as text, one line a group."""
-    head = ["group", "trained", "LoRA", "prefix", "gates", "weights", "optimiser"]
-    rows = [[*head, "activations"]]
+    kinds = {"lora": "LoRA", "prefix": "prefix", "gates": "gates"}
+    if any(group["saved"] for group in found["groups"]):
+        kinds["saved"] = "saved"
+    rows = [["group", "trained", *kinds.values(), "weights", "optimiser"]]
+    rows[0].append("activations")
     for group in [*found["groups"], {"name": "all", **_sums(found["groups"])}]:
         trainable = f"{group['trainable']:,}" if group["trainable"] else "-"
         rows.append(
             [
                 group["name"],
                 trainable,
-                *(
-                    f"{group[k]:,}" if group[k] else "-"
-                    for k in ("lora", "prefix", "gates")
-                ),
+                *(f"{group[k]:,}" if group[k] else "-" for k in kinds),
                 *(
                     _size(group[f"{k}_bytes"])
                     for k in ("weights", "optimizer", "activations")

@@ -19,9 +19,10 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import places
 from jaxalign.checkpoints import tensors as tensor_files
+from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, rotary
-from tests import scenes
+from tests import scenes, synthetic
 
 
 # A checkpoint of 1 layer, for what is about files and not about numbers.
@@ -93,7 +94,7 @@ def write(
 
 def write_index(directory: Path, weight_map: Any) -> None:
     index = directory / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def weight(loaded: load_lib.Checkpoint, name: str) -> np.ndarray:
@@ -536,7 +537,11 @@ def test_what_is_no_checkpoint_directory(tmp_path) -> None:
         ({"rope_theta": float("inf")}, "rope_theta must be a positive number: got inf"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
         ({"vocab_size": 2**62}, "vocab_size must be a whole number from 1 to"),
-        ({"vocab_size": 5.0}, "vocab_size must be a whole number"),
+        ({"vocab_size": 5.5}, "config.json: vocab_size must be a whole number"),
+        ({"vocab_size": "5"}, "vocab_size must be a whole number .* got '5'"),
+        ({"intermediate_size": None}, "intermediate_size must be a whole .* got None"),
+        ({"hidden_act": None}, "hidden_act None is not implemented"),
+        ({"model_type": None}, "/config.json: model_type None is not supported"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "must be a multiple"),
@@ -552,6 +557,96 @@ def test_what_is_no_checkpoint_directory(tmp_path) -> None:
 def test_configs_that_are_refused(tmp_path, change, match) -> None:
     with pytest.raises(UserError, match=match):
         load_lib.load(write(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"intermediate_size": 6.0},
+        {"vocab_size": 5.0, "num_attention_heads": 2.0, "head_dim": 2.0},
+    ],
+)
+def test_whole_numbers_may_be_written_as_floats(tmp_path, change) -> None:
+    plain = load_lib.load(write(tmp_path / "plain"))
+    loaded = load_lib.load(write(tmp_path / "floats", **change))
+    assert loaded.config == plain.config
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, plain.variables)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "match"),
+    [
+        ("smollm3", {"no_rope_layers": 3.5}, "no_rope_layers must be a 0 or 1"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "max_window_layers": "x"},
+            "max_window_layers must be a whole number",
+        ),
+    ],
+)
+def test_fields_of_some_families_are_named(tmp_path, family, change, match) -> None:
+    directory = write(tmp_path, model_type=family, **{"layer_types": None, **change})
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json: {match}"):
+        load_lib.open_config(directory)
+
+
+def test_a_tokenizer_needs_no_sizes(make_llama) -> None:
+    """Which transformers checks with it, and calls wrong what we read as 56."""
+    directory = make_llama()
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    loaded = {}
+    for name, size in (("plain", 56), ("float", 56.0), ("text", "56")):
+        path.write_text(json.dumps({**config, "intermediate_size": size}))
+        loaded[name] = load_tokenizer(str(directory))
+    for made in loaded.values():
+        assert type(made) is type(loaded["plain"])
+        assert (
+            made("the answer is 好")["input_ids"]
+            == loaded["plain"]("the answer is 好")["input_ids"]
+        )
+    with pytest.raises(UserError, match="intermediate_size must be a whole number"):
+        load_lib.load(directory)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_tied_weight_under_the_heads_name_alone(tmp_path, shards) -> None:
+    """As transformers loads it [transformers #38870]."""
+    from jaxalign.checkpoints import contents, convert, export
+
+    directory = synthetic.make_checkpoint(
+        tmp_path / "base", "llama", tie_word_embeddings=True
+    )
+    want = scenes.torch_logps(scenes.torch_model(directory), scenes.dataset(directory))
+    tensors = load_file(directory / "model.safetensors")
+    head = {"lm_head.weight": tensors.pop("model.embed_tokens.weight")}
+    (directory / "model.safetensors").unlink()
+    parts = [{**tensors, **head}] if shards == 1 else [tensors, head]
+    mapping = {}
+    for number, part in enumerate(parts):
+        name = "model.safetensors" if shards == 1 else f"part-{number}.safetensors"
+        save_file(part, directory / name, metadata={"format": "pt"})
+        mapping |= dict.fromkeys(part, name)
+    if shards > 1:
+        write_index(directory, mapping)
+    data = scenes.dataset(directory)
+    scenes.assert_same(
+        scenes.torch_logps(scenes.torch_model(directory), data), want, atol=1e-6
+    )
+    loaded = load_lib.load(directory)
+    scenes.assert_same(logps(loaded, data), want, atol=1e-4)
+    # And it goes out as it came, from a converted copy too.
+    out = export.save_hf(loaded.variables, tmp_path / "out", like=loaded)
+    copy = convert.convert(directory, tmp_path / "copy")
+    again = load_lib.load(copy)
+    export.save_hf(again.variables, tmp_path / "out2", like=again)
+    for name in set(mapping.values()):
+        content = (directory / name).read_bytes()
+        assert content == (out / name).read_bytes()
+        assert content == (tmp_path / "out2" / name).read_bytes()
+    for model in (directory, copy):
+        found = contents.read_tensor(model, "model.embed_tokens.weight")
+        np.testing.assert_array_equal(found, head["lm_head.weight"])
 
 
 def test_integers_are_no_weights(tmp_path) -> None:

@@ -105,6 +105,8 @@ def integer(
     value = config.get(name)
     if value is None and default is not None:
         return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has one kind of numbers, and some write 128.0
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise UserError(
             f"config.json: {name} must be a whole number from 1 to {most}: got "
@@ -175,7 +177,9 @@ def late_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None
     """
     if not flag(config, "use_sliding_window"):
         return ()
-    first = config.get("max_window_layers", 28)
+    first = 0
+    if config.get("max_window_layers") != 0:
+        first = integer(config, "max_window_layers", 28)
     return windows(config, layer_types(config, [i >= first for i in range(num_layers)]))
 
 

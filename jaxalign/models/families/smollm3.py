@@ -30,7 +30,8 @@ def read_text(config: Mapping[str, Any]) -> DecoderConfig:
     rotated = config.get("no_rope_layers") or [
         int((i + 1) % every != 0) for i in layers
     ]
-    if len(rotated) != len(layers) or any(kind not in (0, 1) for kind in rotated):
+    good = isinstance(rotated, list) and all(kind in (0, 1) for kind in rotated)
+    if not good or len(rotated) != len(layers):
         raise UserError(
             "config.json: no_rope_layers must be a 0 or 1 for each of the "
             f"{len(layers)} layers: got {rotated!r}"
