@@ -188,6 +188,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "training/test_resume.py": {
         "test_base_weights_by_pattern": Rule("variants", ("some",)),
         "test_sigterm_saves_and_asks_to_be_run_again": Rule("kill"),
+        "test_a_run_on_a_small_disk_goes_on_on_a_larger_one": Rule("kill"),
     },
     "cli/test_judge.py": {
         "test_two_kills_and_a_full_disk_lose_nothing": Rule("kill"),

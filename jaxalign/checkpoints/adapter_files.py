@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError
 
 from jaxalign import stacks, trees
 from jaxalign.adapters import (
@@ -327,11 +328,17 @@ def write_start(collections: Variables, path: Path) -> None:
 
     What a run starts from: its constants (scales, PiSSA's part of the weights) are in
     no checkpoint, and may come from a directory that is gone later.
+
+    Raises:
+      OSError: it cannot be written.
     """
     leaves = trees.by_path(collections).items()
     temporary = path.with_name(f".{path.name}.tmp")
     values = {name: np.array(leaf, order="C") for name, leaf in leaves}
-    export.write(values, temporary)
+    try:
+        export.write(values, temporary)
+    except SafetensorError as error:
+        raise OSError(f"{temporary}: {error}") from None
     temporary.replace(path)
 
 

@@ -6,6 +6,14 @@ the first and need not know the others. Checkpoints made before there were three
 ``state``, the first two in one.
 """
 
+import contextlib
+import errno
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +42,8 @@ class StateStore:
     """The ``checkpoints/<step>/`` of a run.
 
     A save is written beside its place and renamed when complete, so that a kill at any
-    moment leaves the earlier checkpoints whole and the torn one unseen.
+    moment leaves the earlier checkpoints whole and the torn one unseen. What goes wrong
+    while it is written comes back from whatever is called next.
     """
 
     def __init__(self, directory: Path, *, keep: int | None = None):
@@ -43,25 +52,41 @@ class StateStore:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
+        _leave_reporting_to_us()
         self._directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints."""
         return sorted(self._manager.all_steps())
 
     def save(self, saved: SavedState) -> None:
-        """Begin to save; the arrays are copied before this returns."""
+        """Begin to save; the arrays are copied before this returns.
+
+        Raises:
+          UserError: this or the last checkpoint cannot be written.
+        """
         if saved.step in self._manager.all_steps():
             return
-        self._manager.save(
-            saved.step,
-            args=ocp.args.Composite(
-                trainable=ocp.args.StandardSave(saved.trainable),
-                optimizer=ocp.args.StandardSave(saved.optimizer),
-                data=ocp.args.JsonSave(saved.data),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                saved.step,
+                args=ocp.args.Composite(
+                    trainable=ocp.args.StandardSave(saved.trainable),
+                    optimizer=ocp.args.StandardSave(saved.optimizer),
+                    data=ocp.args.JsonSave(saved.data),
+                ),
+            )
+
+    def check(self) -> None:
+        """Find out without waiting whether the last save has failed.
+
+        Raises:
+          UserError: it has.
+        """
+        with self._writing():
+            self._manager.check_for_errors()
 
     def restore(self, trainable: Any, optimizer: dict[str, Any]) -> SavedState | None:
         """Restore the newest checkpoint, None where there is none.
@@ -137,12 +162,67 @@ class StateStore:
         return (self._directory / str(step) / _ONE_ITEM).is_dir()
 
     def wait(self) -> None:
-        """Wait until what was begun is on disk."""
-        self._manager.wait_until_finished()
+        """Wait until what was begun is on disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and give everything back."""
-        self._manager.close()
+        """Wait and give everything back.
+
+        Raises:
+          UserError: what was begun cannot be written.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn the errors of a disk into the user's."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if not isinstance(error, OSError) and not _OF_THE_DISK.search(str(error)):
+                raise
+            reason = _SYSTEM_S_WORDS.search(str(error))
+            raise UserError(
+                f"a checkpoint in {self._directory} cannot be written: "
+                f"{reason.group() if reason else error}. The complete ones stay: make "
+                "room, and the same command goes on from the newest"
+            ) from None
+
+
+_OF_THE_DISK = re.compile("RESOURCE_EXHAUSTED|Error writing|os_error_code")
+"""In TensorStore's errors, which are no OSErrors but tell of one."""
+
+_SYSTEM_S_WORDS = re.compile(
+    "|".join(
+        os.strerror(code)
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    )
+)
+
+
+def _leave_reporting_to_us() -> None:
+    """Keep threads of Orbax and TensorStore from printing errors that come back to us.
+
+    When a write fails, the writes beside it end after the event loop that began them.
+    """
+    logging.getLogger("absl").addFilter(_without_tracebacks)
+    if getattr(sys.excepthook, "func", None) is not _report:
+        sys.excepthook = functools.partial(_report, sys.excepthook)
+
+
+def _without_tracebacks(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _report(others: Any, kind: Any, error: Any, trace: Any) -> None:
+    if kind is not RuntimeError or str(error) != "Event loop is closed":
+        others(kind, error, trace)
 
 
 def _abstract(tree: Any) -> Any:

@@ -66,6 +66,7 @@ def _fit(
         state, metrics = session.step_fn(state, session.frozen, batch)
         if pending is not None:
             account.finish(*pending)
+        session.store.check()
         evaluated: dict[str, float] = {}
         last, stop = step == last_step, told_to_stop()
         if evaluate and not stop and (last or _due(step, config.eval_steps)):
@@ -77,6 +78,7 @@ def _fit(
         if last or stop or _due(step, config.save_steps):
             # The line of a step must be on disk before the checkpoint that skips it.
             account.finish(*pending)
+            account.flush()
             pending = None
             with account.clock.paused():
                 _save(session, state, step, wait=last or stop)
@@ -115,7 +117,7 @@ class _Account:
     def __enter__(self) -> "_Account":
         session, config = self.session, self.session.config
         sinks = metrics_lib.parse_report_to(config.report_to)
-        log = metrics_lib.open_log(session.run, sinks, to_dict(config))
+        log = metrics_lib.open_log(session.run, sinks, to_dict(config), session.start)
         self._log = self._stack.enter_context(contextlib.closing(log))
         display = progress.TrainingDisplay(session.source.num_steps, session.start)
         self._display = self._stack.enter_context(display)
@@ -162,6 +164,10 @@ class _Account:
         warning = self._alarm.update(step, line)
         if warning is not None:
             progress.say(warning)
+
+    def flush(self) -> None:
+        """Bring to the disk what was logged so far."""
+        self._log.flush()
 
 
 class _Clock:

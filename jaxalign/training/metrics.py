@@ -1,24 +1,26 @@
 """Where metrics go: a JSON Lines file always, TensorBoard and W&B where asked."""
 
+import contextlib
 import json
 import math
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.types import Mean, Metrics
+from jaxalign.whole_file import write_text
 
 
 __all__ = [
     "MetricsLog",
+    "Sink",
     "merge",
     "open_log",
     "parse_report_to",
@@ -55,23 +57,36 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-class MetricsLog:
-    """Writes one line a step. Close it to flush what the sinks hold back."""
+@runtime_checkable
+class Sink(Protocol):
+    """Where the lines of a log go beside its file."""
 
-    def __init__(self, path: Path, sinks: Sequence[Callable[[int, dict], Any]]):
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the values of a step."""
+        ...
+
+    def flush(self) -> None:
+        """Bring to the disk what was written."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close."""
+        ...
+
+
+class MetricsLog:
+    """Writes one line a step. Close it to flush what the sinks hold back.
+
+    A file that is there already keeps the lines up to step ``start``, each step once,
+    and loses what an earlier process wrote past the checkpoint of that step; with
+    ``start`` 0 there is no checkpoint, and all begins anew.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[Sink] = (), *, start: int = 0):
         self.path = path
-        self._drop_torn_line()
+        _forget_after(path, start)
         self._file = path.open("a", encoding="utf-8")
         self._sinks = list(sinks)
-
-    def _drop_torn_line(self) -> None:
-        """Cut off the last line if a kill left it incomplete."""
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line and pass the values on."""
@@ -82,13 +97,29 @@ class MetricsLog:
         self._file.write(text + "\n")
         self._file.flush()
         for sink in self._sinks:
-            sink(step, dict(values))
+            sink.write(step, values)
+
+    def flush(self) -> None:
+        """Have the sinks bring to the disk what they hold back."""
+        for sink in self._sinks:
+            sink.flush()
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
-        for sink in self._sinks:
-            sink(-1, {})
+        """Flush and close everything, even where a part of it fails."""
+        with contextlib.ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close)
+            self._file.close()
+
+
+def _forget_after(path: Path, start: int) -> None:
+    """Leave a log's lines up to a step, replacing the file as a whole."""
+    if not path.is_file():
+        return
+    kept = [line for step, line in read(path).items() if start and step <= start]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    if text.encode() != path.read_bytes():
+        write_text(path, text)
 
 
 def _finite(value: Any) -> bool:
@@ -114,53 +145,57 @@ def parse_report_to(text: str) -> tuple[str, ...]:
 
 
 def open_log(
-    run: Path, report_to: Sequence[str], config: Mapping[str, Any]
+    run: Path, report_to: Sequence[str], config: Mapping[str, Any], start: int
 ) -> MetricsLog:
     """Open the metrics log of a run directory.
 
+    Args:
+      run: its directory.
+      report_to: see :func:`parse_report_to`.
+      config: of the run, for those that show it.
+      start: step of the checkpoint that the run goes on from, or 0.
     Raises:
       UserError: wandb was asked for and is not installed.
     """
-    sinks: list[Callable[[int, dict], Any]] = []
+    sinks: list[Sink] = []
     if "tensorboard" in report_to:
-        from tensorboardX import SummaryWriter
+        from jaxalign.training.event_files import EventFile
 
-        writer = SummaryWriter(str(run / "tensorboard"))
-
-        def to_tensorboard(step: int, values: dict[str, float]) -> None:
-            if step < 0:
-                writer.close()
-                return
-            for name, value in values.items():
-                group = "eval" if name.startswith("eval_") else "train"
-                writer.add_scalar(f"{group}/{name.removeprefix('eval_')}", value, step)
-
-        sinks.append(to_tensorboard)
+        sinks.append(EventFile(run / "tensorboard", start + 1 if start else 0))
     if "wandb" in report_to:
+        sinks.append(_Wandb(run, config))
+    return MetricsLog(run / "metrics.jsonl", sinks, start=start)
+
+
+class _Wandb:
+    """A run of Weights & Biases."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise UserError(
                 "report_to wandb needs the package: pip install 'jaxalign[wandb]'"
             ) from None
-        session = wandb.init(dir=str(run), config=dict(config), resume="allow")
+        self._run = wandb.init(dir=str(run), config=dict(config), resume="allow")
 
-        def to_wandb(step: int, values: dict[str, float]) -> None:
-            session.finish() if step < 0 else session.log(values, step=step)
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
 
-        sinks.append(to_wandb)
-    return MetricsLog(run / "metrics.jsonl", sinks)
+    def flush(self) -> None:
+        """Do nothing: a process of its own sends the lines."""
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def read(path: Path) -> dict[int, dict[str, Any]]:
-    """Read a metrics file: by step, the last line of each; a torn line is left out.
-
-    Lines of one step are not mixed: after a resume the later one replaces the earlier.
-    """
+    """Read a metrics file: by step, the last line of each; a torn line is left out."""
     steps: dict[int, dict[str, Any]] = {}
     if not path.is_file():
         return steps
-    for line in path.read_text(encoding="utf-8").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.splitlines():
         try:
             values = json.loads(line)
         except json.JSONDecodeError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxalign import progress
 from jaxalign.checkpoints import fastest, runs
 from jaxalign.checkpoints.state import StateStore
+from jaxalign.errors import UserError
 from jaxalign.training import loop, run_directory
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.inputs import read_inputs
@@ -33,6 +34,17 @@ def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
       Preempted: SIGTERM came; all is saved.
       TrainingDiverged: updates were not finite.
     """
+    try:
+        return _train(config, preemption)
+    except OSError as error:
+        raise UserError(
+            f"a file of the run {config.out} cannot be read or written: {error}. The "
+            "complete checkpoints stay: make room, and the same command goes on from "
+            "the newest"
+        ) from None
+
+
+def _train(config: TrainConfig, preemption: Preemption | None) -> Path:
     kept = fastest.kept_in(Path(config.out) / runs.CONFIG)
     dtype = fastest.resolve(config.dtype, config.model, kept=kept)
     config = dataclasses.replace(config, dtype=dtype)

@@ -68,8 +68,14 @@ def claim(
                 f"another process is writing to {run}: wait for it, or use another "
                 "--out"
             ) from None
-        strange = [p.name for p in run.iterdir() if not p.name.startswith(".")]
         begun = (run / name).is_file()
+        kept = json.dumps(sources, indent=2) + "\n"
+        strange = [p.name for p in run.iterdir() if not p.name.startswith(".")]
+        if (
+            strange == [runs.SOURCES]
+            and (run / runs.SOURCES).read_bytes() == kept.encode()
+        ):
+            strange = []  # of this very run, stopped before its config was written
         if strange and not begun:
             raise UserError(
                 f"--out {run} is not empty and no run's directory: it has "
@@ -82,7 +88,7 @@ def claim(
             )
         else:
             # The config comes last: without it the directory is no run yet.
-            write_text(run / runs.SOURCES, json.dumps(sources, indent=2) + "\n")
+            write_text(run / runs.SOURCES, kept)
             write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
         yield run
 

@@ -1,13 +1,16 @@
 """Runs from the command line: the same to the last bit, however often killed."""
 
+import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from jaxalign.training import run_directory
 from jaxalign.training.config import from_dict
 from jaxalign.training.run import train
 from tests import synthetic
+from tests.training import event_reader
 
 
 STEPS = 12
@@ -52,7 +56,7 @@ def options(files, out: Path, **changes):
         "logging_steps": 1,
         "eval_steps": 5,
         "save_steps": 2,
-        "report_to": "none",
+        "report_to": "tensorboard",
         "optimizer": {"learning_rate": 1e-3},
         "adapter": {"rank": 4, "alpha": 8.0, "dropout": 0.1},
         **changes,
@@ -83,6 +87,15 @@ def comparable(run: Path) -> dict[int, dict]:
             if name != "time" and not name.startswith(("perf/", "memory/"))
         }
         for step, values in metrics_lib.read(run / "metrics.jsonl").items()
+    }
+
+
+def shown(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows, likewise."""
+    return {
+        tag: points
+        for tag, points in event_reader.shown(run / "tensorboard").items()
+        if not tag.startswith(("train/perf/", "train/memory/"))
     }
 
 
@@ -180,6 +193,9 @@ def test_killed_again_and_again_it_ends_the_same(files, undisturbed, tmp_path) -
 
 def check_same(run: Path, want: Path) -> None:
     assert comparable(run) == comparable(want)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(STEPS + 1))
+    assert shown(run) == shown(want)
     for got, expected in zip(final_weights(run), final_weights(want), strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -203,6 +219,78 @@ def test_sigterm_saves_and_asks_to_be_run_again(files, undisturbed, tmp_path) ->
         command(options(files, run)), env=environment(), check=True, timeout=300
     )
     check_same(run, want)
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Let no file of this process grow further, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_loses_nothing(files, tmp_path, capfd) -> None:
+    """Full at the config, then at the first checkpoint, then not."""
+    short = {"max_steps": 3, "save_steps": 1, "eval_data": None}
+    run = tmp_path / "run"
+    for size, match in (
+        (100, "a file of the run .*cannot be read or written: .*File too large"),
+        (40_000, "a checkpoint in .*checkpoints cannot be written: File too large"),
+    ):
+        with files_up_to(size), pytest.raises(UserError, match=match):
+            train(from_dict(options(files, run, **short)))
+    assert "Traceback" not in capfd.readouterr().err
+    train(from_dict(options(files, run, **short)))
+    want = train(from_dict(options(files, tmp_path / "want", **short)))
+    assert comparable(run) == comparable(want)
+    assert shown(run) == shown(want)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Give a disk of a size, which may be called again with another one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def sized(size: str) -> Path:
+        remount = ["-o", "remount"] if disk.is_mount() else []
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", *remount, "-o", f"size={size}", "tmpfs", disk],
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if made.returncode:
+            pytest.skip("a small disk cannot be mounted without privileges")
+        return disk
+
+    yield sized
+    subprocess.run(["umount", disk], stderr=subprocess.DEVNULL, check=False)
+
+
+@pytest.mark.parametrize("size", ["8k", "300k", "480k"])
+def test_a_run_on_a_small_disk_goes_on_on_a_larger_one(
+    files, undisturbed, small_disk, size
+) -> None:
+    run = small_disk(size) / "run"
+    ended = subprocess.run(
+        command(options(files, run)),
+        env=environment(),
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    (line,) = [x for x in ended.stderr.splitlines() if x.startswith("jaxalign: error")]
+    assert "No space left on device" in line and str(run) in line
+    small_disk("50m")
+    subprocess.run(
+        command(options(files, run)), env=environment(), check=True, timeout=300
+    )
+    check_same(run, undisturbed)
 
 
 def test_a_finished_run_is_left_alone(files, undisturbed) -> None:
