@@ -55,7 +55,8 @@ class TrainConfig:
       trainable: patterns of the base weights to train, with adapter.name none:
         ``[.*]`` is all of them.
       optimizer: AdamW and its schedule.
-      max_steps: updates to make; overrides num_train_epochs.
+      max_steps: updates to make; overrides num_train_epochs. A run whose rate does not
+        fall (optimizer.schedule constant) goes on when either is raised.
       num_train_epochs: times that every pair is seen.
       batch_rows: rows of a micro-batch, over all devices.
       row_length: places of a row; a pair takes prompt + chosen + rejected.

@@ -28,7 +28,14 @@ from jaxalign.training.config import TrainConfig, check_branches
 from jaxalign.types import Variables
 
 
-__all__ = ["RunData", "RunInputs", "fingerprints", "given_adapter", "read_inputs"]
+__all__ = [
+    "RunData",
+    "RunInputs",
+    "fingerprints",
+    "given_adapter",
+    "plan_steps",
+    "read_inputs",
+]
 
 
 class RunData(NamedTuple):
@@ -66,7 +73,7 @@ def read_inputs(config: TrainConfig) -> RunInputs:
     progress.say(f"attention: {kernel.implementation} ({kernel.reason})")
     data = _read_data(config, model)
     return RunInputs(
-        config, mesh, kernel, data, _plan_steps(config, data), fingerprints(config)
+        config, mesh, kernel, data, plan_steps(config, data), fingerprints(config)
     )
 
 
@@ -125,7 +132,7 @@ def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
     return model, collections
 
 
-def _plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
+def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
     """Plan the batches of all steps and check that the schedule fits them."""
     plan = loader.BatchPlan(
         config.batch_rows, config.gradient_accumulation_steps, config.seed

@@ -10,6 +10,7 @@ from jaxalign.errors import UserError
 from jaxalign.training import loop, run_directory
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.inputs import read_inputs
+from jaxalign.training.longer import END, same_but_for_its_end
 from jaxalign.training.preemption import Preemption
 from jaxalign.training.setup import setup
 
@@ -49,7 +50,11 @@ def _train(config: TrainConfig, preemption: Preemption | None) -> Path:
     dtype = fastest.resolve(config.dtype, config.model, kept=kept)
     config = dataclasses.replace(config, dtype=dtype)
     inputs = read_inputs(config)
-    with run_directory.claim(config, inputs.fingerprints) as run:
+    longer = same_but_for_its_end(config, inputs)
+    free = (*run_directory.FREE, *END) if longer else run_directory.FREE
+    with run_directory.claim(config, inputs.fingerprints, free=free) as run:
+        if longer:
+            run_directory.keep_config(run, config)
         store = StateStore(run / runs.CHECKPOINTS, keep=config.save_total_limit)
         try:
             if inputs.source.num_steps in store.steps():

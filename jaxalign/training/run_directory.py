@@ -17,10 +17,10 @@ from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.whole_file import write_text
 
 
-__all__ = ["claim", "read_config"]
+__all__ = ["FREE", "claim", "keep_config", "read_config"]
 
-# Changing these changes no number of a run.
-_FREE = ("out", "report_to", "save_total_limit", "data_workers")
+FREE = ("out", "report_to", "save_total_limit", "data_workers")
+"""The options that change no number of a run."""
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -38,7 +38,7 @@ def claim(
     sources: dict[str, str],
     *,
     name: str = runs.CONFIG,
-    free: Collection[str] = _FREE,
+    free: Collection[str] = FREE,
     before: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Iterator[Path]:
     """Make or reopen the run directory and hold it against other processes.
@@ -89,7 +89,7 @@ def claim(
         else:
             # The config comes last: without it the directory is no run yet.
             write_text(run / runs.SOURCES, kept)
-            write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
+            keep_config(run, config, name)
         yield run
 
 
@@ -106,6 +106,11 @@ def _filled(before: dict[str, Any], config: Any) -> dict[str, Any]:
         elif dataclasses.is_dataclass(value) and isinstance(filled[field.name], dict):
             filled[field.name] = _filled(filled[field.name], value)
     return filled
+
+
+def keep_config(run: Path, config: Any, name: str = runs.CONFIG) -> None:
+    """Write the config of a run, whole or not at all."""
+    write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _refuse_difference(
