@@ -6,6 +6,7 @@ objective, the adapter), the ``name`` among its values chooses.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,72 @@ def check_kind(value: Any, kind: Any, name: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Read a YAML (or JSON) mapping, each key of which stands once.
 
     Raises:
-      UserError: it is not there or is none.
+      UserError: it is not there or is none; the line and column where they are known.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {error}") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}. Save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+        json.dumps(values, default=str, skipkeys=True)
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{path}{_explained(error, text)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable YAML file: {reason}") from None
+    if values is None:
+        raise UserError(f"{path} is empty: expected a mapping of options, name: value")
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of options: got {values!r}")
+        raise UserError(
+            f"{path}: expected a mapping of options, name: value, got a "
+            f"{type(values).__name__}: {str(values)[:60]}"
+        )
+    for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: the key {key!r} is no name of an option")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which lets a second value of one key win in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Make a mapping whose keys stand once."""
+        first: dict[Any, Any] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in first and isinstance(key, yaml.ScalarNode):
+                line = first[key.value].line + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there already, in line {line}. "
+                    "Leave one of them",
+                    problem_mark=key.start_mark,
+                )
+            if isinstance(key, yaml.ScalarNode):
+                first[key.value] = key.start_mark
+        return super().construct_mapping(node, deep)
+
+
+def _explained(error: yaml.MarkedYAMLError, text: str) -> str:
+    """Say where a YAML text is broken and, where that is known, what helps."""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return f": {error}"
+    begun = error.context_mark if error.context_mark not in (None, mark) else None
+    since = f" begun in line {begun.line + 1}" if begun else ""
+    context = f"{error.context}{since}, " if error.context else ""
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if "\t" in line[: mark.column + 1]:
+        cure = ". YAML indents with spaces, not with tabs"
+    elif line[mark.column : mark.column + 1] in ("@", "`", "%"):
+        cure = ". Put the value in quotes"
+    else:
+        cure = ""
+    where = f", line {mark.line + 1}, column {mark.column + 1}"
+    return f"{where}: {context}{error.problem}{cure}"

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,19 @@ def chosen_name(
     """Find out which class of options ``--<field>.name`` (or the config file) chooses.
 
     The flags that a command takes depend on it, so it is looked up before parsing.
+
+    Raises:
+      UserError: no such class, or its name in the place of its options.
     """
+    for flag, value in _flags(arguments):
+        whole = value if flag == f"--{field}" else None
+        if flag == "--config":
+            whole = _file(value).get(field)
+        if isinstance(whole, str) and whole in choices:
+            raise UserError(
+                f"{field} is a group of options: got {whole!r}. Give --{field}.name "
+                f"{whole}, or {field}: {{name: {whole}}} in a file"
+            )
     name = _given(arguments, field).get("name", default)
     if not isinstance(name, str) or name not in choices:
         raise UserError(
@@ -60,9 +72,7 @@ def chosen_objective(arguments: Sequence[str]) -> type:
 def _given(arguments: Sequence[str], field: str) -> dict[str, Any]:
     """Return what flags and config files say of a part, the later ones over earlier."""
     given: dict[str, Any] = {}
-    for i, argument in enumerate(arguments):
-        flag, _, value = argument.partition("=")
-        following = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+    for flag, following in _flags(arguments):
         if flag == "--config":
             found = _part_in_file(following, field)
             given.update({k: v for k, v in found.items() if v or k != "name"})
@@ -72,12 +82,16 @@ def _given(arguments: Sequence[str], field: str) -> dict[str, Any]:
 
 
 def _part_in_file(path: str, field: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}  # the parser itself reports it
-    part = values.get(field) if isinstance(values, dict) else None
+    part = _file(path).get(field)
     return part if isinstance(part, dict) else {}
+
+
+def _file(path: str) -> dict[Any, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}  # reported when the arguments are parsed
+    return values if isinstance(values, dict) else {}
 
 
 def make_parser(
@@ -123,6 +137,7 @@ def parse(
 def _parse(
     parser: jsonargparse.ArgumentParser, arguments: Sequence[str]
 ) -> dict[str, Any]:
+    _check_files(arguments)
     known = [name for name in parser._option_string_actions if name.startswith("--")]
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -151,6 +166,24 @@ def add_dry_run(parser: jsonargparse.ArgumentParser) -> None:
     )
 
 
+def _check_files(arguments: Sequence[str]) -> None:
+    """Read the config files once by themselves: our errors say file, line and column.
+
+    Raises:
+      UserError: one of them is no mapping.
+    """
+    for flag, value in _flags(arguments):
+        if flag == "--config" and Path(value).is_file():
+            configs.read_yaml(Path(value))
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give every argument as a flag with its value, which may be the next argument."""
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        yield flag, value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+
+
 def parse_with(
     name: str,
     parser: jsonargparse.ArgumentParser,
@@ -176,5 +209,17 @@ def _readable(error: Exception, known: Sequence[str]) -> str:
         names = [name.removeprefix("--") for name in known]
         name = ".".join(unknown.groups())
         return f"unknown option {name}. {did_you_mean(name, names)}"
+    union = re.search(
+        r'Parser key "([\w.]+)":\s+Does not validate .*Subtypes: \[([^\[\]]*)\]\n.*'
+        r"Given value: (.*)",
+        text,
+        re.DOTALL,
+    )
+    if union:
+        name, kinds, value = union.groups()
+        kinds = re.sub(r"<class '(\w+)'>", r"\1", kinds).replace("NoneType", "null")
+        return (
+            f'"{name}": Expected {" or ".join(kinds.split(", "))}. Got value: {value}'
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:6])

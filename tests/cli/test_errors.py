@@ -237,17 +237,71 @@ def test_options(shell, captured, arguments, match) -> None:
         ("objective: null", "objective must be a mapping of options: got None"),
         ("mesh: {data: null}", "option mesh.data: Input should be a valid integer"),
         ("adapter: {targets: null}", "option adapter.targets: .* got None"),
-        ("1: 2", "Key must be a string"),
-        ("a: [1", "Problems parsing config"),
-        ("- 1", "Unexpected config: - 1"),
-        ("", "Unexpected config"),
-        ("\0", "Problems parsing config: unacceptable character"),
+        ("1: 2", "config.yaml: the key 1 is no name of an option"),
+        ("a: [1", "config.yaml, line 1, column 6: while .* flow sequence.* expected"),
+        ("model: M\ndata: [1, 2\nout: O", r"yaml, line 3, column 4: .*begun in line 2"),
+        ("model: M\nmesh:\n\tdata: 1", "yaml, line 3, column 1: .*not with tabs"),
+        ("model: M\ndata: @D", "yaml, line 2, column 7: .*Put the value in quotes"),
+        ("model: M\ndata: %D", "yaml, line 2, column 7: .*Put the value in quotes"),
+        ("a: !!python/object:os.system b", "line 1, column 4: could not determine"),
+        ("seed: 1\n---\nseed: 2", "yaml, line 2, column 1: .*a single document"),
+        ("seed: 1\nmodel: M\nseed: 2", "line 3, column 1: the key 'seed' is .* line 1"),
+        ("mesh:\n  data: 1\n  data: 2", "line 3, column 3: the key 'data' .* line 2"),
+        ('{"seed": 1, "seed": 2}', "line 1, column 13: the key 'seed' .* line 1"),
+        ("- 1", r"config.yaml: expected a mapping of options, .* got a list: \[1\]"),
+        ("--seed 3", "config.yaml: expected a mapping .* got a str: --seed 3"),
+        ("", "config.yaml is empty: expected a mapping of options"),
+        ("# model: M", "config.yaml is empty"),
+        ("\0", "config.yaml: not a readable YAML file: unacceptable character"),
+        ("a: &a [*a]", "config.yaml: not a readable .*Circular reference"),
+        ("[" * 3000, "config.yaml: not a readable YAML file: maximum recursion"),
+        ("adapter: lora", "Give --adapter.name lora, or adapter: {name: lora}"),
+        ("objective: dpo", "Give --objective.name dpo, or objective: {name: dpo}"),
+        ("max_steps: 5.5", '"max_steps": Expected int or null. Got value: 5.5'),
     ],
 )
 def test_options_in_a_file(shell, captured, tmp_path, text, match) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     shell.refuses("train", *NEEDED, "--config", file, match=match)
+    assert not captured
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"\xff\xfem\x00: 1", "config.yaml is not UTF-8: .*Save it as UTF-8"),
+        ("model: é".encode("latin-1"), "config.yaml is not UTF-8: "),
+    ],
+)
+def test_a_file_of_another_encoding(shell, tmp_path, content, match) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    shell.refuses("train", *NEEDED, "--config", file, match=match)
+    shell.refuses("score", "--config", file, match=match)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffseed: 3\noptimizer: {learning_rate: 1e-4}",
+        '{"seed": 3, "optimizer": {"learning_rate": 1e-4}}',
+        "seed: 3\noptimizer: {<<: {learning_rate: 1e-3}, learning_rate: 1e-4}",
+    ],
+    ids=["mark", "json", "merge"],
+)
+def test_files_that_are_read(shell, captured, tmp_path, text) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    shell("train", *NEEDED, "--config", file)
+    assert (captured[0].seed, captured[0].optimizer.learning_rate) == (3, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--adapter", "lora"], ["--objective=dpo"], ["--adapter", "hlpt"]]
+)
+def test_a_name_in_the_place_of_options(shell, captured, flags) -> None:
+    shell.refuses("train", *NEEDED, *flags, match="is a group of options: got '.*name ")
     assert not captured
 
 
