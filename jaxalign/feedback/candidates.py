@@ -93,7 +93,7 @@ def parse_samples(
     rows: Iterable[Any],
     segmenter: SegmenterConfig,
     references: Sequence[tuple[str, ...]] | None = None,
-) -> list[tuple[Any, list[Candidate]]]:
+) -> list[SampledPrompt]:
     """Return each prompt with its candidates; arguments as of :func:`read_samples`."""
     found = []
     for row in rows:

@@ -16,6 +16,7 @@ from jaxalign.data import records
 from jaxalign.feedback import candidates, rounds
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose.decomposition import Candidate, Judged
+from jaxalign.feedback.round_prompts import check_prompts, references_of
 from jaxalign.judging import estimate
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.estimate import Estimate, TokenCounter
@@ -51,7 +52,7 @@ def estimate_rounds(config: RLAIFConfig) -> tuple[Estimate, TokenCounter]:
     Raises:
       UserError: prompts, tokenizer or store cannot be read, or are no good.
     """
-    rounds.check_prompts(config)
+    check_prompts(config)
     counter = estimate.token_counter(config.model)
     found = Estimate(0, 0, 0, 0, 0)
     for one in _sets(config):
@@ -84,7 +85,7 @@ def _requests(
 ) -> Iterator[JudgeRequest]:
     """Yield all that would be asked about a set's candidates."""
     decompose = rounds.decomposer_of(config)
-    references = rounds.references_of(one.prompts, config.decomposer.name == "hops")
+    references = references_of(one.prompts, config.decomposer.name == "hops")
     path = rounds.store_path(config)
     known = _Known(judge, path if one.samples.is_file() else None)
     first = rounds.GATE_VOTE if one.gate else 0
@@ -107,10 +108,10 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Yield what was sampled, or else what could be."""
     if one.samples.is_file():
-        for _, found in candidates.read_samples(
+        for sampled in candidates.read_samples(
             one.samples, config.segmenter, references
         ):
-            yield from found
+            yield from sampled.candidates
         return
     sentences = config.generation.max_new_tokens // counter.tokens(_SENTENCE) or 1
     text = (_SENTENCE * sentences).strip()
@@ -118,9 +119,8 @@ def _candidates(
         records.read_prompts(one.prompts), references, strict=True
     ):
         line = {"index": 0, "prompt": prompt.given, "completions": [{"text": text}]}
-        ((_, (candidate,)),) = candidates.parse_samples(
-            [line], config.segmenter, [known]
-        )
+        (sampled,) = candidates.parse_samples([line], config.segmenter, [known])
+        (candidate,) = sampled.candidates
         for _ in range(one.each):
             yield candidate
 

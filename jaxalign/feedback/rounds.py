@@ -32,14 +32,15 @@ from typing import Any
 from jaxalign import progress
 from jaxalign.checkpoints import contents, fastest
 from jaxalign.configs import read_yaml
-from jaxalign.data import records, rows
+from jaxalign.data import rows
 from jaxalign.errors import UserError
-from jaxalign.feedback import annotate, candidates, gate, pairing
+from jaxalign.feedback import candidates, gate, pairing
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose import claims, hops, risks, segments
 from jaxalign.feedback.decompose.decomposition import Decompose
 from jaxalign.feedback.gate import Decision
+from jaxalign.feedback.round_prompts import check_prompts, references_of
 from jaxalign.generation.files import GenerateConfig, generate_file
 from jaxalign.judging.judge import Judge
 from jaxalign.judging.make import make_judge
@@ -54,9 +55,7 @@ from jaxalign.whole_file import write_lines, write_text
 __all__ = [
     "CONFIG",
     "GATE_VOTE",
-    "check_prompts",
     "decomposer_of",
-    "references_of",
     "rlaif",
     "store_path",
 ]
@@ -152,41 +151,6 @@ def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
 def store_path(config: RLAIFConfig) -> Path:
     """Return where a run keeps its judgements."""
     return Path(config.store or Path(config.out) / "store.db")
-
-
-def references_of(prompts: str, needed: bool) -> list[tuple[str, ...]]:
-    """Return the accepted answers of each prompt of a file, () where it has none.
-
-    Raises:
-      UserError: they are needed and a prompt has none, or are no list of texts.
-    """
-    found = []
-    for columns, where in rows.read_rows(prompts):
-        given = annotate.references_of(columns, where)
-        if needed and not any(reference.strip() for reference in given):
-            raise UserError(
-                f"{where}: field references is missing: decomposer.name hops compares "
-                "with accepted answers. Give a list of texts"
-            )
-        found.append(given)
-    return found
-
-
-def check_prompts(config: RLAIFConfig) -> None:
-    """Refuse gate prompts that are trained on."""
-    train, held = (
-        {
-            json.dumps(prompt.given, sort_keys=True)
-            for prompt in records.read_prompts(path)
-        }
-        for path in (config.prompts, config.gate.prompts)
-    )
-    if shared := len(train & held):
-        raise UserError(
-            f"gate.prompts {config.gate.prompts}: {shared} of {len(held)} prompts are "
-            f"also in {config.prompts}: a gate needs prompts that are held out. Take "
-            "them out of one of the files"
-        )
 
 
 def decomposer_of(config: RLAIFConfig) -> Decompose:

@@ -181,9 +181,10 @@ def _text(request: JudgeRequest, renderer: Renderer, pad: int | None) -> _Text:
         tokens.append(eos)
         first.append(len(text))
     scored = [place for place, token in enumerate(tokens) if token != pad]
-    places = []
+    places, (turn,) = [], rendering.turns
     for _, end in subject.spans[:-1]:
-        inside = [p for p in scored if first[p] < rendering.shift + end]
+        stop = turn.place.begin + int(np.searchsorted(turn.place.origins, end))
+        inside = [p for p in scored if first[p] < stop]
         places.append(inside[-1] if inside else 0)
     places.append(scored[-1] if scored else 0)
     return _Text(tokens, places, hash_of(subject.prompt))
