@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign import progress
-from jaxalign.data.rows import read_rows
+from jaxalign.data import layouts
 from jaxalign.errors import UserError
 from jaxalign.feedback import annotate
 from jaxalign.feedback.annotate import Item
@@ -36,6 +36,8 @@ class JudgeFileConfig:
     Attributes:
       data: feedback records with segments, as ``jaxalign segment`` writes them.
       out: JSON Lines file to write, one record each, in order.
+      layout: of the rows, see ``jaxalign.data.layouts``; default what their columns
+        say.
       judge: which judge, and its options.
       store: SQLite file that keeps every judgement; default ``OUT.store.db``.
     """
@@ -44,6 +46,11 @@ class JudgeFileConfig:
     out: str
     judge: JudgeConfig
     store: str | None = None
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            layouts.check_name(self.layout)
 
     @property
     def store_path(self) -> Path:
@@ -153,7 +160,7 @@ def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
 
 def _items(config: JudgeFileConfig) -> Iterator[Item]:
     some = False
-    for columns, where in read_rows(config.data):
+    for columns, where in layouts.read(config.data, config.layout):
         some = True
         yield annotate.read_item(columns, where, config.judge.scored_aspects)
     if not some:

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from jaxalign.adapters import adapter
 from jaxalign.data import packing
 from jaxalign.data.records import Prompt
-from jaxalign.data.rendering import Renderer
+from jaxalign.data.rendering import Renderer, as_renderer
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
 from jaxalign.types import Completions, Model, ModelInputs, Variables
@@ -43,14 +44,17 @@ class AnswerProbs(NamedTuple):
     """The sums divided by the answers' tokens, for answers of unequal length."""
 
 
-def question(prompt: Prompt, answers: Sequence[str], tokenizer: Any) -> Question:
+def question(
+    prompt: Prompt, answers: Sequence[str], renderer: Renderer | Tokenizer
+) -> Question:
     """Tokenise a prompt and its answers as the model would write them.
 
     Raises:
       UserError: the tokenizer joins the end of the prompt with an answer in one token,
         so that the answer's probability cannot be told; or an answer is empty.
     """
-    renderer = Renderer(tokenizer)
+    renderer = as_renderer(renderer)
+    tokenizer = renderer.tokenizer
     rendered = renderer.prompt_text(prompt)
     plain = isinstance(prompt.text, str)
     begin = renderer.prompt_tokens(prompt)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign.data.columns import check_template_kwargs
 from jaxalign.errors import UserError
 from jaxalign.judging import wording
 
@@ -68,6 +69,9 @@ class JudgeConfig:
       prompt_price: of a million tokens of prompts.
       completion_price: of a million tokens of replies.
       wording: directory of one's own with templates and rubrics that replace ours.
+      chat_template_kwargs: what the judge's chat template is given, such as
+        ``{"enable_thinking": false}``; an endpoint gets it in the request, where
+        ``jaxalign serve``, vLLM and SGLang read it.
     Raises:
       UserError: an option is out of its range or does not go with the others.
     """
@@ -93,8 +97,15 @@ class JudgeConfig:
     prompt_price: float = 0.0
     completion_price: float = 0.0
     wording: str | None = None
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_template_kwargs(self.chat_template_kwargs, "judge.chat_template_kwargs")
+        if self.chat_template_kwargs and self.name in ("rules", "python"):
+            raise UserError(
+                f"judge.chat_template_kwargs does nothing with judge.name {self.name}: "
+                "leave it out"
+            )
         for field in ("concurrency", "votes", "max_attempts"):
             _check(getattr(self, field) >= 1, field, "at least 1", self)
         for field in ("max_reply_tokens", "max_requests", "max_total_tokens"):

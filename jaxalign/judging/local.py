@@ -70,6 +70,7 @@ class LocalJudge:
       model: Hugging Face directory or id; loaded when the first request comes.
       method: how segments are scored.
       own: directory of wording of one's own.
+      template_kwargs: what the chat template is given.
       dtype: of the weights and of the computation.
       mesh: how the devices are arranged.
       batch_rows: texts that are computed at the same time.
@@ -81,6 +82,7 @@ class LocalJudge:
         *,
         method: Method = LIKELIHOOD,
         own: Path | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         dtype: DType = "float32",
         mesh: MeshConfig | None = None,
         batch_rows: int = 4,
@@ -95,6 +97,9 @@ class LocalJudge:
             "method": method,
             "dtype": dtype,
         }
+        self._template_kwargs = template_kwargs
+        if template_kwargs:
+            self._settings["chat_template_kwargs"] = dict(template_kwargs)
         if own is not None:
             # Templates are in the messages of requests, but for this one.
             self._settings["wording"] = wording.read("templates", _TEMPLATE, own)
@@ -120,7 +125,7 @@ class LocalJudge:
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         if self._loaded is None:
             mesh = make_mesh(self._mesh)
-            renderer = open_renderer(self._model)
+            renderer = open_renderer(self._model, self._template_kwargs)
             made = open_policy(self._model, None, dtype=self._dtype, mesh=mesh)
             self._loaded = made.checkpoint.model, made.variables, renderer
         model, variables, renderer = self._loaded
@@ -255,4 +260,4 @@ def _question(
     else:
         text = "\n\n".join(m["content"] for m in messages) + "\n\nAnswer: "
         prompt = Prompt(text, None, "the request")
-    return answer_logps.question(prompt, answers, renderer.tokenizer)
+    return answer_logps.question(prompt, answers, renderer)

@@ -30,7 +30,9 @@ def make_judge(
 
         assert config.model is not None
         (aspect,) = config.scored_aspects
-        return reward.RewardJudge(config.model, aspect=aspect)
+        return reward.RewardJudge(
+            config.model, aspect=aspect, template_kwargs=config.chat_template_kwargs
+        )
     if config.name == "python":
         from jaxalign.judging import function
 
@@ -44,11 +46,15 @@ def make_judge(
                 config.model,
                 temperature=config.temperature,
                 max_reply_tokens=config.max_reply_tokens,
+                template_kwargs=config.chat_template_kwargs,
             )
         from jaxalign.judging import local
 
         return local.LocalJudge(
-            config.model, method=config.local_method, own=config.own_wording
+            config.model,
+            method=config.local_method,
+            own=config.own_wording,
+            template_kwargs=config.chat_template_kwargs,
         )
     from jaxalign.judging import openai
 

@@ -64,12 +64,14 @@ def make(
 
 def settings_of(config: JudgeConfig) -> Mapping[str, Any]:
     """Return what verdicts depend on. Where a model is served is no part of it."""
-    settings = {
+    settings: dict[str, Any] = {
         "judge": "openai",
         "model": config.model,
         "temperature": config.temperature,
         "max_reply_tokens": config.max_reply_tokens,
     }
+    if config.chat_template_kwargs:
+        settings["chat_template_kwargs"] = config.chat_template_kwargs
     if config.response_format == "json_schema":
         return settings  # as it always was: stores keep their keys
     told = digest(prompts.SCHEMA_WORDING)
@@ -259,6 +261,8 @@ class OpenAIJudge:
             body["temperature"] = config.temperature
         if config.temperature or request.vote:
             body["seed"] = request.vote
+        if config.chat_template_kwargs:
+            body["chat_template_kwargs"] = config.chat_template_kwargs
         if config.max_reply_tokens is not None:
             body["max_completion_tokens"] = config.max_reply_tokens
         # Put together from parts that most requests share and that are encoded once.

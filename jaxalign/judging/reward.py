@@ -78,6 +78,7 @@ class RewardJudge:
         model: str,
         *,
         aspect: str,
+        template_kwargs: Mapping[str, Any] | None = None,
         dtype: DType = "float32",
         mesh: MeshConfig | None = None,
         batch_rows: int = 4,
@@ -93,6 +94,9 @@ class RewardJudge:
             "model": contents.fingerprint(model),
             "dtype": dtype,
         }
+        self._template_kwargs = template_kwargs
+        if template_kwargs:
+            self._settings["chat_template_kwargs"] = dict(template_kwargs)
         self._loaded: _Loaded | None = None
 
     @property
@@ -114,7 +118,7 @@ class RewardJudge:
 
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         found = self._loaded = self._loaded or _opened(
-            self._model, self._dtype, self._mesh
+            self._model, self._dtype, self._mesh, self._template_kwargs
         )
         texts: list[_Text | str] = []
         for request in requests:
@@ -139,9 +143,14 @@ class RewardJudge:
         return verdicts
 
 
-def _opened(model: str, dtype: DType, mesh_config: MeshConfig) -> _Loaded:
+def _opened(
+    model: str,
+    dtype: DType,
+    mesh_config: MeshConfig,
+    template_kwargs: Mapping[str, Any] | None,
+) -> _Loaded:
     mesh = make_mesh(mesh_config)
-    renderer = open_renderer(model)
+    renderer = open_renderer(model, template_kwargs)
     with progress.reading(f"loading {model}") as show:
         checkpoint = load.load(
             model, dtype=dtype, mesh=mesh, headless=True, progress=show

@@ -75,6 +75,7 @@ class WritingJudge:
         *,
         temperature: float | None = 0.0,
         max_reply_tokens: int | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         dtype: DType = "float32",
         mesh: MeshConfig | None = None,
         batch_slots: int = 16,
@@ -97,6 +98,10 @@ class WritingJudge:
             "max_reply_tokens": self._most,
         }
 
+        self._template_kwargs = template_kwargs
+        if template_kwargs:
+            self._settings["chat_template_kwargs"] = dict(template_kwargs)
+
     @property
     def settings(self) -> Mapping[str, Any]:
         """What verdicts depend on."""
@@ -117,7 +122,10 @@ class WritingJudge:
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         if self._made is None:
             self._made = text_model.load(
-                self._model, dtype=self._dtype, mesh=self._mesh
+                self._model,
+                template_kwargs=self._template_kwargs,
+                dtype=self._dtype,
+                mesh=self._mesh,
             )
         verdicts: dict[int, Verdict] = {}
         asked: list[_Asked] = []
