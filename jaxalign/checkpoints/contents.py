@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.checkpoints import base as base_files
-from jaxalign.checkpoints import hub, tensors
+from jaxalign.checkpoints import hub, tensors, weights
 from jaxalign.checkpoints.load import open_config
 from jaxalign.checkpoints.places import Place, locate
 from jaxalign.checkpoints.tensors import TensorInfo
@@ -24,13 +24,16 @@ def tensor_infos(model: str | Path) -> dict[str, TensorInfo]:
         return base_files.read_base(directory).tensors()
     return {
         name: info
-        for file in tensors.list_files(directory)
+        for file in weights.list_weights(directory)
         for name, info in file.tensors.items()
     }
 
 
 def headers(model: str | Path) -> dict[str, bytes]:
-    """Return the headers of a checkpoint's weight files, by the files' names."""
+    """Return the headers of a checkpoint's weight files, by the files' names.
+
+    Files of codes have none that could be written again: see ``export.split_headers``.
+    """
     directory = hub.directory_of(model)
     if base_files.is_base(directory):
         return base_files.read_base(directory).headers
@@ -52,7 +55,7 @@ def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
     config, family = open_config(directory)
     name = _stored_name(name, tensor_infos(directory), config.text, family)
     if not base_files.is_base(directory):
-        return tensors.read_tensor(directory, name)
+        return weights.read_weight(directory, name)
     base = base_files.read_base(directory)
     if config.text.tie_embeddings and name == family.head:
         place = Place(family.rules[0], family.rules[0].path)

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from jaxalign import stacks, trees
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, export, hub, places
+from jaxalign.checkpoints import contents, export, hub, places, weights
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.base import Base
@@ -64,7 +64,6 @@ def convert(
         mesh = make_mesh(MeshConfig(), jax.devices("cpu"))
         checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh, progress=progress)
         export.copy_rest(directory, temporary)
-        export.copy_index(directory, temporary)
         _write_buffers(checkpoint, temporary)
         params = checkpoint.variables["params"]
         _write_params(params, temporary / base_lib.PARAMS)
@@ -74,7 +73,7 @@ def convert(
             temporary,
             _fingerprint(checkpoint, infos),
             checkpoint.name,
-            contents.headers(directory),
+            _headers(directory, temporary),
             infos,
         )
         # Comes last: without it the directory is nothing.
@@ -83,10 +82,22 @@ def convert(
     return Path(out)
 
 
+def _headers(source: Path, out: Path) -> dict[str, bytes]:
+    """Return the headers of the files that come out again, and write their index."""
+    if not weights.is_packed(source):
+        export.copy_index(source, out)
+        return contents.headers(source)
+    infos = contents.tensor_infos(source)
+    headers, index = export.split_headers(infos, export.PACKED_SHARD)
+    if index is not None:
+        (out / export.INDEX).write_text(index, encoding="utf-8")
+    return headers
+
+
 def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
     """Return the source's fingerprint if no number was rounded, else one of both."""
     source = tensor_files.fingerprint(checkpoint.path)
-    rounded = False
+    rounded = weights.is_packed(checkpoint.path)
     for name, info in contents.tensor_infos(checkpoint.path).items():
         place = places.locate(name, checkpoint.family.rules, checkpoint.groups)
         if place is not None and place.path in infos:
@@ -103,7 +114,7 @@ def _write_buffers(checkpoint: Checkpoint, directory: Path) -> None:
     values: dict[str, np.ndarray] = {}
     for name in contents.tensor_infos(checkpoint.path):
         if places.locate(name, checkpoint.family.rules, checkpoint.groups) is None:
-            value = tensor_files.read_tensor(checkpoint.path, name)
+            value = weights.read_weight(checkpoint.path, name)
             assert value is not None
             values[name] = value
     if values:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from jaxalign import stacks, trees
 from jaxalign.adapters import gates, low_rank, saved
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, hub, places
+from jaxalign.checkpoints import contents, hub, places, quantisation, weights
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -29,10 +29,13 @@ from jaxalign.types import Variables
 
 __all__ = [
     "check_mergeable",
+    "INDEX",
+    "PACKED_SHARD",
     "copy_index",
     "copy_rest",
     "parse_size",
     "save_hf",
+    "split_headers",
     "whole_directory",
     "write",
 ]
@@ -41,7 +44,11 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.j
 WriteTensor = Callable[[str, BinaryIO], None]
 """Writes the bytes of a tensor, given its name."""
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+
+PACKED_SHARD = 5 * 10**9
+"""Bytes of a file where the source's files hold codes and are no model."""
+
 _BLOCK = 1 << 24
 _CODES = {name: code for code, name in tensor_files.DTYPES.items()}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -140,6 +147,8 @@ def save_hf(
             for part in np.array_split(tensor, 1 + tensor.nbytes // _BLOCK):
                 target.write(part.astype(dtype, copy=False).tobytes())
 
+        if limit is None and _is_packed(base.path):
+            limit = PACKED_SHARD
         if limit is None:
             _write_as_source(base.path, directory, write_tensor)
         else:
@@ -158,17 +167,29 @@ def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
     return _Base(path, config.text, family, tuple(found))
 
 
+def _is_packed(path: Path) -> bool:
+    return not base_lib.is_base(path) and weights.is_packed(path)
+
+
 def copy_rest(source: Path, out: Path) -> None:
-    """Copy config, tokenizer, chat template and all else that is no weight."""
+    """Copy config, tokenizer, chat template and all else that is no weight.
+
+    Where the source's weights are codes, its config no longer says so.
+    """
+    kinds = (*_WEIGHTS, base_lib.MANIFEST)
     for file in sorted(source.iterdir()):
-        weights = any(file.match(pattern) for pattern in _WEIGHTS)
-        if file.is_file() and not weights and file.name != base_lib.MANIFEST:
+        if file.is_file() and not any(file.match(pattern) for pattern in kinds):
             shutil.copyfile(file, out / file.name)
+    if _is_packed(source):
+        config = weights.plain_config(source)
+        (out / "config.json").write_text(config, encoding="utf-8")
+        for name in quantisation.FILES:
+            (out / name).unlink(missing_ok=True)
 
 
 def copy_index(source: Path, out: Path) -> None:
     """Copy the index of a checkpoint of several files."""
-    index = source / _INDEX
+    index = source / INDEX
     if index.is_file() and not (source / "model.safetensors").is_file():
         shutil.copyfile(index, out / index.name)
 
@@ -235,22 +256,33 @@ def _write_split(
     directory: Path,
     write_tensor: WriteTensor,
 ) -> None:
+    headers, index = split_headers(info, limit)
+    for file, header in headers.items():
+        names = tensor_files.entries(header)
+        _write_file(directory / file, header, names, write_tensor)
+    if index is not None:
+        (directory / INDEX).write_text(index, encoding="utf-8")
+
+
+def split_headers(
+    info: dict[str, TensorInfo], limit: int
+) -> tuple[dict[str, bytes], str | None]:
+    """Return headers of files up to a size, by the files' names, and their index."""
     shards = _split(info, limit)
+    headers: dict[str, bytes] = {}
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         names = sorted(names, key=lambda name: (-_width(info[name]), name))
-        header = _header({name: info[name] for name in names})
-        _write_file(directory / file, header, names, write_tensor)
+        headers[file] = _header({name: info[name] for name in names})
         index |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        size = sum(i.nbytes for i in info.values())
-        content = {"metadata": {"total_size": size}, "weight_map": index}
-        (directory / _INDEX).write_text(
-            json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    if len(shards) == 1:
+        return headers, None
+    size = sum(i.nbytes for i in info.values())
+    content = {"metadata": {"total_size": size}, "weight_map": index}
+    return headers, json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _width(info: TensorInfo) -> int:

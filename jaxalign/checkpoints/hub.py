@@ -87,7 +87,7 @@ def _is_whole(directory: Path, weights: bool) -> bool:
     if not weights:
         return True
     try:
-        return bool(tensors.list_files(directory))
+        return bool(tensors.list_files(directory, kinds=tensors.KINDS))
     except UserError:
         return False
 
@@ -146,5 +146,5 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
     if not _is_whole(found, weights):
         # Says what is missing.
         tensors.read_json(found / "config.json")
-        tensors.list_files(found)
+        tensors.list_files(found, kinds=tensors.KINDS)
     return found

@@ -13,12 +13,13 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxalign import trees
-from jaxalign.checkpoints import arrays, hub
+from jaxalign.checkpoints import arrays, hub, weights
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import places as places_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.places import Place
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
+from jaxalign.checkpoints.weights import PackedFile
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
 from jaxalign.models.config import DecoderConfig, ModelConfig
@@ -168,7 +169,7 @@ def _read_leaves(
     def is_coded(path: str) -> bool:
         return quantize != "none" and quantised.holds_codes(path)
 
-    for path, at, values in source.pieces(is_coded):
+    for path, at, values, size in source.pieces(is_coded):
         coded = is_coded(path)
         kind, target = jnp.dtype(jnp.float32) if coded else kinds[path], targets[path]
         if at and path not in leaves:
@@ -182,7 +183,7 @@ def _read_leaves(
             whole = arrays.put_piece(leaves.pop(path), piece, at)
             piece = jax.block_until_ready(whole)
         leaves[path] = piece
-        done += values.nbytes
+        done += size
         if progress is not None:
             progress(done, total)
     return leaves
@@ -204,10 +205,10 @@ class _Source(NamedTuple):
     stored: Sequence[tuple[str, TensorInfo]]
     """Path of a parameter, and what is there of it."""
     pieces: Callable[
-        [Callable[[str], bool]], Iterator[tuple[str, tuple[int, ...], Any]]
+        [Callable[[str], bool]], Iterator[tuple[str, tuple[int, ...], Any, int]]
     ]
-    """Gives path, place in the stack, and what a slice of which is read when taken. Its
-    argument tells by path what must come layer by layer."""
+    """Gives path, place in the stack, what a slice of which is read when taken, and how
+    many bytes that counts. Its argument tells by path what must come layer by layer."""
 
 
 def _open(
@@ -223,9 +224,11 @@ def _open(
         return _Source(
             base.name,
             base.stored(shapes, groups),
-            lambda by_layer: base.pieces(groups, by_layer),
+            lambda by_layer: (
+                (*piece, piece[-1].nbytes) for piece in base.pieces(groups, by_layer)
+            ),
         )
-    files = tensor_files.list_files(directory)
+    files = weights.list_weights(directory)
     places = places_lib.match_tensors(files, family, config, groups, shapes, directory)
     if config.tie_embeddings:
         places_lib.check_tied_head(files, family)
@@ -239,16 +242,17 @@ def _open(
 
 
 def _pieces(
-    files: Sequence[TensorFile], places: Mapping[str, Place]
-) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    files: Sequence[TensorFile | PackedFile], places: Mapping[str, Place]
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray, int]]:
     for file in files:
         with file.open() as handle:
-            for name in file.tensors:
+            for name, info in file.tensors.items():
                 if (place := places.get(name)) is not None:
                     values = handle.get_slice(name)
                     if place.rule.transpose:
                         values = values.T
-                    yield place.path, place.at, values
+                    # What is made of codes is wider here than it counts.
+                    yield place.path, place.at, values, info.nbytes
 
 
 def _kinds(

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign import stacks, trees
 from jaxalign.checkpoints.tensors import TensorFile
+from jaxalign.checkpoints.weights import PackedFile
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import Family
@@ -28,7 +29,7 @@ class Place(NamedTuple):
 
 
 def match_tensors(
-    files: Sequence[TensorFile],
+    files: Sequence[TensorFile | PackedFile],
     family: Family,
     config: DecoderConfig,
     groups: Sequence[Group],
@@ -102,7 +103,7 @@ def _refuse(directory: Path, problems: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def check_tied_head(files: Sequence[TensorFile], family: Family) -> None:
+def check_tied_head(files: Sequence[TensorFile | PackedFile], family: Family) -> None:
     """Refuse a stored head that is not the embeddings that it is said to be tied to."""
     names = (family.rules[0].hf, family.head)
     holders = [file for name in names for file in files if name in file.tensors]
