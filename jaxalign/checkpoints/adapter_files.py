@@ -27,7 +27,7 @@ from jaxalign.adapters import (
     selection,
 )
 from jaxalign.adapters.peft_names import PeftTensors
-from jaxalign.checkpoints import export, peft_files
+from jaxalign.checkpoints import export, outputs, peft_files
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -83,7 +83,7 @@ def save_adapter(
             "there is no adapter to write, base weights were trained: use --format "
             "merged"
         )
-    with export.whole_directory(Path(out)) as directory:
+    with outputs.whole_directory(Path(out)) as directory:
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
         if parts.stock is not None:

@@ -1,8 +1,10 @@
 """From a Hugging Face checkpoint to a converted base, see ``checkpoints.base``."""
 
+import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from jaxalign import stacks, trees
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, export, hub, places, weights
+from jaxalign.checkpoints import contents, export, hub, outputs, places, weights
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.base import Base
@@ -60,12 +62,13 @@ def convert(
     if base_lib.is_base(directory):
         raise UserError(f"{model} is converted already: give the checkpoint it is of")
     load_lib.check(model)
-    with export.whole_directory(Path(out)) as temporary:
+    with outputs.whole_directory(Path(out)) as temporary:
         mesh = make_mesh(MeshConfig(), jax.devices("cpu"))
         checkpoint = load_lib.load(model, dtype=dtype, mesh=mesh, progress=progress)
         export.copy_rest(directory, temporary)
         _write_buffers(checkpoint, temporary)
         params = checkpoint.variables["params"]
+        outputs.check_room(temporary, trees.num_bytes(params))
         _write_params(params, temporary / base_lib.PARAMS)
         leaves = trees.by_path(params).items()
         infos = {path: TensorInfo(leaf.shape, leaf.dtype.name) for path, leaf in leaves}
@@ -131,10 +134,15 @@ def _write_params(params: Any, path: Path) -> None:
         save_concurrent_gb=max(1, math.ceil(max(sizes) / 1e9)),
     )
     save_args = trees.map_with_paths(_save_args, params)
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(
-            path.absolute(), args=ocp.args.PyTreeSave(params, save_args=save_args)
-        )
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(
+                path.absolute(), args=ocp.args.PyTreeSave(params, save_args=save_args)
+            )
+    except ValueError as error:  # as tensorstore calls a disk that has become full
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise
 
 
 def _save_args(path: str, leaf: Any) -> ocp.SaveArgs:

@@ -1,10 +1,9 @@
 """Checkpoints out: Hugging Face directories, whole or not at all."""
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,7 +14,7 @@ from safetensors.numpy import save_file
 from jaxalign import stacks, trees
 from jaxalign.adapters import gates, low_rank, saved
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, hub, places, quantisation, weights
+from jaxalign.checkpoints import contents, hub, outputs, places, quantisation, weights
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -36,7 +35,6 @@ __all__ = [
     "parse_size",
     "save_hf",
     "split_headers",
-    "whole_directory",
     "write",
 ]
 
@@ -66,34 +64,6 @@ def parse_size(text: str) -> int:
     raise UserError(
         f"the size {text!r} is not understood: expected such as 200MB or 5GB"
     )
-
-
-@contextlib.contextmanager
-def whole_directory(out: Path) -> Iterator[Path]:
-    """Give a temporary directory that becomes ``out`` when all went well.
-
-    Raises:
-      UserError: ``out`` exists and is not empty.
-    """
-    out = Path(os.path.abspath(out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"--out {out} is there already and not empty: nothing is overwritten. Give "
-            "another directory, or delete it"
-        )
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error}") from None
-    try:
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Base(NamedTuple):
@@ -134,7 +104,7 @@ def save_hf(
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     base = _base(variables, like)
     check_mergeable(base.config, variables)
-    with whole_directory(Path(out)) as directory:
+    with outputs.whole_directory(Path(out)) as directory:
         copy_rest(base.path, directory)
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
