@@ -142,12 +142,16 @@ def init(
       sizes: ``width``, ``kv_heads`` and ``head_dim``, see ``prefix.init``.
       text: keys and values that a prefix starts from, see ``prefix.init``.
     Returns:
-      ``{"lora": ..., "prefix": ...}``, without what the adapter lacks.
+      ``{"lora": ..., "prefix": ..., "saved": ...}``, without what the adapter lacks.
     """
     made = parts(config, num_layers)
     collections: dict[str, Any] = {}
     if made.lora is not None:
         collections["lora"] = lora.init(key, params, made.lora)
+        if made.lora.modules_to_save:
+            collections[saved.COLLECTION] = saved.init(
+                params, made.lora.modules_to_save, collections["lora"]
+            )
     if made.prefix is not None:
         collections["prefix"] = prefix.init(
             jax.random.fold_in(key, 2**31), params, made.prefix, text=text, **sizes

@@ -55,6 +55,9 @@ class LoRAConfig:
       init: ``zero`` starts B at zero; ``pissa`` starts with the weight's largest
         singular directions, which the base then lacks. Both start as the base model.
       gate: how much each token gets of the update, see ``adapters.gates``.
+      modules_to_save: what is trained whole beside the update, as PEFT's field of that
+        name: ``lm_head``, ``embed_tokens``, ``norm``, or regular expressions for a
+        whole path, ``.*_layernorm``. The base keeps its own, which is the reference.
     """
 
     name: Literal["lora"] = "lora"
@@ -77,6 +80,7 @@ class LoRAConfig:
     dora: bool = False
     init: Literal["zero", "pissa"] = "zero"
     gate: gates.Gate = "none"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for rank in (self.rank, *self.rank_pattern.values()):

@@ -10,15 +10,19 @@ collection has a ``lm_head/kernel`` [width, vocabulary] for it; rows of the embe
 are the head's too, unless it has rows of its own. So it is in PEFT.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxalign import products
+from jaxalign import products, stacks, trees
+from jaxalign.adapters import selection
+from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["COLLECTION", "ROWS", "put_logits", "put_rows"]
+__all__ = ["COLLECTION", "ROWS", "init", "put_logits", "put_rows"]
 
 COLLECTION = "saved"
 
@@ -49,3 +53,56 @@ def put_logits(
     rows, indices = (leaves[name] for name in ROWS)
     own = products.einsum("...d,nd->...n", hidden, rows)
     return logits.at[..., indices].set(own.astype(logits.dtype))
+
+
+def init(params: Any, modules: Sequence[str], adapted: Any) -> dict[str, Any]:
+    """Return copies of whole modules, in float32, that are to be trained.
+
+    Args:
+      params: base weights, in any way held, or their shapes while tracing. A tied head
+        is the embeddings' transpose, on its own from then on.
+      modules: names, or regular expressions for a whole path inside a layer.
+      adapted: the ``lora`` collection.
+    Raises:
+      UserError: a module that is not there, or that LoRA adapts.
+    """
+    found = list(_weights(params))
+    if "lm_head" not in params:
+        found.append(("lm_head/kernel", params["embed_tokens"]["embedding"].T))
+    paths = [path.rpartition("/")[0] for path, _ in found]
+    inside = {path: stacks.split(f"{path}/x").rest.rpartition("/")[0] for path in paths}
+    for name in modules:
+        selection.check_regex("adapter.modules_to_save", name)
+        if not any(_chooses(name, module) for module in inside.values()):
+            known = dict.fromkeys(m.rpartition("/")[2] for m in inside.values())
+            raise UserError(
+                f"adapter.modules_to_save: {name!r} is no module of this model with "
+                f"weights. {did_you_mean(name, known)}"
+            )
+    lora = {path.rpartition("/")[0] for path in trees.paths(adapted)}
+    collection: dict[str, Any] = {}
+    for (path, weight), module in zip(found, paths, strict=True):
+        own = inside[module]
+        if not any(_chooses(name, own) for name in modules):
+            continue
+        if module in lora:
+            raise UserError(
+                f"adapter.modules_to_save trains {own} whole, and adapter.targets "
+                "adapts it: leave it out of one of the two"
+            )
+        node = trees.node_at(collection, module.split("/"))
+        # A copy, which is trained and given away.
+        node[path.rpartition("/")[2]] = jnp.array(weight.astype(jnp.float32))
+    return collection
+
+
+def _chooses(name: str, module: str) -> bool:
+    return any(re.fullmatch(name, part) for part in (module, module.rpartition("/")[2]))
+
+
+def _weights(params: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, child in params.items():
+        if isinstance(child, dict):
+            yield from _weights(child, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", child

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign import trees
 from jaxalign.adapters import peft_names
+from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import adapter_files, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.policy import Policy, open_policy
@@ -410,4 +411,65 @@ def test_training_goes_on_from_them(tmp_path) -> None:
     assert load_lib.open_config(base)[0].text.tie_embeddings
     assert trees.paths(again.variables["saved"]) == trees.paths(
         policy.variables["saved"]
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_our_own_runs_train_modules_whole(tmp_path, tied) -> None:
+    """Beside LoRA, as TRL's users do; the base stays the reference."""
+    base = make_base(tmp_path / "base", tied=tied)
+    data = synthetic.write_jsonl(
+        tmp_path / "data.jsonl", synthetic.feedback_records(4, seed=1)
+    )
+    out = tmp_path / "run"
+    run(
+        *("train", "--model", base, "--data", data, "--out", out, "--max_steps", "2"),
+        *("--adapter.modules_to_save", "[lm_head,norm,.*_layernorm]"),
+        *("--adapter.rank", "2", "--row_length", "512", "--batch_rows", "1"),
+        *("--report_to", "none", "--optimizer.learning_rate", "0.01"),
+        *("--objective.name", "dpo", "--logging_steps", "1"),
+    )
+    steps = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [step["loss"] for step in steps if "loss" in step]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[1] < losses[0]
+    run("export", "--run", out, "--format", "peft", "--out", tmp_path / "out")
+    policy = open_policy(str(base), str(out))
+    want = peft_logps(base, tmp_path / "out")
+    np.testing.assert_allclose(own_logps(policy), want, atol=1e-4)
+    plain = own_logps(open_policy(str(base)))
+    np.testing.assert_array_equal(own_logps(policy, policy.base), plain)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert {"lm_head", "model.norm"} < set(config["modules_to_save"])
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    before = load_file(base / "model.safetensors")[head]
+    moved = stored["base_model.model.lm_head.weight"] - before
+    assert 0 < np.abs(moved).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("modules", "match"),
+    [
+        (("lm_heads",), "'lm_heads' is no module of this model .* lm_head"),
+        (("(",), "adapter.modules_to_save: '\\(' is not a regular expression"),
+        (("mlp/.*",), "trains mlp/.*_proj whole, and adapter.targets adapts it"),
+    ],
+)
+def test_modules_that_cannot_be_trained_whole(tmp_path, modules, match) -> None:
+    base = make_base(tmp_path / "base", tied=False)
+    with pytest.raises(UserError, match=match):
+        scenes.adapted(base, LoRAConfig(modules_to_save=modules))
+
+
+def test_modules_of_a_quantised_base_are_trained_whole(tmp_path) -> None:
+    base = make_base(tmp_path / "base", tied=False)
+    config = LoRAConfig(targets=("q_proj",), modules_to_save=("up_proj", "lm_head"))
+    made = scenes.adapted(base, config, size=0.0, quantize="int8")
+    own = made.collections["saved"]["layers_0_3"]["mlp"]["up_proj"]["kernel"]
+    codes = made.checkpoint.variables["params"]["layers_0_3"]["mlp"]["up_proj"]
+    np.testing.assert_array_equal(own, codes["kernel"].astype(np.float32))
+    inputs = scenes.one_sequence(TOKENS)
+    off = scenes.Adapted(made.checkpoint, {})
+    np.testing.assert_allclose(
+        scenes.logits(made, inputs), scenes.logits(off, inputs), atol=1e-4
     )
