@@ -16,7 +16,7 @@ from jaxalign.adapters.adapter import (
     trained,
 )
 from jaxalign.adapters.lora import LoRAConfig
-from jaxalign.checkpoints import adapter_start
+from jaxalign.checkpoints import adapter_start, hub, quantisation
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.errors import UserError
@@ -69,8 +69,9 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     """Count what is trained and estimate the bytes of a training step.
 
     Returns:
-      ``trainable`` and ``total`` numbers, and ``groups``: for each stack of layers, the
-      embeddings, the last norm and the head its name, what is trained by kind, and
+      ``trainable`` and ``total`` numbers, ``stored`` as what codes config.json says the
+      weights are (None for plain numbers), and ``groups``: for each stack of layers,
+      the embeddings, the last norm and the head its name, what is trained by kind, and
 
       * ``weights_bytes``: base weights in ``dtype`` or quantised, with the scales of
         their codes; trained ones and adapters float32;
@@ -104,6 +105,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     ]
     return {
         "model": Path(config.model).name,
+        "stored": _stored(config.model),
         "adapter": config.adapter.name,
         "trainable": sum(group["trainable"] for group in groups),
         "total": trees.num_params(params),
@@ -114,6 +116,12 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
         },
         "groups": groups,
     }
+
+
+def _stored(model: str) -> str | None:
+    """Return as what codes the checkpoint's config.json says its weights are stored."""
+    settings = quantisation.read_config(hub.directory_of(model, weights=False))
+    return None if settings is None else str(settings.get("quant_method"))
 
 
 def _layer_groups(params: Any) -> list[str]:
@@ -233,9 +241,10 @@ def table(found: dict[str, Any]) -> str:
         )
         for row in rows
     ]
+    stored = f" (stored as {found['stored']} codes)" if found["stored"] else ""
     share = 100 * found["trainable"] / found["total"]
     summary = (
-        f"{found['model']}, {found['adapter']}: {found['trainable']:,} beside "
+        f"{found['model']}{stored}, {found['adapter']}: {found['trainable']:,} beside "
         f"{found['total']:,} base weights are trained ({share:.3g} %)"
     )
     return "\n".join([summary, "", lines[0], *lines[1:-1], lines[-1]])

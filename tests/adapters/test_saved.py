@@ -17,6 +17,7 @@ from jaxalign.checkpoints import adapter_files, export
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.policy import Policy, open_policy
 from jaxalign.cli.main import main
+from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import UserError
 from tests import scenes as model_scenes
 from tests import synthetic
@@ -473,3 +474,49 @@ def test_modules_of_a_quantised_base_are_trained_whole(tmp_path) -> None:
     np.testing.assert_allclose(
         scenes.logits(made, inputs), scenes.logits(off, inputs), atol=1e-4
     )
+
+
+def test_generation_uses_them(tmp_path) -> None:
+    """Cut layer by layer, against a cache: PEFT's most probable tokens."""
+    import torch
+    from peft import PeftModel
+
+    base = make_base(tmp_path / "base", tied=True)
+    adapter = make_adapter(base, tmp_path / "adapter", **CASES["much"])
+    prompt = {"prompt": [{"role": "user", "content": "the answer is"}]}
+    data = synthetic.write_jsonl(tmp_path / "prompts.jsonl", [prompt])
+    out = tmp_path / "out.jsonl"
+    run(
+        *("generate", "--model", base, "--adapter", adapter, "--data", data),
+        *("--out", out, "--max_new_tokens", "8", "--temperature", "0"),
+        *("--batch_slots", "2"),
+    )
+    row = json.loads(out.read_text().splitlines()[0])
+    tokenizer = load_tokenizer(str(base))
+    ids = tokenizer.apply_chat_template(
+        prompt["prompt"], add_generation_prompt=True, return_dict=False
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(model_scenes.torch_model(base), adapter)
+        for _ in range(8):
+            logits = model.eval()(torch.tensor([ids])).logits
+            ids.append(int(logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+    text = tokenizer.decode(ids[-8:], skip_special_tokens=True)
+    assert row["completions"][0]["text"] == text
+
+
+def test_describe_counts_them(tmp_path, capsys) -> None:
+    base = make_base(tmp_path / "base", tied=True)
+    adapter = make_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    flags = ("--adapter.name", "peft", "--adapter.path", adapter)
+    run("describe", "--model", base, *flags, "--json")
+    found = json.loads(capsys.readouterr().out)
+    rows = load_file(base / "model.safetensors")["model.embed_tokens.weight"].size
+    assert {g["name"]: g["saved"] for g in found["groups"]}["lm_head"] == rows
+    assert found["trainable"] == rows + sum(g["lora"] for g in found["groups"])
+    assert found["stored"] is None
+    run("describe", "--model", base, *flags)
+    assert " saved " in capsys.readouterr().out

@@ -540,3 +540,10 @@ def test_what_is_there_is_found_by_headers(tmp_path) -> None:
     assert weights.is_packed(coded) and not weights.is_packed(plain)
     with pytest.raises(UserError, match="is converted already"):
         convert.convert(convert.convert(coded, tmp_path / "copy"), tmp_path / "more")
+
+
+def test_describe_says_what_they_are(tmp_path, capsys) -> None:
+    coded, _ = make_checkpoint(tmp_path, "awq")
+    with pytest.raises(SystemExit, match="0"):
+        main(["describe", "--model", str(coded)])
+    assert "coded (stored as awq codes), lora: " in capsys.readouterr().out
