@@ -158,7 +158,7 @@ class WritingJudge:
         Raises:
           UserError: it shows images, or the template refuses it.
         """
-        tokens = _tokens(request.messages, Renderer(made.tokenizer))
+        tokens = _tokens(request.messages, made.renderer)
         # Of its own, whatever is judged before and beside it.
         seed = int(request_key(request, self._settings)[:8], 16)
         sampling = Sampling(

@@ -1,5 +1,6 @@
 """What the server understands beyond sampling: structures, penalties, tools, keys."""
 
+import dataclasses
 import functools
 import http.client
 import importlib.util
@@ -17,7 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jaxalign.cli import serve as serve_command
 from jaxalign.cli.main import main
+from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
+from jaxalign.generation import text_model
 from jaxalign.generation.serving import access, neutral, service, wire
 from jaxalign.generation.steering import Masks, Steering
 from jaxalign.generation.structure import choice, json_schema, regex
@@ -375,6 +378,24 @@ def test_prompts_are_transformers_rendering(
         assert told["tokens"] == want
 
 
+def test_the_server_s_own_template_options(served, monkeypatch) -> None:
+    """A request's come first."""
+    made = served.service.made
+    own = Renderer(made.tokenizer, {"enable_thinking": False})
+    monkeypatch.setattr(served.service, "made", made._replace(renderer=own))
+    monkeypatch.setattr(made.tokenizer, "chat_template", TEMPLATE)
+    for given, count in ({}, 1), ({"enable_thinking": True}, 0):
+        body = {"messages": TURNS, "chat_template_kwargs": given}
+        told = httpx.post(f"{served.url}/tokenize", json=body).json()
+        text = made.tokenizer.decode(told["tokens"])
+        assert text.count("<none>") == count
+        asked = wire.parse(
+            json.dumps({**body, "model": "tiny"}).encode(), wire.ChatBody
+        )
+        (request,) = served.service._requests_of(asked)
+        assert request.tokens == told["tokens"]
+
+
 def test_an_effort_needs_a_template_that_looks_at_it(
     served, client, monkeypatch
 ) -> None:
@@ -513,10 +534,26 @@ def test_options_of_the_command(tmp_path, monkeypatch, capsys) -> None:
     found: list[service.ServeConfig] = []
     monkeypatch.setattr(server, "serve", found.append)
     given = ["--model", "m", "--allowed_origins", '["http://a:1", "*"]']
+    given += ["--chat_template_kwargs", '{"enable_thinking": false}']
     for name in (["--served_model_name", "mine"], ["--served_model_name=mine"]):
         assert serve_command.run([*given, *name]) == 0
     assert [config.model_name for config in found] == ["mine", "mine"]
     assert found[0].allowed_origins == ("http://a:1", "*")
+    assert found[0].chat_template_kwargs == {"enable_thinking": False}
+    loaded: list[Any] = []
+
+    def load(*_: Any, **options: Any) -> None:
+        loaded.append(options["template_kwargs"])
+        raise UserError("far enough")
+
+    monkeypatch.undo()
+    monkeypatch.delenv(access.KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(text_model, "load", load)
+    with pytest.raises(UserError, match="far enough"):
+        server.serve(dataclasses.replace(found[0], port=0))
+    assert loaded == [{"enable_thinking": False}]
+    with pytest.raises(UserError, match="chat_template_kwargs: tokenize is set by"):
+        service.ServeConfig(model="m", chat_template_kwargs={"tokenize": True})
     for origin in ("a.example", "https://a.example/", "https://"):
         with pytest.raises(UserError, match="must hold origins as browsers send them"):
             service.ServeConfig(model="m", allowed_origins=(origin,))

@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.records import Message, Prompt
+from jaxalign.errors import UserError
 from jaxalign.generation.serving.api_error import ApiError, shown
 from jaxalign.generation.serving.bodies import ChatBody, ConversationBody, Turn
 
@@ -12,13 +14,6 @@ from jaxalign.generation.serving.bodies import ChatBody, ConversationBody, Turn
 __all__ = ["conversation"]
 
 _KEPT = ("name", "tool_call_id", "reasoning_content")
-
-_OURS = {
-    *("conversation", "tokenize", "add_generation_prompt", "continue_final_message"),
-    *("return_dict", "return_tensors", "return_assistant_tokens_mask"),
-    *("padding", "truncation", "max_length", "chat_template", "tools"),
-}
-"""Options of ``apply_chat_template`` that fields of their own say, or nothing does."""
 
 
 def conversation(messages: Sequence[Turn], body: ConversationBody) -> Prompt:
@@ -31,14 +26,12 @@ def conversation(messages: Sequence[Turn], body: ConversationBody) -> Prompt:
         Message.model_validate(_turn(turn, f"messages[{number}]"))
         for number, turn in enumerate(messages)
     ]
-    options: dict[str, Any] = {}
-    for name, value in body.chat_template_kwargs.items():
-        if name in _OURS:
-            raise ApiError(
-                f"chat_template_kwargs has {name}, which is not the template's to read",
-                param="chat_template_kwargs",
-            )
-        options[name] = value
+    field = "chat_template_kwargs"
+    try:
+        check_template_kwargs(body.chat_template_kwargs, field)
+    except UserError as error:
+        raise ApiError(str(error), param=field) from None
+    options: dict[str, Any] = dict(body.chat_template_kwargs)
     tools = _tools(body)
     if tools:
         options["tools"] = tools

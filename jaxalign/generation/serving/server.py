@@ -239,8 +239,8 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
     async def tokenize(request: fastapi.Request) -> Response:
         body = wire.read(await _body_of(request), TokenizeBody)
         service.check_model(body.model or service.name)
-        tokenizer, most = service.made.tokenizer, service.config.max_length
-        found = await service.with_tokenizer(tokens.tokenize, tokenizer, body, most)
+        renderer, most = service.made.renderer, service.config.max_length
+        found = await service.with_tokenizer(tokens.tokenize, renderer, body, most)
         return JSONResponse(found)
 
     @app.post("/detokenize")
@@ -314,6 +314,7 @@ def serve(config: ServeConfig) -> None:
             dtype=dtype,
             quantize=config.quantize,
             mesh=config.mesh,
+            template_kwargs=config.chat_template_kwargs,
         )
         service = Service(config, made, make_engine(config, made))
         host, port = listener.getsockname()[:2]

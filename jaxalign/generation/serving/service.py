@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from jaxalign.checkpoints.load import DType
+from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.records import Prompt
-from jaxalign.data.rendering import Renderer
 from jaxalign.data.tokenizer import special_tokens
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
@@ -48,6 +48,9 @@ class ServeConfig:
         ``/health`` is open to all.
       allowed_origins: origins whose pages may read answers in a browser (CORS),
         ``'["https://host"]'``; ``'["*"]'`` for all.
+      chat_template_kwargs: what the chat template is given beside the conversations,
+        such as ``{"enable_thinking": false}``; a request's own come first. Default as
+        the run that ``adapter`` is was trained.
       batch_slots: completions that are made at the same time.
       max_length: most tokens of a prompt with its completion.
       max_waiting: completions that may wait for a slot; what is more gets 429.
@@ -68,6 +71,7 @@ class ServeConfig:
     model_name: str | None = None
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
+    chat_template_kwargs: dict[str, Any] | None = None
     batch_slots: int = 16
     max_length: int = 2048
     max_waiting: int = 256
@@ -89,6 +93,7 @@ class ServeConfig:
         if self.model_name == "":
             raise UserError("model_name is empty: leave it out")
         access.check_origins(self.allowed_origins)
+        check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
 
 
 def make_engine(config: ServeConfig, made: text_model.TextModel) -> Engine:
@@ -184,7 +189,7 @@ class Service:
                 tokens: Any = prompt
                 if isinstance(prompt, Prompt):
                     _check_effort(prompt, self.made.tokenizer)
-                    tokens = Renderer(self.made.tokenizer).prompt_tokens(prompt)
+                    tokens = self.made.renderer.prompt_tokens(prompt)
                 options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
                 options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
                 sampling = Sampling(**options)

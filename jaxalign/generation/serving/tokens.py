@@ -13,11 +13,11 @@ from jaxalign.generation.serving.conversation import conversation
 __all__ = ["detokenize", "tokenize"]
 
 
-def tokenize(tokenizer: Any, body: TokenizeBody, max_length: int) -> dict[str, Any]:
+def tokenize(renderer: Renderer, body: TokenizeBody, max_length: int) -> dict[str, Any]:
     """Return the tokens of a prompt or of a conversation.
 
     Args:
-      tokenizer: of the model.
+      renderer: of the model.
       body: what was asked. Special tokens are added to a prompt unless it says no, and
         to a conversation, which has those of its template, only if it says so.
       max_length: tokens that the model takes.
@@ -32,10 +32,10 @@ def tokenize(tokenizer: Any, body: TokenizeBody, max_length: int) -> dict[str, A
     else:
         prompt = Prompt(body.prompt or "", None, "prompt")
     try:
-        text = Renderer(tokenizer).prompt_text(prompt)
+        text = renderer.prompt_text(prompt)
     except UserError as error:
         raise ApiError(str(error), param="messages") from None
-    given = body.add_special_tokens
+    tokenizer, given = renderer.tokenizer, body.add_special_tokens
     special = not is_chat if given is None else given
     found = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     names = tokenizer.convert_ids_to_tokens(found) if body.return_token_strs else None
