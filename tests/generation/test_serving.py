@@ -139,6 +139,22 @@ def test_structures_that_cannot_be_followed(client) -> None:
         assert told.value.param == param
 
 
+def test_a_structure_has_all_the_room_that_is_left(served, monkeypatch) -> None:
+    """Where the request does not say: half an object is no use to anybody."""
+    config = dataclasses.replace(served.service.config, max_new_tokens=5)
+    monkeypatch.setattr(served.service, "config", config)
+    body = {"model": "tiny", "messages": TURNS}
+    room = 200 - len(tokens_of(served, TURNS))
+    for field, most in (
+        ({}, 5),
+        ({"response_format": FORMAT}, room),
+        ({"guided_regex": "a+", "max_tokens": 7}, 7),
+    ):
+        asked = wire.parse(json.dumps({**body, **field}).encode(), wire.ChatBody)
+        (request,) = served.service._requests_of(asked)
+        assert request.sampling.max_new_tokens == most
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_structure_that_fails_on_the_way(served, client, monkeypatch, stream) -> None:
     advance = Masks.advance

@@ -54,7 +54,8 @@ class ServeConfig:
       batch_slots: completions that are made at the same time.
       max_length: most tokens of a prompt with its completion.
       max_waiting: completions that may wait for a slot; what is more gets 429.
-      max_new_tokens: most tokens of a chat completion, where the request does not say.
+      max_new_tokens: most tokens of a chat completion, where the request does not say;
+        one that has to keep to a structure has all that are left, as a part is no use.
       dtype: of weights and computation; ``auto`` keeps weights as they are stored,
         ``fastest`` is what this device multiplies faster.
       cache_dtype: of the keys and values of earlier tokens; default that of the
@@ -231,6 +232,8 @@ class Service:
                 code="context_length_exceeded",
             )
         default = self.config.max_new_tokens if asked.is_chat else _COMPLETION_TOKENS
+        if asked.is_chat and asked.structure_field is not None:
+            default = most
         return given or min(default, most - length)
 
     def submit(self, requests: list[Request]) -> Call:
