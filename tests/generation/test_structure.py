@@ -557,6 +557,25 @@ def test_a_structure_that_becomes_too_much_ends_its_text_alone(tiny) -> None:
     assert ends == dict(zip(numbers, ("error", "length"), strict=True))
 
 
+def test_the_blanks_of_json(tiny) -> None:
+    """On one line or indented, as json.dumps writes; no lines of blanks."""
+    grammars = Grammars(tiny.tokenizer, 300)
+
+    def fits(text: str, **options: Any) -> bool:
+        matcher = grammars.matcher(json_schema(SCHEMA, **options))
+        tokens = tiny.tokenizer(text)["input_ids"]
+        return matcher.validate_tokens(tokens) == len(tokens)
+
+    value = {"answer": "yes", "scores": [3, 4]}
+    spaced, close = json.dumps(value), json.dumps(value, separators=(",", ":"))
+    for text in (spaced, close, *(json.dumps(value, indent=n) for n in (1, 2, 4, 8))):
+        assert fits(text)
+    assert fits(spaced, one_line=True) and not fits(close, one_line=True)
+    assert not fits(json.dumps(value, indent=2), one_line=True)
+    for wrong in ("  ", "\n\n", "\n \n", "\n" + 25 * " ", "\r"):
+        assert not fits(close.replace(",", "," + wrong))
+
+
 def test_grammars_are_made_once(tiny, monkeypatch) -> None:
     """Equal structures share a grammar; texts of it do not share their state."""
     grammars = Grammars(tiny.tokenizer, 300)
