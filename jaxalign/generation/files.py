@@ -78,6 +78,12 @@ class GenerateConfig(Sampling):
             layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
+        for field, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
+            if self.temperature == 0 and getattr(self, field) != neutral:
+                raise UserError(
+                    f"{field} {getattr(self, field)} has no effect with temperature 0, "
+                    "which takes the most probable token: leave one of the two out"
+                )
 
 
 class GenerationReport(NamedTuple):

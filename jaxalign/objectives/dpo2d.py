@@ -68,7 +68,7 @@ class DPO2DConfig:
         the meaning it has in DPO.
       rejected_weight: weight of a rejected segment of score r: ``score`` r (the
         paper's), ``inverted`` top - r, ``uniform`` 1, ``centred`` mean(r) - r.
-      reduction: ``sum`` or ``mean`` over the segment pairs of a pair.
+      reduction: group only: ``sum`` or ``mean`` over the segment pairs of a pair.
       label_smoothing: in [0, 0.5], applied to every segment pair.
       skip_contradictory: group only: drop segment pairs whose chosen score is not
         above the rejected one.
@@ -111,7 +111,8 @@ class DPO2DConfig:
                     f"got {getattr(self, field)}"
                 )
         if self.form == "vanilla":
-            for field, default in (("skip_contradictory", False), ("pairing", "rank")):
+            group = {"skip_contradictory": False, "pairing": "rank", "reduction": "sum"}
+            for field, default in group.items():
                 if getattr(self, field) != default:
                     raise UserError(
                         f"objective.{field}={getattr(self, field)!r} has no effect "

@@ -9,6 +9,7 @@ from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig
 from jaxalign.objectives import objective
+from jaxalign.objectives.dpo2d import DPO2DConfig
 
 
 __all__ = ["check_records", "check_tokens"]
@@ -23,7 +24,8 @@ def check_records(
 
     Raises:
       UserError: segments or token weights that are missing, an unknown aspect, a score
-        outside of 0 to ``max_score`` where the scale matters, pair weights for an
+        outside of 0 to ``max_score`` where the scale matters, a ``max_score`` where it
+        does not, pair weights for an
         objective that sorts the batch.
     """
     asked = objective.needs(config)
@@ -41,6 +43,8 @@ def check_records(
         part = objective.make(options, aspects)
         if part.needs.max_score is not None:
             _check_scale(part.needs.max_score, found)
+        elif isinstance(options, DPO2DConfig):
+            _refuse_scale(options)
         if part.needs.token_weights:
             _check_token_weights(options.name, part.weight_models is not None, found)
         if part.needs.ranked:
@@ -85,6 +89,16 @@ def _check_token_weights(
                     "needs: add one number for each completion token, or give "
                     "objective.positive_model and objective.negative_model"
                 )
+
+
+def _refuse_scale(config: DPO2DConfig) -> None:
+    if config.max_score != DPO2DConfig.max_score:
+        raise UserError(
+            f"objective.max_score {config.max_score} has no effect with "
+            f"objective.normalize {config.normalize} and rejected_weight "
+            f"{config.rejected_weight}, which do not read the top of the scale: leave "
+            "it out"
+        )
 
 
 def _check_scale(top: float, found: Sequence[records.Record]) -> None:

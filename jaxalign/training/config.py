@@ -165,6 +165,14 @@ class TrainConfig:
         check_trainable(self.adapter, self.trainable, self.quantize)
         if averages_ahead(self.adapter):
             check_branches(self.objective, "adapter.gate mean (adapter.faithful)")
+        if (
+            self.attention in ("cudnn", "splash", "dense")
+            and self.attention_block != 64
+        ):
+            raise UserError(
+                f"attention_block {self.attention_block} has no effect with attention "
+                f"{self.attention}: leave it out, or give --attention xla"
+            )
         self._check_reference()
         parse_report_to(self.report_to)
 

@@ -99,7 +99,7 @@ def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
     """
     model = load_lib.open_config(config.model)[0].text
     shapes = load_lib.check(config.model)
-    trees.mask_from_patterns(shapes, config.trainable)
+    mask = trees.mask_from_patterns(shapes, config.trainable)
     if config.router_weight and model.mixture is None:
         raise UserError(
             f"router_weight {config.router_weight} has no effect: {config.model} is no "
@@ -110,7 +110,8 @@ def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
         collections = adapter_start.shapes(config.adapter, model)[1]
     if adapter.reads_ahead(collections):
         check_branches(config.objective, "the adapter's mean_gate")
-    optimizer_lib.check_rates(config.optimizer, collections)
+    trained = {**collections, "params": trees.partition(shapes, mask)[0]}
+    optimizer_lib.check_rates(config.optimizer, trained)
     if adapter.dropout(config.adapter) and "lora" not in collections:
         raise UserError(
             f"adapter.dropout {adapter.dropout(config.adapter)} has no effect: the "

@@ -154,12 +154,19 @@ def _label(path: str) -> str:
 
 
 def check_rates(config: OptimizerConfig, trainable: Any) -> None:
-    """Refuse a rate for what the run does not train.
+    """Refuse a rate, or a decay, for what the run does not train.
 
     Raises:
       UserError: naming the option that would have no effect.
     """
-    found = {_label(path) for path in trees.paths(trainable)}
+    paths = trees.paths(trainable)
+    found = {_label(path) for path in paths}
+    if config.weight_decay and not any(map(_decays, paths)):
+        raise UserError(
+            f"optimizer.weight_decay {config.weight_decay} has no effect: what is "
+            "trained has no matrix, and prefixes, biases and norm scales do not decay. "
+            "Leave it out"
+        )
     for field, label, neutral in (
         ("loraplus_lr_ratio", "lora_b", 1.0),
         ("prefix_learning_rate", "prefix", None),

@@ -211,6 +211,18 @@ def test_commands(shell, tmp_path, monkeypatch, arguments, match) -> None:
             ["--objective.form", "vanilla", "--objective.skip_contradictory", "true"],
             "objective.skip_contradictory=True has no effect with form=vanilla",
         ),
+        (
+            ["--objective.form", "vanilla", "--objective.reduction", "mean"],
+            "objective.reduction='mean' has no effect with form=vanilla",
+        ),
+        (
+            ["--attention", "dense", "--attention_block", "128"],
+            "attention_block 128 has no effect with attention dense",
+        ),
+        (
+            ["--attention", "splash", "--attention_block", "32"],
+            "attention_block 32 has no effect with attention splash",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -471,6 +483,25 @@ def test_a_run_that_could_start_reads_the_weights(train) -> None:
         (
             ["--objective.aspect_weights", "{helpfulnes: 1}"],
             "'helpfulnes', which no record has. Did you mean helpfulness?",
+        ),
+        (
+            ["--adapter.name", "prefix", "--optimizer.weight_decay", "0.1"],
+            "optimizer.weight_decay 0.1 has no effect: .* no matrix",
+        ),
+        (
+            [
+                *("--adapter.name", "none", "--trainable", "[norm/scale]"),
+                *("--optimizer.weight_decay", "0.01"),
+            ],
+            "optimizer.weight_decay 0.01 has no effect: .* no matrix",
+        ),
+        (
+            ["--objective.normalize", "none", "--objective.max_score", "5"],
+            "objective.max_score 5.0 has no effect with objective.normalize none",
+        ),
+        (
+            ["--objective.normalize", "mean1", "--objective.max_score", "10"],
+            "objective.max_score 10.0 has no effect with objective.normalize mean1",
         ),
         (["--objective.max_score", "3"], "got 4.*expected 0 to objective.max_score=3"),
         (["--row_length", "30"], r"a pair takes \d+ places .* but a row has 30: raise"),

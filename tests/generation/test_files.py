@@ -220,6 +220,15 @@ def test_bad_input_is_refused_and_nothing_written(
     ("flags", "match"),
     [
         (["--temperature", "-1"], "temperature must be at least 0"),
+        (["--temperature", "0", "--top_p", "0.9"], "top_p 0.9 has no effect with temp"),
+        (
+            ["--temperature=0", "--top_p", "1", "--top_k", "5"],
+            "top_k 5 has no effect with temperature 0",
+        ),
+        (
+            ["--temperature=0", "--top_p", "1", "--min_p=0.1"],
+            "min_p 0.1 has no effect with temperature",
+        ),
         (["--temperature", "1e39"], "temperature must be at least 0"),
         (["--top_k", "3000000000"], "top_k must be in"),
         (["--top_p", "1.5"], "top_p must be in"),
