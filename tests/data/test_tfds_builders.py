@@ -1,5 +1,6 @@
 """Other layouts as data sets of tensorflow-datasets: what is made, kept and refused."""
 
+import gzip
 import io
 import json
 import math
@@ -642,17 +643,57 @@ def test_command_builds_a_set_or_a_file(tmp_path: Path, capsys: Any) -> None:
         assert "jaxalign: error: " in capsys.readouterr().err
 
 
-def test_jsonl_cannot_hold_encoded_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["f.jsonl", "f.v1.jsonl.gz"])
+def test_jsonl_has_encoded_images_in_files_beside_it(tmp_path: Path, name: str) -> None:
+    """The command of the README on RLAIF-V's Parquet; equal images are one file."""
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    grey = io.BytesIO()
+    Image.new("L", (2, 3), 7).save(grey, "JPEG")
+    rows = [
+        rlaif(),
+        rlaif(question="Grey?", image={"bytes": grey.getvalue(), "path": None}),
+        rlaif(question="Again?"),
+    ]
+    source = tmp_path / "v.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    out = tmp_path / name
+    arguments = ("--layout", "rlaif_v", "--data", str(source), "--out", str(out))
+    assert run_main(*arguments) == 0
+    opened: Any = gzip.open if out.suffix == ".gz" else open
+    with opened(out, "rt", encoding="utf-8") as file:
+        made = [json.loads(line) for line in file]
+    assert [record["prompt"][0]["content"] for record in made] == [
+        "What color?",
+        "Grey?",
+        "Again?",
+    ]
+    paths = [record["images"] for record in made]
+    assert paths[0] == paths[2] != paths[1]
+    folder = f"{name.split('.jsonl')[0]}_images"
+    assert all(path[0].startswith(f"{folder}/") for path in paths)
+    assert [Path(path[0]).suffix for path in paths] == [".png", ".jpeg", ".png"]
+    got = [(tmp_path / path[0]).read_bytes() for path in paths]
+    assert got == [png(), grey.getvalue(), png()]
+    assert len(list((tmp_path / folder).iterdir())) == 2
+    assert not list(tmp_path.glob("*.tmp"))
+    # What is there is left alone.
+    out.unlink()
+    assert run_main(*arguments) == 2
+
+
+def test_images_of_a_file_that_is_refused_leave_nothing(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist([rlaif()]), tmp_path / "v.parquet"
-    )
-    out = tmp_path / "f.jsonl"
-    with pytest.raises(UserError, match="v.parquet:row 1: field images: encoded bytes"):
-        tfds_builders.write_jsonl("rlaif_v", tmp_path / "v.parquet", out)
-    assert not list(tmp_path.glob("f.jsonl*"))
+    rows = [rlaif(), rlaif(chosen=None)]
+    source = tmp_path / "v.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    with pytest.raises(UserError, match="row 2: field chosen"):
+        tfds_builders.write_jsonl("rlaif_v", source, tmp_path / "f.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"v.parquet"}
 
 
 ALONE = """

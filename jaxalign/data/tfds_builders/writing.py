@@ -2,8 +2,10 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,35 +70,59 @@ def build(layout: str, files: Mapping[str, str | Path], out: str | Path) -> Buil
 def write_jsonl(layout: str, source: str | Path, out: str | Path) -> Counts:
     """Write the feedback records of a source as JSON Lines.
 
+    Encoded images, which JSON cannot hold, become files of a folder beside it,
+    ``NAME_images``, one for equal images; ``images`` has their paths from there.
+
     Args:
       layout: a key of ``LAYOUTS``.
       source: a file of that layout.
       out: a ``.jsonl`` or ``.jsonl.gz`` file that is not there yet.
     Raises:
-      UserError: see :func:`build`; or a record holds the bytes of an image.
+      UserError: see :func:`build`.
     """
     check_name(layout)
     out = Path(out)
-    _refuse_present(out)
+    pictures = out.with_name(f"{out.name.split('.jsonl')[0]}_images")
+    for path in (out, pictures):
+        _refuse_present(path)
     counts = Counts()
+    drafts = pictures.with_name(f"{pictures.name}.tmp")
     temporary = out.with_name(f"{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         opened: Any = gzip.open if out.suffix == ".gz" else open
         with opened(temporary, "wt", encoding="utf-8") as file:
             for record in records_of(layout, source, counts):
-                if any(isinstance(x, bytes) for x in record.get("images", ())):
-                    raise UserError(
-                        f"{record['where']}: field images: encoded bytes, which JSON "
-                        "Lines cannot hold. Give a directory as --out, for a tfds set"
-                    )
+                if images := record.get("images"):
+                    record["images"] = [
+                        _as_file(image, drafts, pictures.name)
+                        if isinstance(image, bytes)
+                        else image
+                        for image in images
+                    ]
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if drafts.exists():
+            drafts.rename(pictures)
         temporary.replace(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+        shutil.rmtree(drafts, ignore_errors=True)
     return counts
+
+
+def _as_file(image: bytes, folder: Path, name: str) -> str:
+    """Write an encoded image, named by what it holds; return its path by ``name``."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(image)) as opened:
+        kind = str(opened.format).lower()
+    file = f"{hashlib.sha256(image).hexdigest()[:24]}.{kind}"
+    folder.mkdir(exist_ok=True)
+    if not (folder / file).exists():
+        (folder / file).write_bytes(image)
+    return f"{name}/{file}"
 
 
 def _refuse_present(out: Path) -> None:
