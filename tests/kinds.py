@@ -51,6 +51,14 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants", ("{}", "*vanilla*", "*mean1*", "*top_k*")
         ),
     },
+    # Schemas hold choices and patterns.
+    "generation/test_structure.py": {
+        "test_texts_fit_and_have_the_probabilities_of_what_may_follow": Rule(
+            "variants", ("schema",)
+        ),
+        "test_masks_are_exact_along_every_way": Rule("variants", ("regex",)),
+        "test_a_mesh_changes_no_text": Rule("variants"),
+    },
     # Three axes of devices at once; more devices than heads, with experts.
     "parallel/test_sharding.py": {
         "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule(

@@ -6,6 +6,7 @@ wherever characters are cut, so every text that fits can be made, and no other.
 """
 
 import collections
+import functools
 import json
 import re
 import threading
@@ -118,7 +119,6 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, vocab: int):
         self._tokenizer, self._vocab = tokenizer, vocab
-        self._made: llguidance.LLTokenizer | None = None
         self._ready: collections.OrderedDict[Structure, llguidance.LLMatcher]
         self._ready = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -140,11 +140,13 @@ class Grammars:
         """
         with self._lock:
             found = self._ready.get(structure)
-            if found is None:
-                found = self._ready[structure] = self._compiled(structure)
-                while len(self._ready) > _KEPT:
-                    self._ready.popitem(last=False)
+        if found is None:
+            found = self._compiled(structure)  # which others need not wait for
+        with self._lock:
+            self._ready[structure] = found
             self._ready.move_to_end(structure)
+            while len(self._ready) > _KEPT:
+                self._ready.popitem(last=False)
             return found.deep_copy()
 
     def fill(
@@ -155,7 +157,7 @@ class Grammars:
         A matcher that gives up says so (``is_error``), and its row means nothing. Ends
         of text are not told of: whether one may follow is ``is_accepting``.
         """
-        made = self._tokenizer_made()
+        made = self._tokens
         masks = llguidance.numpy.allocate_token_bitmask(len(matchers), made.vocab_size)
         llguidance.numpy.fill_next_token_bitmask_par(
             self._executor, [(one, row) for row, one in enumerate(matchers)], masks
@@ -166,21 +168,21 @@ class Grammars:
                 words[:, end // 32] &= ~np.uint32(1 << end % 32)
         return words
 
-    def _tokenizer_made(self) -> llguidance.LLTokenizer:
-        if self._made is None:
-            if not getattr(self._tokenizer, "is_fast", False):
-                raise UserError(
-                    "structured output needs a fast tokenizer, with a tokenizer.json: "
-                    f"got {type(self._tokenizer).__name__}"
-                )
-            size = max(self._vocab, len(self._tokenizer))
-            self._made = llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=size)
-        return self._made
+    @functools.cached_property
+    def _tokens(self) -> llguidance.LLTokenizer:
+        """The library's form of the tokenizer, made when it is first asked for."""
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise UserError(
+                "structured output needs a fast tokenizer, with a tokenizer.json: "
+                f"got {type(self._tokenizer).__name__}"
+            )
+        size = max(self._vocab, len(self._tokenizer))
+        return llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=size)
 
     def _compiled(self, structure: Structure) -> llguidance.LLMatcher:
         limits = llguidance.LLParserLimits(verbose_errors=False)
         made = llguidance.LLMatcher(
-            self._tokenizer_made(), structure.grammar, log_level=0, limits=limits
+            self._tokens, structure.grammar, log_level=0, limits=limits
         )
         if not made.is_error():
             made.compute_bitmask()  # some limits are met here first

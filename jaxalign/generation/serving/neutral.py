@@ -27,6 +27,7 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((1,), "completions are not ranked"),
     "use_beam_search": ((False,), "texts are sampled"),
     "length_penalty": ((1, 1.0), "it is of beam search, and texts are sampled"),
+    "early_stopping": ((False,), "it is of beam search, and texts are sampled"),
     "include_stop_str_in_output": ((False,), "a text ends before what stopped it"),
     "skip_special_tokens": ((True,), "texts have no special tokens"),
     "spaces_between_special_tokens": ((True, False), ""),
