@@ -212,17 +212,18 @@ def _leave_reporting_to_us() -> None:
     When a write fails, the writes beside it end after the event loop that began them.
     """
     logging.getLogger("absl").addFilter(_without_tracebacks)
-    if getattr(sys.excepthook, "func", None) is not _report:
-        sys.excepthook = functools.partial(_report, sys.excepthook)
+    if getattr(sys.unraisablehook, "func", None) is not _report:
+        sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
 
 
 def _without_tracebacks(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _report(others: Any, kind: Any, error: Any, trace: Any) -> None:
-    if kind is not RuntimeError or str(error) != "Event loop is closed":
-        others(kind, error, trace)
+def _report(others: Any, unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
+        others(unraisable)
 
 
 def _abstract(tree: Any) -> Any:
