@@ -12,6 +12,7 @@ import numpy as np
 import pydantic
 import pydantic_core
 
+from jaxalign import progress
 from jaxalign.errors import UserError
 
 
@@ -26,6 +27,7 @@ __all__ = [
     "check_template_kwargs",
     "check_text",
     "is_slip",
+    "name_unused",
     "read_columns",
     "refuse_misspelt",
     "shown",
@@ -249,8 +251,22 @@ def refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
 
 
 _NEEDED = {"prompt", "chosen", "rejected", "completion"}
-_OTHERS = {"labels", "weights", "height"}
+_OTHERS = {"labels", "weights", "height", "image"}
 """Columns of other people that differ from ours by one letter."""
+
+_TRL = {
+    "ref_chosen_logps": "the reference is computed, or cached (--reference cached)",
+    "ref_rejected_logps": "the reference is computed, or cached (--reference cached)",
+    "margin": "no objective here has a margin of each record's own",
+}
+"""Columns that TRL reads and we do not, with what is done instead."""
+
+
+def name_unused(columns: Mapping[str, Any]) -> None:
+    """Say once of each column that TRL would use that it is not used here."""
+    for name, instead in _TRL.items():
+        if columns.get(name) is not None:
+            progress.say_once(f"column {name} is not used: {instead}")
 
 
 def is_slip(name: str, meant: str) -> bool:

@@ -45,6 +45,7 @@ from jaxalign.data.columns import (
     Segment,
     check_template_kwargs,
     check_text,
+    name_unused,
     read_columns,
     refuse_misspelt,
     shown,
@@ -152,6 +153,7 @@ def parse(columns: Any, where: str = "record") -> Record:
             f"got {shown(columns)}"
         )
     refuse_misspelt(columns, where)
+    name_unused(columns)
     present = {k: v for k, v in columns.items() if v is not None}
     if "completion" in present:
         return _single(present, where)
@@ -161,7 +163,7 @@ def parse(columns: Any, where: str = "record") -> Record:
 def _pair(row: Mapping[str, Any], where: str) -> Record:
     _refuse_mixed(row, ("label",), "chosen and rejected", where)
     columns = read_columns(PairColumns, row, where)
-    _refuse_images(columns.images, where)
+    _refuse_images(row, where)
     prompt = _prompt(columns.prompt, where)
     chosen = _completion(columns.chosen, "chosen", prompt, where)
     rejected = _completion(columns.rejected, "rejected", prompt, where)
@@ -187,7 +189,7 @@ def _pair(row: Mapping[str, Any], where: str) -> Record:
 def _single(row: Mapping[str, Any], where: str) -> Record:
     _refuse_mixed(row, _PAIRED, "a completion", where)
     columns = read_columns(CompletionColumns, row, where)
-    _refuse_images(columns.images, where)
+    _refuse_images(row, where)
     prompt = _prompt(columns.prompt, where)
     completion = _completion(columns.completion, "completion", prompt, where)
     # Checked, though no objective learns from the segments of a single completion.
@@ -224,10 +226,14 @@ def _refuse_mixed(
             )
 
 
-def _refuse_images(images: Sequence[str | bytes] | None, where: str) -> None:
-    if images:
+def _refuse_images(row: Mapping[str, Any], where: str) -> None:
+    for name in ("images", "image"):
+        given = row.get(name)
+        if given is None or (name == "images" and not given):
+            continue
+        count = len(given) if name == "images" else 1
         raise UserError(
-            f"{where}: field images: got {len(images)} image(s), but no "
+            f"{where}: field {name}: got {count} image(s), but no "
             "vision-language model family is supported yet. Leave the column out"
         )
 

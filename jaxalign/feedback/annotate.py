@@ -32,11 +32,13 @@ RESPONSES = ("chosen", "rejected", "completion")
 
 
 class Response(NamedTuple):
-    """One response of a record, with its segments."""
+    """One response of a record, or one answer of several in it, with its segments."""
 
     name: str
     """The column that it stands in."""
     subject: Subject
+    turn: int = 0
+    """Which of the completion's assistant turns it is."""
 
 
 class Item(NamedTuple):
@@ -75,24 +77,36 @@ def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
             )
     prompt = record.prompt
     if not isinstance(prompt, str):
-        prompt = tuple(message.model_dump() for message in prompt)
+        prompt = tuple(message.turn() for message in prompt)
+    references = references_of(columns, where)
     responses = []
     for name, completion in zip(names, record.completions, strict=True):
-        text, *others = records.texts_of(completion)
-        if others:
-            raise UserError(
-                f"{where}: field {name}: {len(others) + 1} turns of the assistant, but "
-                "a judge is asked about one answer. Put the turns before the last one "
-                "into prompt"
+        texts = records.texts_of(completion)
+        spans = _spans(columns.get(f"{name}_segments"), name, texts, where)
+        for turn, asked in enumerate(_prompts(prompt, completion)):
+            subject = Subject(
+                *(asked, texts[turn]),
+                spans=spans[turn],
+                aspects=aspects,
+                references=references,
             )
-        spans = _spans(columns.get(f"{name}_segments"), name, text, where)
-        references = references_of(columns, where)
-        subject = Subject(
-            prompt, text, spans=spans, aspects=aspects, references=references
-        )
-        if spans:
-            responses.append(Response(name, subject))
+            if spans[turn]:
+                responses.append(Response(name, subject, turn))
     return Item(columns, tuple(responses))
+
+
+def _prompts(
+    prompt: str | tuple[Mapping[str, Any], ...], completion: records.Completion
+) -> list[Any]:
+    """Return what stands before each of a completion's answers."""
+    if isinstance(completion, str):
+        return [prompt]
+    turns = tuple(message.turn() for message in completion)
+    return [
+        (*prompt, *turns[:i])
+        for i, turn in enumerate(turns)
+        if turn["role"] == "assistant"
+    ]
 
 
 def requests_of(
@@ -144,9 +158,12 @@ def annotated(item: Item, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                     "raw": verdict.raw,
                 }
             )
+        given = iter(scores)
         made[column] = [
-            _with_scores(segment, given)
-            for segment, given in itertools.zip_longest(made[column], scores)
+            _with_scores(segment, next(given, None))
+            if segment.get("turn", 0) == response.turn
+            else segment
+            for segment in made[column]
         ]
     if failures:
         made["judge_failures"] = failures
@@ -180,7 +197,10 @@ def _with_scores(
     return bare if scores is None else {**bare, "scores": dict(scores)}
 
 
-def _spans(given: Any, name: str, text: str, where: str) -> tuple[tuple[int, int], ...]:
+def _spans(
+    given: Any, name: str, texts: Sequence[str], where: str
+) -> list[tuple[tuple[int, int], ...]]:
+    """Return the spans of each assistant turn's segments."""
     field = f"{name}_segments"
     if given is None:
         raise UserError(
@@ -189,7 +209,8 @@ def _spans(given: Any, name: str, text: str, where: str) -> tuple[tuple[int, int
         )
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise UserError(f"{where}: field {field}: expected a list of segments")
-    spans: list[tuple[int, int]] = []
+    spans: list[list[tuple[int, int]]] = [[] for _ in texts]
+    last = 0
     for i, segment in enumerate(given):
         ends = (
             (segment.get("start"), segment.get("end"))
@@ -202,15 +223,22 @@ def _spans(given: Any, name: str, text: str, where: str) -> tuple[tuple[int, int
                 f"{where}: field {field}[{i}]: expected an object with whole numbers "
                 "start and end"
             )
-        before = spans[-1][1] if spans else 0
+        turn = segment.get("turn", 0)
+        if type(turn) is not int or not last <= turn < len(texts):
+            raise UserError(
+                f"{where}: field {field}[{i}].turn: got {turn!r}; expected {last} to "
+                f"{len(texts) - 1}, one of the assistant's turns, in their order"
+            )
+        last, text = turn, texts[turn]
+        before = spans[turn][-1][1] if spans[turn] else 0
         if not before <= start < end <= len(text):
             raise UserError(
                 f"{where}: field {field}[{i}]: got start {start} and end {end}; "
                 f"expected {before} <= start < end <= {len(text)}. Segments are "
                 "ordered, do not overlap, and count code points of the text"
             )
-        spans.append((start, end))
-    return tuple(spans)
+        spans[turn].append((start, end))
+    return [tuple(found) for found in spans]
 
 
 def references_of(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxalign import progress
 from jaxalign.data import chat, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.data.pairs import truncate
@@ -340,3 +341,26 @@ def test_a_null_is_no_value() -> None:
 def test_labels_of_0_and_1(label: Any) -> None:
     row = {"prompt": "Q", "completion": "a", "label": label}
     assert records.parse(row).label is bool(label)
+
+
+# Columns of others.
+
+
+def test_a_column_that_trl_would_use_is_named_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress.say_once.cache_clear()
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    for _ in range(3):
+        records.parse(row | {"ref_chosen_logps": -1.0, "margin": 0.5, "source": "x"})
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" is not used")[0] for line in said] == [
+        "column ref_chosen_logps",
+        "column margin",
+    ]
+
+
+def test_a_single_image_is_refused_as_images_are() -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "image": {"bytes": b"x"}}
+    with pytest.raises(UserError, match=r"field image: got 1 image\(s\), but no visi"):
+        records.parse(row)
