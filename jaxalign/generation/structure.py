@@ -1,4 +1,4 @@
-"""What a text has to be: a JSON schema, a regular expression, or one of some texts.
+"""What a text has to be: of a JSON schema, an expression, a grammar, or one of some.
 
 llguidance (https://github.com/guidance-ai/llguidance) tells which tokens may follow.
 A token may when its bytes do, whichever pieces of the grammar they belong to and
@@ -22,7 +22,7 @@ from jaxtyping import UInt32
 from jaxalign.errors import UserError
 
 
-__all__ = ["Grammars", "Structure", "choice", "json_schema", "regex"]
+__all__ = ["Grammars", "Structure", "choice", "grammar", "json_schema", "regex"]
 
 _KEPT = 64
 """Grammars that are kept ready."""
@@ -53,7 +53,7 @@ _LONGEST = 300
 class Structure(NamedTuple):
     """What a text has to be."""
 
-    kind: Literal["JSON schema", "regular expression", "choice"]
+    kind: Literal["JSON schema", "regular expression", "choice", "grammar"]
     grammar: str
     """In llguidance's Lark."""
 
@@ -91,8 +91,8 @@ def regex(pattern: str) -> Structure:
         Python's without looking around and back; its classes are those of Unicode.
     """
     made = json.loads(llguidance.LLMatcher.grammar_from_regex(pattern))
-    (grammar,) = made["grammars"]
-    return Structure("regular expression", _EXACT + grammar["lark_grammar"])
+    (only,) = made["grammars"]
+    return Structure("regular expression", _EXACT + only["lark_grammar"])
 
 
 def choice(texts: Sequence[str]) -> Structure:
@@ -107,6 +107,27 @@ def choice(texts: Sequence[str]) -> Structure:
         )
     written = " | ".join(json.dumps(text) for text in texts)
     return Structure("choice", f"{_EXACT}start: {written}")
+
+
+def grammar(text: str) -> Structure:
+    """Return the structure of texts that a context-free grammar makes.
+
+    Args:
+      text: in llguidance's Lark
+        (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), beginning
+        with ``start``, or in the GBNF of llama.cpp, beginning with ``root``.
+    Raises:
+      UserError: it is neither.
+    """
+    try:
+        lark = llguidance.grammar_from("grammar", text)
+    except ValueError as error:
+        told = " ".join(str(error).split())[:_LONGEST]
+        raise UserError(f"the grammar cannot be followed: {told}") from None
+    if "%llguidance" in text:
+        raise UserError("the grammar cannot be followed: it sets llguidance's options")
+    # What is made of GBNF begins with options of its own, which are none.
+    return Structure("grammar", _EXACT + lark.replace("%llguidance {}\n", "", 1))
 
 
 class Grammars:

@@ -409,7 +409,7 @@ MALFORMED: dict[str, tuple[Any, ...]] = {
     "guided_choice": ("x", [], [""], [1], {}),
     "guided_json": (1, [], "x", {"type": "king"}, {"uniqueItems": True}, False),
     "structured_outputs": (
-        *(1, [], {"json": {}, "regex": "a"}, {"grammar": "x"}, {"choice": []}),
+        *(1, [], {"json": {}, "regex": "a"}, {"grammar": "("}, {"choice": []}),
         *({"regex": "("}, {"disable_additional_properties": True}),
     ),
     "tools": ([{"type": "function"}], "x", {}, [1]),

@@ -23,7 +23,7 @@ from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.serving import access, neutral, service, wire
 from jaxalign.generation.steering import Masks, Steering
-from jaxalign.generation.structure import choice, json_schema, regex
+from jaxalign.generation.structure import choice, grammar, json_schema, regex
 from tests.generation.scenes import TURNS, alone, serving, tokens_of, until
 
 
@@ -40,6 +40,8 @@ FORMAT = {
     "type": "json_schema",
     "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True},
 }
+AB = 'start: "a" b\nb: "b" "好"?'
+GBNF = 'root ::= "a" | "b"'
 CHAT: dict[str, Any] = {"model": "tiny", "messages": TURNS, "max_tokens": 150}
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "the answer", "max_tokens": 150}
 
@@ -96,6 +98,8 @@ def test_the_official_client_parses_what_it_asked_for(client) -> None:
         ),
         ({"structured_outputs": {"regex": "[ab]{3}"}}, regex("[ab]{3}")),
         ({"structured_outputs": {"choice": ["a", "b"]}}, choice(["a", "b"])),
+        ({"guided_grammar": AB}, grammar(AB)),
+        ({"structured_outputs": {"grammar": GBNF}}, grammar(GBNF)),
     ],
     ids=str,
 )
@@ -129,6 +133,8 @@ def test_structures_that_cannot_be_followed(client) -> None:
         ({"guided_regex": "(?=a)b"}, "guided_regex"),
         ({"guided_json": {"uniqueItems": True}}, "guided_json"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"guided_grammar": "start: nothing"}, "guided_grammar"),
+        ({"guided_grammar": "%llguidance {}\nstart: /a/"}, "guided_grammar"),
         (
             {"response_format": {**FORMAT, "json_schema": {"schema": {"not": {}}}}},
             "response_format",

@@ -32,6 +32,7 @@ from jaxalign.generation.structure import (
     Grammars,
     Structure,
     choice,
+    grammar,
     json_schema,
     regex,
 )
@@ -49,6 +50,7 @@ OF_PATTERN = [
     for head in itertools.product(("ab", "好", "é"), repeat=count)
     for tail in ("", "0", "1", "2", "3")
 ]
+OF_GRAMMAR = [f"{head}-{tail}" for head in ("ab", "好") for tail in range(4)]
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -72,6 +74,7 @@ OF_SCHEMA = [
 LANGUAGES = {
     "choice": (choice(CHOICES), CHOICES),
     "regex": (regex(PATTERN), OF_PATTERN),
+    "grammar": (grammar('start: ("ab" | "好") x\nx: "-" /[0-3]/'), OF_GRAMMAR),
     "schema": (json_schema(SCHEMA, one_line=True), OF_SCHEMA),
 }
 
@@ -479,6 +482,8 @@ def test_penalties_count_the_tokens_of_the_text(tiny) -> None:
         (lambda: json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (lambda: json_schema(False), "JSON schema cannot be followed: Unsatisfiable"),
         (lambda: json_schema({"$ref": "#/nowhere"}), "does not exist"),
+        (lambda: grammar("start: nothing"), "grammar cannot be followed"),
+        (lambda: grammar("root ::= ((("), "grammar cannot be followed"),
         (lambda: choice([]), "at least one text"),
         (lambda: choice(["a", ""]), "none of them empty"),
     ],

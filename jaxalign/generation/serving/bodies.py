@@ -97,6 +97,7 @@ class StructuredOutputs(pydantic.BaseModel):
     json_: _AnySchema | None = pydantic.Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
+    grammar: str | None = None
     json_object: bool | None = None
     disable_any_whitespace: bool = False
     disable_additional_properties: Literal[False] = False
@@ -132,6 +133,7 @@ class _Body(pydantic.BaseModel):
     guided_json: _AnySchema | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
     # Of no consequence for the answer.
     user: str | None = None

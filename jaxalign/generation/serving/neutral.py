@@ -50,7 +50,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "repetition_detection": ((), "repetition_penalty is there in its place"),
     "kv_transfer_params": (({},), "there is one engine"),
     "vllm_xargs": (({},), "they are of vLLM's plugins"),
-    "guided_grammar": ((), "guided_regex and guided_json are there in its place"),
     "guided_whitespace_pattern": ((), "structured_outputs may have no blanks"),
     "structural_tag": ((), "guided_json is there in its place"),
 }

@@ -28,13 +28,7 @@ def steering_of(body: ChatBody | CompletionBody) -> tuple[Steering | None, str |
     Raises:
       ApiError: 400, several structures, or one that is none.
     """
-    field = "structured_outputs"
-    try:
-        found = []
-        for field, made in _structures(body):
-            found.append((field, made))
-    except UserError as error:
-        raise ApiError(str(error), param=field) from None
+    found = list(_structures(body))
     if len(found) > 1:
         names = " and ".join(name for name, _ in found)
         raise ApiError(
@@ -62,6 +56,8 @@ def _structures(
         yield "guided_regex", structure.regex(body.guided_regex)
     if body.guided_choice is not None:
         yield "guided_choice", _of_choice(body.guided_choice, "guided_choice")
+    if body.guided_grammar is not None:
+        yield "guided_grammar", _of_grammar(body.guided_grammar, "guided_grammar")
     if body.structured_outputs is not None:
         yield from _of_structured(body.structured_outputs)
 
@@ -95,6 +91,8 @@ def _of_structured(wanted: StructuredOutputs) -> Iterator[tuple[str, Structure]]
         yield f"{name}.regex", structure.regex(wanted.regex)
     if wanted.choice is not None:
         yield f"{name}.choice", _of_choice(wanted.choice, f"{name}.choice")
+    if wanted.grammar is not None:
+        yield f"{name}.grammar", _of_grammar(wanted.grammar, f"{name}.grammar")
     if wanted.json_object:
         yield f"{name}.json_object", structure.json_schema(_OBJECT, one_line=one_line)
 
@@ -107,6 +105,13 @@ def _of_choice(texts: list[str], name: str) -> Structure:
             f"{name} must be a list of texts, none of them empty: got {shown(texts)}",
             param=name,
         ) from None
+
+
+def _of_grammar(text: str, name: str) -> Structure:
+    try:
+        return structure.grammar(text)
+    except UserError as error:
+        raise ApiError(str(error), param=name) from None
 
 
 def _of_json(
