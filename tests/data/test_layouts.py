@@ -1,11 +1,13 @@
 """Other people's rows as feedback records, and how they are recognised."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jaxalign.data import layouts, records, tfds_builders
 from jaxalign.data.layouts import Dropped
@@ -504,3 +506,25 @@ def test_turns_that_a_tfds_set_cannot_hold_are_refused(tmp_path: Path) -> None:
         tfds_builders.build("hh", {"train": source}, tmp_path / "out")
     counts = tfds_builders.write_jsonl("hh", source, tmp_path / "out.jsonl")
     assert counts.kept == len(records.read(tmp_path / "out.jsonl")) == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_pictures_are_kept_for_sight_and_that_is_said(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image: Any = "pictures/1.png"
+    if suffix == ".parquet":
+        buffer = io.BytesIO()
+        Image.new("RGB", (2, 2)).save(buffer, "PNG")
+        image = {"bytes": buffer.getvalue(), "path": "1.png"}
+    rows = [{"ds_name": "s", "image": image, "question": "What?", **ANSWERS}] * 2
+    path = write(tmp_path / f"v{suffix}", rows)
+    found = records.read(path)
+    assert [(r.prompt[0], r.chosen, r.rejected) for r in found] == [
+        (records.Message(role="user", content="What?"), "It is.", "No.")
+    ] * 2
+    said = capsys.readouterr().err
+    assert "read as layout rlaif_v: 2 records" in said
+    assert "2 records have pictures, which are kept, but no vision-language" in said
+    (row, _), _ = layouts.read(path)
+    assert row["pictures"] == [image if suffix == ".jsonl" else image["bytes"]]

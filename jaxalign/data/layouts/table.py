@@ -27,6 +27,10 @@ from jaxalign.errors import UserError, did_you_mean
 __all__ = ["LAYOUTS", "Layout", "check_name", "objects", "read", "recognise"]
 
 
+PICTURES = "pictures"
+"""Where a converted row keeps its images until a model can see them."""
+
+
 class Layout(NamedTuple):
     """How rows of a kind are recognised, and what makes records of them."""
 
@@ -149,15 +153,24 @@ def read(source: str | Path, layout: str | None = None) -> Iterator[tuple[Any, s
     if known == "feedback":
         yield from rows
         return
-    kept, dropped = 0, collections.Counter[str]()
+    kept, pictures, dropped = 0, 0, collections.Counter[str]()
     for made, where in LAYOUTS[known].convert(objects(rows)):
         if isinstance(made, Dropped):
             dropped[made.reason] += 1
         else:
             kept += 1
+            # No family sees yet: the pictures stay in the row, the text is read.
+            if images := made.pop("images", None):
+                made[PICTURES] = images
+                pictures += 1
             yield made, where
     counts = ", ".join([f"{kept} records", *_reasons(dropped)])
     progress.say(f"{source}: read as layout {known}: {counts}")
+    if pictures:
+        progress.say(
+            f"{source}: {pictures} records have pictures, which are kept, but no "
+            "vision-language model family is supported yet: their texts alone are read"
+        )
 
 
 def _reasons(dropped: Mapping[str, int]) -> Iterator[str]:
