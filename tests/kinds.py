@@ -65,6 +65,12 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants", ("lora-{'tensor': 2, *",)
         ),
     },
+    "feedback/test_thinking.py": {
+        "test_a_round_trains_on_samples_that_think": Rule("variants", ("skip",)),
+    },
+    "judging/test_writing_judge.py": {
+        "test_a_verdict_does_not_depend_on_the_others": Rule("variants"),
+    },
     "data/test_trl_parity.py": {
         "test_every_template_of_trl": Rule(
             "parity",

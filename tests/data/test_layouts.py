@@ -91,6 +91,8 @@ ROWS: dict[str, list[tuple[dict[str, Any], dict[str, Any] | str]]] = {
             {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
         ),
         ({"chosen": "a", "rejected": "a"}, "equal responses"),
+        # Among others that have none.
+        ({"prompt": "Q", "chosen": "ab", "rejected": "ac"}, {"explicit": True}),
         (
             {"chosen": [user("P"), answer("1")], "rejected": [user("Q"), answer("2")]},
             "no common prompt",
@@ -336,6 +338,9 @@ def test_rows_become_records(
     layout: str, row: dict[str, Any], expected: dict[str, Any] | str
 ) -> None:
     (made,) = convert(layout, [row])
+    if expected == {"explicit": True}:
+        assert made == row
+        return
     if isinstance(expected, str):
         assert made == Dropped(expected)
         return

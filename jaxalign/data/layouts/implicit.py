@@ -79,6 +79,7 @@ def split(
 
 
 def convert(rows: Iterable[Row]) -> Iterator[Converted]:
-    """Convert row by row."""
+    """Convert row by row; a row that has a prompt after all stays as it is."""
     for row, where in rows:
-        yield Converted(record(row, where), where)
+        explicit = row.get("prompt") is not None
+        yield Converted(dict(row) if explicit else record(row, where), where)
