@@ -103,11 +103,22 @@ def mask_from_patterns(tree: Any, patterns: Sequence[str]) -> Any:
             raise UserError(
                 f"the pattern {pattern!r} matches no weight: it must match a whole "
                 f"path such as {names[0] if names else '(the tree is empty)'!r}. "
-                f"{did_you_mean(pattern, names)}"
+                f"{_collection_hint(pattern, names)}{did_you_mean(pattern, names)}"
             )
     return map_with_paths(
         lambda name, _: any(regex.fullmatch(name) for regex in compiled), tree
     )
+
+
+def _collection_hint(pattern: str, names: Sequence[str]) -> str:
+    """Say where a pattern is for parameters and the tree is variables, or otherwise."""
+    if pattern.startswith("params/"):
+        inside = re.compile(pattern.removeprefix("params/"))
+        if any(inside.fullmatch(name) for name in names):
+            return "The tree is parameters alone: take params/ off, or give variables. "
+    elif any(re.fullmatch(f"params/(?:{pattern})", name) for name in names):
+        return "The tree is variables: put params/ in front, or give its parameters. "
+    return ""
 
 
 def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
@@ -115,10 +126,34 @@ def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
 
     >>> partition({"a": 1, "b": 2}, {"a": True, "b": False})
     ({'a': 1, 'b': None}, {'a': None, 'b': 2})
+
+    Raises:
+      UserError: the mask is one of another tree, such as of parameters for variables.
     """
-    selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+    try:
+        selected = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
+    except ValueError:
+        _refuse_mask(tree, mask)
+        raise
     rest = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
     return selected, rest
+
+
+def _refuse_mask(tree: Any, mask: Any) -> None:
+    """Say what keeps a mask from fitting, by the paths of both trees."""
+    mine, others = set(paths(tree)), set(paths(mask))
+    lacks, more = sorted(mine - others), sorted(others - mine)
+    if not lacks and not more:
+        return  # other containers with the same leaves: JAX says which
+    told = f"the mask lacks {lacks[0]!r}" if lacks else f"the mask has {more[0]!r} more"
+    cure = "Make it of the tree that is split"
+    if {name.removeprefix("params/") for name in mine} & others - mine:
+        cure = (
+            'It is a mask of parameters: give variables["params"], or {"params": mask}'
+        )
+    if {name.removeprefix("params/") for name in others} & mine - others:
+        cure = 'It is a mask of variables: give {"params": params}, or mask["params"]'
+    raise UserError(f"partition: {told}: expected one bool for each leaf. {cure}")
 
 
 def combine(*trees: Any) -> Any:

@@ -17,6 +17,7 @@ from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig, Parts
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.errors import UserError
+from jaxalign.variables import check_params, check_variables
 
 
 __all__ = [
@@ -114,6 +115,7 @@ def groups(config: Adapter, params: Any, num_layers: int) -> tuple[Any, ...]:
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
     """
+    check_params(params, "adapter.groups")
     made = parts(config, num_layers)
     choices: list[tuple[int, ...]] = []
     if made.lora is not None:
@@ -144,6 +146,7 @@ def init(
     Returns:
       ``{"lora": ..., "prefix": ..., "saved": ...}``, without what the adapter lacks.
     """
+    check_params(params, "adapter.init")
     made = parts(config, num_layers)
     collections: dict[str, Any] = {}
     if made.lora is not None:
@@ -161,6 +164,9 @@ def init(
 
 def trained(variables: Mapping[str, Any]) -> Any:
     """Mark the leaves that training an adapter changes: its own, save constants."""
+
+    if not set(variables) <= {"params", *COLLECTIONS}:
+        check_variables(variables, "adapter.trained")
 
     def mine(path: str, _: Any) -> bool:
         names = path.split("/")
@@ -180,6 +186,8 @@ def trained_mask(
         how they are held.
       patterns: of the base weights, see ``trees.mask_from_patterns``.
     """
+    check_variables(variables, "adapter.trained_mask")
+    check_params(shapes, "adapter.trained_mask")
     collections = {k: v for k, v in variables.items() if k in COLLECTIONS}
     base = trees.mask_from_patterns(shapes, patterns)
     return {**trained(collections), "params": base}

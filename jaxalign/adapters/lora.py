@@ -29,6 +29,7 @@ from jaxtyping import Array, Key
 from jaxalign import trees
 from jaxalign.adapters import gates, sites
 from jaxalign.errors import UserError
+from jaxalign.variables import check_params
 
 
 __all__ = ["LoRAConfig", "init", "layer_choices"]
@@ -99,6 +100,7 @@ class LoRAConfig:
 
 
 def _sizes(params: Any, config: LoRAConfig) -> dict[sites.Site, sites.Size]:
+    check_params(params, "lora")
     return sites.resolve(
         params,
         targets=config.targets,
@@ -141,8 +143,8 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         were cut for :func:`layer_choices`.
       config: options.
     Raises:
-      UserError: a target, layer or pattern that is not there or is chosen twice; an
-        option that the embeddings cannot have.
+      UserError: variables instead of their parameters; a target, layer or pattern
+        that is not there or is chosen twice; an option that the embeddings cannot have.
       ValueError: the groups were cut elsewhere.
     """
     sizes = _sizes(params, config)

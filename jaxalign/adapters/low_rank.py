@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxalign import products
 from jaxalign.adapters import gates
 from jaxalign.errors import UserError
+from jaxalign.variables import check_params
 
 
 __all__ = [
@@ -204,6 +205,7 @@ def merge(params: Any, adapters: Any) -> Any:
     Raises:
       UserError: a gate that depends on the input, which no one weight can stand for.
     """
+    _check(params, adapters, "low_rank.merge")
     return _map_adapted(_merged, params, adapters, 1)
 
 
@@ -217,7 +219,17 @@ def unmerge(params: Any, adapters: Any) -> Any:
       UserError: an adapter that cannot be merged, or DoRA, whose merged weight no
         longer tells the lengths of the base's columns.
     """
+    _check(params, adapters, "low_rank.unmerge")
     return _map_adapted(_unmerged, params, adapters, -1)
+
+
+def _check(params: Any, adapters: Any, function: str) -> None:
+    check_params(params, function)
+    if isinstance(adapters, Mapping) and isinstance(adapters.get("lora"), Mapping):
+        raise UserError(
+            f"{function}: got variables, with the collections {', '.join(adapters)}: "
+            'expected the adapters alone. Give variables["lora"]'
+        )
 
 
 def _map_adapted(fn: Any, params: Any, adapters: Any, sign: int) -> Any:

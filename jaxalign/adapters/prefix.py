@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Key
 from jaxalign import products, stacks
 from jaxalign.adapters import gates, selection
 from jaxalign.errors import UserError
+from jaxalign.variables import check_params
 
 
 __all__ = ["LEAVES", "TEXT", "PrefixConfig", "attend", "init", "layer_choices"]
@@ -120,6 +121,7 @@ def init(
     Raises:
       ValueError: the groups were cut elsewhere, or the text is missing.
     """
+    check_params(params, "prefix.init")
     groups = [g for g in map(stacks.group_of_name, params) if g is not None]
     num_layers = max(high for _, high in groups)
     chosen = set(selection.parse_layers(config.prefix_layers, num_layers))

@@ -1,6 +1,6 @@
 """What a checkpoint holds, whatever form it has, and whether it is still the same."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import Family
 
 
-__all__ = ["fingerprint", "headers", "read_tensor", "tensor_infos"]
+__all__ = ["fingerprint", "headers", "read_tensor", "reader", "tensor_infos"]
 
 
 def tensor_infos(model: str | Path) -> dict[str, TensorInfo]:
@@ -51,21 +51,44 @@ def fingerprint(model: str | Path) -> str:
 
 def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
     """Read one tensor of a checkpoint; None if it has none of that name."""
+    return reader(model)(name)
+
+
+def reader(model: str | Path) -> Callable[[str], np.ndarray | None]:
+    """Return what reads tensors of a checkpoint, whose headers are read once."""
     directory = hub.directory_of(model)
     config, family = open_config(directory)
-    name = _stored_name(name, tensor_infos(directory), config.text, family)
+    known = tensor_infos(directory)
     if not base_files.is_base(directory):
-        return weights.read_weight(directory, name)
+        files = {
+            name: file
+            for file in weights.list_weights(directory)
+            for name in file.tensors
+        }
+
+        def stored(name: str) -> np.ndarray | None:
+            name = _stored_name(name, known, config.text, family)
+            if name not in files:
+                return None
+            with files[name].open() as handle:
+                return handle.get_tensor(name)
+
+        return stored
     base = base_files.read_base(directory)
-    if config.text.tie_embeddings and name == family.head:
-        place = Place(family.rules[0], family.rules[0].path)
-    else:
-        place = locate(name, family.rules, ((0, config.text.num_layers),))
-    if place is None or place.path not in base.params:
-        return base.buffer(name)
-    value = base.open(place.path)[place.at].read().result()
-    value = value.astype(base.tensors()[name].dtype)
-    return value.T if place.rule.transpose else value
+
+    def converted(name: str) -> np.ndarray | None:
+        name = _stored_name(name, known, config.text, family)
+        if config.text.tie_embeddings and name == family.head:
+            place = Place(family.rules[0], family.rules[0].path)
+        else:
+            place = locate(name, family.rules, ((0, config.text.num_layers),))
+        if place is None or place.path not in base.params:
+            return base.buffer(name)
+        value = base.open(place.path)[place.at].read().result()
+        value = value.astype(known[name].dtype)
+        return value.T if place.rule.transpose else value
+
+    return converted
 
 
 def _stored_name(

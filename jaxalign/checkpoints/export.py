@@ -11,10 +11,18 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxalign import stacks, trees
+from jaxalign import trees
 from jaxalign.adapters import gates, low_rank, saved
 from jaxalign.checkpoints import base as base_lib
-from jaxalign.checkpoints import contents, hub, outputs, places, quantisation, weights
+from jaxalign.checkpoints import (
+    contents,
+    fitting,
+    hub,
+    outputs,
+    places,
+    quantisation,
+    weights,
+)
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
@@ -24,6 +32,7 @@ from jaxalign.models.config import DecoderConfig
 from jaxalign.models.families import Family
 from jaxalign.stacks import Group
 from jaxalign.types import Variables
+from jaxalign.variables import check_variables
 
 
 __all__ = [
@@ -82,6 +91,7 @@ def save_hf(
     like: Checkpoint | str | Path,
     max_shard_size: str | None = None,
     card: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> Path:
     """Write a Hugging Face checkpoint with the adapters merged in.
 
@@ -89,6 +99,8 @@ def save_hf(
     are config, tokenizer, chat template and generation files, byte for byte. Without
     another shard size the weight files are laid out as the source's: unchanged weights
     give the very same bytes. Tensors are gathered, merged and written one by one.
+    Names, shapes and kinds are compared with the source's before a byte is written, the
+    numbers as they pass: see :mod:`jaxalign.checkpoints.fitting`.
 
     Args:
       variables: ``params`` and, to be merged, ``lora``.
@@ -97,13 +109,16 @@ def save_hf(
         there.
       max_shard_size: of a file, such as 5GB; default the files of the source.
       card: text of README.md; default the source's.
+      allow_nonfinite: write NaN and infinities that the source does not have.
     Raises:
-      UserError: ``out`` is not empty, the size is not understood, or the adapter cannot
-        be merged.
+      UserError: ``out`` is not empty, the size is not understood, the adapter cannot
+        be merged, parameters were given for variables, or a collection or leaf is
+        unknown, missing, of another shape, transposed or not finite.
     """
     limit = None if max_shard_size is None else parse_size(max_shard_size)
+    check_variables(variables, "save_hf")
     base = _base(variables, like)
-    check_mergeable(base.config, variables)
+    read = contents.reader(base.path)
     with outputs.whole_directory(Path(out)) as directory:
         copy_rest(base.path, directory)
         if card is not None:
@@ -113,9 +128,17 @@ def save_hf(
         def write_tensor(name: str, target: BinaryIO) -> None:
             tensor = _tensor(base, variables, name)
             dtype = np.dtype(info[name].dtype)
+            if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
+                fitting.check_not_transposed(name, tensor, read(name))
+            finite = True
             # In blocks: a transposed tensor would be copied whole.
             for part in np.array_split(tensor, 1 + tensor.nbytes // _BLOCK):
-                target.write(part.astype(dtype, copy=False).tobytes())
+                with np.errstate(over="ignore"):
+                    stored = part.astype(dtype, copy=False)
+                finite = finite and bool(np.isfinite(stored).all())
+                target.write(stored.tobytes())
+            if not finite and not allow_nonfinite:
+                fitting.check_finite(name, tensor, dtype, read(name))
 
         if limit is None and _is_packed(base.path):
             limit = PACKED_SHARD
@@ -129,12 +152,9 @@ def save_hf(
 def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
     path = like.path if isinstance(like, Checkpoint) else hub.directory_of(like)
     config, family = load_lib.open_config(path)
-    found = sorted(
-        group
-        for name in variables["params"]
-        if (group := stacks.group_of_name(name)) is not None
-    )
-    return _Base(path, config.text, family, tuple(found))
+    check_mergeable(config.text, variables)
+    groups = fitting.check(config.text, path, variables)
+    return _Base(path, config.text, family, groups)
 
 
 def _is_packed(path: Path) -> bool:

@@ -21,6 +21,7 @@ from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import Runtime
 from jaxalign.stacks import Group, group_name, group_of_name
 from jaxalign.types import Bound, Model, ModelInputs, RouterSums, Variables
+from jaxalign.variables import check_variables
 
 
 __all__ = [
@@ -198,6 +199,7 @@ def _with_dropout(decoder: Decoder, key: Any) -> tuple[Decoder, dict[str, Any] |
 def _hidden(
     decoder: Decoder, variables: Variables, inputs: ModelInputs, *, key: Any = None
 ) -> Float[Array, "b t d"]:
+    check_variables(variables, "hidden_fn")
     decoder, rngs = _with_dropout(decoder, key)
     out: Any = decoder.apply(variables, inputs, method=Decoder.hidden, rngs=rngs)
     return out
@@ -206,6 +208,7 @@ def _hidden(
 def _routed(
     decoder: Decoder, variables: Variables, inputs: ModelInputs, *, key: Any = None
 ) -> tuple[Float[Array, "b t d"], RouterSums]:
+    check_variables(variables, "routed_fn")
     decoder, rngs = _with_dropout(decoder, key)
     out, found = decoder.apply(
         variables, inputs, method=Decoder.hidden, rngs=rngs, mutable=[layers.ROUTED]
@@ -219,6 +222,7 @@ def _routed(
 def _logits(
     decoder: Decoder, variables: Variables, hidden: Float[Array, "*n d"]
 ) -> Float[Array, "*n v"]:
+    check_variables(variables, "logits_fn")
     out: Any = decoder.apply(variables, hidden, method=Decoder.logits)
     return out
 
@@ -250,6 +254,7 @@ def _cache(
     dtype: Any = None,
     block: int | None = None,
 ) -> Any:
+    check_variables(variables, "cache_fn")
     kind = decoder.runtime.dtype if dtype is None else dtype
     return make_cache(
         decoder.config, decoder.groups, variables, slots, length, kind, block

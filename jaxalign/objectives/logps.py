@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-from jaxalign.types import Completions, Variables
+from jaxalign.types import Completions
 
 
 __all__ = [
@@ -26,7 +26,7 @@ LogitsFn = Callable[[Any, Any], Any]
 
 def token_logps(
     logits_fn: LogitsFn,
-    variables: Variables,
+    variables: Any,
     hidden: Float[Array, "b t d"],
     completions: Completions,
     *,
@@ -69,9 +69,9 @@ def token_logps(
 
 def token_logps_and_kl(
     logits_fn: LogitsFn,
-    variables: Variables,
+    variables: Any,
     hidden: Float[Array, "b t d"],
-    ref_variables: Variables,
+    ref_variables: Any,
     ref_hidden: Float[Array, "b t d"],
     completions: Completions,
     *,

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxalign import trees
+from jaxalign.errors import UserError
 from jaxalign.objectives import logps
-from jaxalign.types import Model, PreferenceBatch, RouterSums, Variables
+from jaxalign.types import Model, PreferenceBatch, RouterSums
+from jaxalign.variables import check_variables
 
 
 __all__ = [
     "PairLogps",
     "TokenLogps",
+    "WithReference",
     "pair_logps",
     "policy_and_kl",
     "policy_token_logps",
@@ -24,6 +27,18 @@ __all__ = [
 
 REFERENCE = "reference"
 """Collection of ``frozen`` that holds reference weights where they differ."""
+
+
+class WithReference(NamedTuple):
+    """What stands for ``frozen`` where a model's variables are no dict: an NNX state.
+
+    A dict has its reference under ``frozen["reference"]``; a state has no place for it.
+    """
+
+    frozen: Any
+    """The leaves that are not trained; a tree of None where all are."""
+    reference: Any
+    """The reference's whole variables, such as the state before training."""
 
 
 class TokenLogps(NamedTuple):
@@ -60,19 +75,22 @@ class PairLogps(NamedTuple):
 
 
 def policy_token_logps(
-    variables: Variables,
+    variables: Any,
     batch: PreferenceBatch,
     *,
     model: Model,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "b c"]:
-    """Run the model once over the rows and score the completion tokens."""
+    """Run the model once over the rows and score the completion tokens.
+
+    ``variables`` are what the model's functions take: collections, or an NNX state.
+    """
     hidden, _ = _hidden(variables, batch, model=model, key=key)
     return logps.token_logps(model.logits_fn, variables, hidden, batch.completions)
 
 
 def _hidden(
-    variables: Variables, batch: PreferenceBatch, *, model: Model, key: Any
+    variables: Any, batch: PreferenceBatch, *, model: Model, key: Any
 ) -> tuple[Float[Array, "b t d"], RouterSums | None]:
     keys = {} if key is None else {"key": key}
     if model.routed_fn is not None:
@@ -80,7 +98,7 @@ def _hidden(
     return model.hidden_fn(variables, batch.inputs, **keys), None
 
 
-def reference_variables(trainable: Variables, frozen: Variables) -> Variables:
+def reference_variables(trainable: Any, frozen: Any) -> Any:
     """Return the reference's weights: the base weights with every adapter off.
 
     Weights under ``frozen["reference"]`` come first (another model, or the starting
@@ -88,10 +106,22 @@ def reference_variables(trainable: Variables, frozen: Variables) -> Variables:
     trainable, because then nothing holds its starting value.
 
     Raises:
+      UserError: parameters were given for variables, or nothing tells the reference of
+        variables that are no dict.
       ValueError: base weights are trained and no reference was given.
     """
+    if isinstance(frozen, WithReference):
+        return frozen.reference
+    if not isinstance(frozen, dict):
+        raise UserError(
+            f"no reference: frozen is {type(frozen).__name__}, without collections "
+            "to switch off. Give policy.WithReference(frozen, reference) in its place, "
+            "or batches with ref_logps"
+        )
     given = frozen.get(REFERENCE)
     if given is not None:
+        if "params" in trainable or "params" in frozen:
+            check_variables(given, "the reference")
         if frozen.get("params") is None:
             return given
         return {"params": trees.combine(given["params"], frozen["params"])}
@@ -101,6 +131,7 @@ def reference_variables(trainable: Variables, frozen: Variables) -> Variables:
             "reference: put the starting values of the trained weights in "
             "frozen['reference'], or give the batch cached ref_logps"
         )
+    check_variables(frozen, "frozen")
     return {"params": frozen["params"]}
 
 
@@ -118,18 +149,22 @@ def score_tokens(
 
     The reference is ``batch.ref_logps`` where given, otherwise
     :func:`reference_variables`; it never gets a gradient and never sees dropout.
-    A model whose variables are not a dict (an NNX module, say) needs ``ref_logps``.
+    A model whose variables are not a dict (an NNX module, say) has its reference in
+    :class:`WithReference` or in ``ref_logps``.
 
     Args:
       trainable: the leaves to differentiate, None elsewhere (``trees.partition``).
-      frozen: all the others; may hold a ``reference`` collection.
+      frozen: all the others; may hold a ``reference`` collection, or be
+        :class:`WithReference`.
       batch: packed rows.
       key: for dropout; None runs without.
       model: the policy.
       reference: False for an objective that has none.
       kl: whether to compare the whole distributions, which needs the reference live.
     """
-    if isinstance(frozen, dict):
+    if isinstance(frozen, WithReference):
+        variables = trees.combine(trainable, frozen.frozen)
+    elif isinstance(frozen, dict):
         variables = trees.combine(
             trainable, {k: v for k, v in frozen.items() if k != REFERENCE}
         )
@@ -153,8 +188,8 @@ def score_tokens(
 
 
 def policy_and_kl(
-    variables: Variables,
-    ref_variables: Variables,
+    variables: Any,
+    ref_variables: Any,
     batch: PreferenceBatch,
     key: Key[Array, ""] | None,
     *,

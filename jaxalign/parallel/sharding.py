@@ -10,7 +10,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import trees
+from jaxalign.errors import UserError
 from jaxalign.parallel.mesh import BATCH_AXES
+from jaxalign.variables import check_params
 
 
 __all__ = [
@@ -30,18 +32,22 @@ def param_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     An axis that does not divide its dimension is left out: that dimension is copied.
 
     Args:
-      tree: arrays or shapes; paths are matched without a leading collection name.
+      tree: one collection, arrays or shapes, such as ``variables["params"]``.
       mesh: devices.
       rules: (regular expression, spec), first match wins.
     Raises:
-      ValueError: no rule matches a leaf; every weight's place is said, never implied.
+      UserError: no rule matches a leaf; every weight's place is said, never implied.
     """
+    check_params(tree, "param_shardings")
 
     def place(path: str, leaf: Any) -> NamedSharding:
         for pattern, spec in rules:
             if re.fullmatch(pattern, path):
                 return NamedSharding(mesh, fitted(spec, leaf.shape, mesh))
-        raise ValueError(f"no sharding rule matches {path}")
+        raise UserError(
+            f"param_shardings: no sharding rule matches {path}: expected a rule for "
+            "every weight. Add one"
+        )
 
     return trees.map_with_paths(place, tree)
 
