@@ -74,7 +74,8 @@ class PreferenceBatch(NamedTuple):
     scores: Float[Array, "b p 2 s a"]
     """Raw scores; NaN where an aspect was not judged."""
     segment_mask: Bool[Array, "b p 2 s"]
-    """True for a segment that has scores and owns at least one token."""
+    """True for a segment that owns at least one token and was not cut; one that was not
+    judged has NaN for all its scores."""
     pair_mask: Bool[Array, "b p"]
     ref_logps: Float[Array, "b c"] | None = None
     """The reference's log-probability of every completion token, where cached."""

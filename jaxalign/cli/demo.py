@@ -8,7 +8,6 @@ checkpoint, the PEFT adapter and report.html.
 
 import dataclasses
 import functools
-import importlib.resources
 import json
 import time
 from collections.abc import Sequence
@@ -69,8 +68,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def split_sample(out: Path) -> tuple[Path, Path]:
     """Write the packaged records as a training and a held-out file."""
-    sample = importlib.resources.files("jaxalign.data") / "samples"
-    text = (sample / "two_dimensional_feedback.jsonl").read_text(encoding="utf-8")
+    from jaxalign.data import sample
+
+    text = sample.path().read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     train, held = out / "train.jsonl", out / "held_out.jsonl"
     train.write_text("".join(lines[:-HELD_OUT]), encoding="utf-8")

@@ -6,8 +6,36 @@ from jaxalign.lazy import submodules
 
 
 if TYPE_CHECKING:
-    from jaxalign.data import chat, loader, packing, pairs, records, rows, spans
+    from jaxalign.data import (
+        chat,
+        layouts,
+        loader,
+        packing,
+        pairs,
+        records,
+        reference_cache,
+        rendering,
+        rows,
+        sample,
+        spans,
+        tfds_builders,
+        tokenizer,
+    )
 
-__all__ = ["chat", "loader", "packing", "pairs", "records", "rows", "spans"]
+__all__ = [
+    "chat",
+    "layouts",
+    "loader",
+    "packing",
+    "pairs",
+    "reference_cache",
+    "records",
+    "rendering",
+    "rows",
+    "sample",
+    "spans",
+    "tfds_builders",
+    "tokenizer",
+]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

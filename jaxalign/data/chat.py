@@ -3,13 +3,13 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxalign.data import spans
 from jaxalign.data.conversation import Rendering, Turn
-from jaxalign.data.records import Record, Segment, aspects_of, texts_of
+from jaxalign.data.records import Record, Segment, as_records, aspects_of, texts_of
 from jaxalign.data.rendering import Encoding, Renderer, as_renderer
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer, special_ids
 from jaxalign.errors import UserError
@@ -98,7 +98,7 @@ _Cut = Callable[[Encoding, Rendering], _Response]
 
 
 def tokenize(
-    records: Sequence[Record],
+    records: Sequence[Record] | Any,
     renderer: Renderer | Tokenizer,
     *,
     aspects: tuple[str, ...] | None = None,
@@ -113,7 +113,7 @@ def tokenize(
     tokenizer's own call does (its BOS, if it has one, once), and end with EOS.
 
     Args:
-      records: validated records.
+      records: validated records, or rows, see ``records.from_rows``.
       renderer: of the checkpoint; its fast Hugging Face tokenizer will do.
       aspects: names of the score axis; default :func:`aspects_of` the records.
       end_of_turn: False leaves the end of turn or EOS out, for completions that are
@@ -123,7 +123,7 @@ def tokenize(
       UserError: the tokenizer has no chat template but the record is a conversation;
         the template changes a completion; a prompt has no token of its own.
     """
-    renderer = as_renderer(renderer)
+    records, renderer = as_records(records), as_renderer(renderer)
     renderer.check_used(record.prompt for record in records)
     if aspects is None:
         aspects = aspects_of(records)

@@ -52,9 +52,9 @@ class _Span(pydantic.BaseModel):
 
 
 class Segment(_Span):
-    """A stretch of a completion with its scores by aspect."""
+    """A stretch of a completion with its scores by aspect, none if not judged (yet)."""
 
-    scores: Scores
+    scores: dict[str, Finite] = pydantic.Field(default_factory=dict)
 
 
 class ListedSegment(_Span):

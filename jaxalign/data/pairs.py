@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxalign.data import chat, forms
 from jaxalign.data.chat import Branch, TokenizedPair
-from jaxalign.data.records import Record, aspects_of
+from jaxalign.data.records import Record, as_records, aspects_of
 from jaxalign.data.rendering import Renderer
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
@@ -52,7 +52,7 @@ class PairDataset(NamedTuple):
 
 
 def prepare(
-    records: Sequence[Record],
+    records: Sequence[Record] | Any,
     renderer: Renderer | Tokenizer,
     *,
     max_length: int | None,
@@ -66,7 +66,7 @@ def prepare(
     """Tokenise records and deal with those that are too long.
 
     Args:
-      records: validated records.
+      records: validated records, or rows, see ``records.from_rows``.
       renderer: of the checkpoint; its fast Hugging Face tokenizer will do.
       max_length: most tokens of a prompt with either response; None for no limit.
       overflow: ``drop`` leaves such a pair out and counts it; ``truncate`` cuts the
@@ -82,6 +82,7 @@ def prepare(
     """
     if max_length is not None and max_length < 2:
         raise UserError(f"max_length must be at least 2: got {max_length}")
+    records = as_records(records)
     aspects = aspects_of(records) if aspects is None else aspects
     shaped, origins = forms.shape(records, form)
     tokenized: Iterable[TokenizedPair] = chat.tokenize(
@@ -108,9 +109,15 @@ def prepare(
             pair = cut
         pairs.append(pair._replace(learn_prompt=learn_prompt))
         indices.append(origins[index])
-        for side in (pair.chosen, pair.rejected):
-            report["segments"] += len(side.scored)
-            report["segments_without_tokens_or_cut"] += int((~side.scored).sum())
+        record = shaped[index]
+        for side, segments in (
+            (pair.chosen, record.chosen_segments),
+            (pair.rejected, record.rejected_segments),
+        ):
+            judged = np.array([bool(s.scores) for s in segments or ()], bool)
+            report["segments"] += int(judged.sum())
+            lost = judged & ~side.scored
+            report["segments_without_tokens_or_cut"] += int(lost.sum())
     if not pairs:
         longest = "" if max_length is None else f" within max_length {max_length}"
         raise UserError(

@@ -10,10 +10,10 @@ two-dimensional feedback::
      "rejected_segments": [...]}
 
 ``start`` and ``end`` are half-open code-point offsets into the completion's text. A
-segment without ``scores`` has not been judged (yet) and counts as not listed; a score
-that is null is none. Feedback may also be one-sided: ``completion`` and ``label`` (true
-or 1 for a desirable one) take the place of ``chosen`` and ``rejected``; supervised
-training needs no label.
+segment without ``scores`` has not been judged (yet): its tokens are summed as any
+segment's, and what learns from scores leaves it out; a score that is null is none.
+Feedback may also be one-sided: ``completion`` and ``label`` (true or 1 for a desirable
+one) take the place of ``chosen`` and ``rejected``; supervised training needs no label.
 
 Turns are what chat templates take: ``content`` is a text or a list of
 ``{"type": "text", "text": ...}``, and may be null beside ``tool_calls``; roles such as
@@ -31,7 +31,6 @@ in ``chosen_token_weights`` and ``rejected_token_weights``.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -50,6 +49,7 @@ from jaxalign.data.columns import (
     refuse_misspelt,
     shown,
 )
+from jaxalign.data.given import name_of
 from jaxalign.data.segments import read_segments
 from jaxalign.errors import UserError
 
@@ -61,7 +61,9 @@ __all__ = [
     "Prompt",
     "Record",
     "Segment",
+    "as_records",
     "aspects_of",
+    "from_rows",
     "parse",
     "parse_prompt",
     "read",
@@ -122,8 +124,33 @@ class Record(NamedTuple):
         return self.chosen, self.rejected
 
 
-def read(source: str | Path, layout: str | None = None) -> list[Record]:
-    """Read and validate every record of a file.
+def from_rows(rows: Iterable[Any] | Any, layout: str | None = None) -> list[Record]:
+    """Validate rows that Python has: any iterable of dicts, or a table.
+
+    Args:
+      rows: a list of dicts, a generator, a ``datasets.Dataset`` or ``IterableDataset``,
+        a data source of tensorflow-datasets, a pandas, polars or Arrow table; see
+        :func:`jaxalign.data.given.rows_of`. Records among them stay as they are.
+      layout: see :func:`read`.
+    Raises:
+      UserError: see :func:`read`; it says the row's number.
+    Example:
+      >>> rows = [{"prompt": "Q", "chosen": "a", "rejected": "b", "completion": None}]
+      >>> from_rows(rows)[0].chosen
+      'a'
+    """
+    return read(rows, layout)
+
+
+def as_records(rows: Iterable[Any] | Any) -> list[Record]:
+    """Return a list of records as it is, also of none, and any others' rows read."""
+    if isinstance(rows, list | tuple) and all(isinstance(r, Record) for r in rows):
+        return list(rows)
+    return from_rows(rows)
+
+
+def read(source: Any, layout: str | None = None) -> list[Record]:
+    """Read and validate every record of a file, or of rows.
 
     Args:
       source: a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, or one of the other
@@ -135,9 +162,14 @@ def read(source: str | Path, layout: str | None = None) -> list[Record]:
         names file, line, field and cure.
     """
     found = layouts.read(source, layout)
-    records = [parse(columns, where) for columns, where in found]
+    records = [
+        columns if isinstance(columns, Record) else parse(columns, where)
+        for columns, where in found
+    ]
     if not records:
-        raise UserError(f"{source} holds no record: expected one JSON object per line")
+        raise UserError(
+            f"{name_of(source)} holds no record: expected one JSON object per line"
+        )
     return records
 
 
@@ -238,8 +270,8 @@ def _refuse_images(row: Mapping[str, Any], where: str) -> None:
         )
 
 
-def read_prompts(source: str | Path, layout: str | None = None) -> list[Prompt]:
-    """Read and validate the prompts of a file; other columns are left alone.
+def read_prompts(source: Any, layout: str | None = None) -> list[Prompt]:
+    """Read and validate the prompts of a file or of rows; other columns are left alone.
 
     Args:
       source: see :func:`read`.
@@ -250,7 +282,9 @@ def read_prompts(source: str | Path, layout: str | None = None) -> list[Prompt]:
     found = layouts.read(source, layout)
     prompts = [parse_prompt(columns, where) for columns, where in found]
     if not prompts:
-        raise UserError(f"{source} holds no prompt: expected one JSON object per line")
+        raise UserError(
+            f"{name_of(source)} holds no prompt: expected one JSON object per line"
+        )
     return prompts
 
 
@@ -286,10 +320,13 @@ def texts_of(completion: Completion) -> tuple[str, ...]:
     return tuple(turn.text for turn in completion if turn.role == "assistant")
 
 
-def aspects_of(records: Iterable[Record]) -> tuple[str, ...]:
-    """Return the names of all aspects that any segment is scored on, sorted."""
+def aspects_of(records: Iterable[Record] | Any) -> tuple[str, ...]:
+    """Return the names of all aspects that any segment is scored on, sorted.
+
+    ``records`` may be rows too, see :func:`from_rows`.
+    """
     names: set[str] = set()
-    for record in records:
+    for record in as_records(records):
         for segment in (
             *(record.chosen_segments or ()),
             *(record.rejected_segments or ()),

@@ -15,13 +15,22 @@ import numpy as np
 from jaxalign.data import spans
 from jaxalign.data.conversation import Conversation, Rendering, Turn, ending
 from jaxalign.data.placement import Placement
-from jaxalign.data.records import Message, Prompt, Record
+from jaxalign.data.records import Message, Prompt, Record, parse_prompt
 from jaxalign.data.template import MARK, Template
 from jaxalign.data.tokenizer import Tokenizer, special_ids
 from jaxalign.errors import UserError
 
 
 __all__ = ["Encoding", "Renderer", "as_renderer"]
+
+
+def _as_prompt(prompt: Prompt | str | Sequence[Any]) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str) or all(isinstance(turn, Message) for turn in prompt):
+        text = prompt if isinstance(prompt, str) else tuple(prompt)
+        return Prompt(text, prompt, "the prompt")
+    return parse_prompt({"prompt": prompt}, "the prompt")
 
 
 class Encoding(NamedTuple):
@@ -67,15 +76,17 @@ class Renderer:
                 "out, or give prompts as messages"
             )
 
-    def prompt_text(self, prompt: Prompt) -> str:
+    def prompt_text(self, prompt: Prompt | str | Sequence[Message]) -> str:
         """Return a prompt as text: of a conversation what the chat template prints.
 
-        Where the last turn is the assistant's, the text ends with it, to be gone on
-        with; unless ``prompt.template_kwargs`` says otherwise.
+        ``prompt`` may be a record's too. Where the last turn is the assistant's, the
+        text ends with it, to be gone on with; unless ``prompt.template_kwargs`` says
+        otherwise.
 
         Raises:
           UserError: a conversation without a chat template, or one that it refuses.
         """
+        prompt = _as_prompt(prompt)
         if isinstance(prompt.text, str):
             return prompt.text
         options = dict(prompt.template_kwargs)
@@ -83,8 +94,10 @@ class Renderer:
             options[ending(prompt.text)] = True
         return self._template.printed(prompt.text, prompt.where, **options)
 
-    def prompt_tokens(self, prompt: Prompt) -> list[int]:
+    def prompt_tokens(self, prompt: Prompt | str | Sequence[Message]) -> list[int]:
         """Return the tokens that a completion follows.
+
+        ``prompt`` may be a record's too: a text, or the turns of a conversation.
 
         Of a conversation those of the chat template with its generation prompt and no
         further special tokens; of a text what the tokenizer's own call gives.
@@ -92,6 +105,7 @@ class Renderer:
         Raises:
           UserError: see :meth:`prompt_text`.
         """
+        prompt = _as_prompt(prompt)
         text, plain = self.prompt_text(prompt), isinstance(prompt.text, str)
         out = self.tokenizer(text, add_special_tokens=plain, verbose=False)
         return list(out["input_ids"])

@@ -11,27 +11,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import tables
+from jaxalign.data import given, tables
 from jaxalign.errors import UserError
 
 
 __all__ = ["fingerprint", "hash_files", "read_rows"]
 
+_LONGEST = 4096
+"""Characters of a path."""
 
-def read_rows(source: str | Path) -> Iterator[tuple[Any, str]]:
+
+def read_rows(source: Any) -> Iterator[tuple[Any, str]]:
     """Yield every row of a source with its place, for messages.
 
     Args:
-      source: a ``.jsonl`` (also ``.jsonl.gz``), ``.json`` (a list of objects),
-        ``.csv`` or ``.parquet`` file; a pattern such as
-        ``data/train-*.parquet``, read in the order of the names; a directory that
-        ``datasets.Dataset.save_to_disk`` wrote; ``tfds:NAME_OR_DIRECTORY:SPLIT`` for a
-        tensorflow-datasets source; or ``hf:OWNER/NAME:SPLIT`` for a data set of the
-        Hugging Face hub, which needs the library ``datasets``.
+      source: rows, see :func:`jaxalign.data.given.rows_of`; or, by name, a
+        ``.jsonl`` (also ``.jsonl.gz``), ``.json`` (a list of objects), ``.csv`` or
+        ``.parquet`` file; a pattern such as ``data/train-*.parquet``, read in the
+        order of the names; a directory that ``datasets.Dataset.save_to_disk`` wrote;
+        ``tfds:NAME_OR_DIRECTORY:SPLIT`` for a tensorflow-datasets source; or
+        ``hf:OWNER/NAME:SPLIT`` for a data set of the Hugging Face hub, which needs the
+        library ``datasets``.
     Raises:
       UserError: it cannot be read; the text names file and line.
     """
+    if not isinstance(source, str | Path):
+        yield from given.rows_of(source)
+        return
     source = str(source)
+    if len(source) > _LONGEST or source.lstrip()[:1] in ("{", "["):
+        raise UserError(
+            f"got a text of {len(source)} characters: expected the name of "
+            f"{tables.SOURCES}. Give rows themselves as objects, {given.ROWS}"
+        )
     if source.startswith("tfds:"):
         from jaxalign.data import tfds_rows
 

@@ -16,7 +16,7 @@ def read_segments(
     texts: Sequence[str],
     where: str,
 ) -> tuple[Segment, ...] | None:
-    """Check all segments and return those that have scores.
+    """Check all segments and return them; one that was not judged has no scores.
 
     Args:
       segments: of one completion; None where it has no such column.
@@ -28,7 +28,7 @@ def read_segments(
     """
     if segments is None:
         return None
-    previous, turn, scored = 0, 0, []
+    previous, turn, found = 0, 0, []
     for i, segment in enumerate(segments):
         name = f"{field}[{i}]"
         if segment.turn >= len(texts):
@@ -64,6 +64,5 @@ def read_segments(
                     "a name and a finite number"
                 )
         previous, turn = segment.end, segment.turn
-        if segment.scores is not None:
-            scored.append(Segment(**segment.model_dump()))
-    return tuple(scored)
+        found.append(Segment(**segment.model_dump(exclude_none=True)))
+    return tuple(found)

@@ -59,7 +59,7 @@ def segment_of_tokens(
 
     A token belongs to the segment that holds its first non-whitespace character (its
     first character, if it is all whitespace). The end-of-turn token belongs to the
-    last listed segment.
+    last listed segment that has scores, or to the last one where none has any.
 
     Args:
       text: the completion.
@@ -80,5 +80,6 @@ def segment_of_tokens(
         lead = len(piece) - len(piece.lstrip())
         owners[token] = owner[start + (lead if lead < len(piece) else 0)]
     if last_is_end and segments and len(spans):
-        owners[-1] = len(segments) - 1
+        judged = [i for i, s in enumerate(segments) if getattr(s, "scores", None)]
+        owners[-1] = judged[-1] if judged else len(segments) - 1
     return owners

@@ -8,7 +8,14 @@ from typing import Any
 from jaxalign.errors import UserError
 
 
-__all__ = ["SOURCES", "hub_rows", "parquet_rows", "saved_files", "saved_rows"]
+__all__ = [
+    "SOURCES",
+    "hub_rows",
+    "parquet_rows",
+    "saved_files",
+    "saved_rows",
+    "without_filled",
+]
 
 
 SOURCES = (
@@ -121,10 +128,10 @@ def _numbered(batches: Iterable[Any], place: str | Path) -> Iterator[tuple[Any, 
     for batch in batches:
         for row in batch.to_pylist():
             number += 1
-            yield _without_filled(row), f"{place}:row {number}"
+            yield without_filled(row), f"{place}:row {number}"
 
 
-def _without_filled(row: Mapping[str, Any]) -> dict[str, Any]:
+def without_filled(row: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the nulls by which Arrow fills keys that other rows have.
 
     All objects of a column have the same keys there: what a turn, a part of it, a tool

@@ -8,7 +8,7 @@ from typing import Any
 from jaxalign.errors import UserError
 
 
-__all__ = ["MISSING", "located", "read"]
+__all__ = ["MISSING", "located", "plain", "read"]
 
 MISSING = "missing_columns"
 """Names the columns that a row lacks: such a data set has no nulls."""
@@ -16,7 +16,7 @@ MISSING = "missing_columns"
 _AT_ONCE = 256
 _LISTS = (
     *("prompt", "chosen", "rejected", "completion"),
-    *("chosen_segments", "rejected_segments"),
+    *("chosen_segments", "rejected_segments", "completion_segments"),
 )
 """Columns that may be a sequence of objects."""
 
@@ -52,15 +52,7 @@ def read(source: str) -> Iterator[tuple[Any, str]]:
         numbers = list(range(begin, min(begin + _AT_ONCE, len(data))))
         for number, raw in zip(numbers, data.__getitems__(numbers), strict=True):
             where = f"{source}:row {number + 1}"
-            try:
-                row = _untensored(raw, encoded)
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8: {error}. Store UTF-8") from None
-            except (IndexError, TypeError) as error:
-                raise UserError(
-                    f"{where}: not laid out as a feedback record: {error}. Expected "
-                    "Text, or a Sequence of {role, content} or {start, end, scores}"
-                ) from None
+            row = plain(raw, where, encoded)
             if isinstance(row.get("where"), str):
                 where = f"{where} ({row['where']})"
             yield row, where
@@ -107,8 +99,32 @@ class _AsStored:
         return list(stored)
 
 
+def plain(
+    row: Mapping[str, Any], where: str, encoded: bool | None = None
+) -> dict[str, Any]:
+    """Turn what tfds returns (bytes, arrays, dicts of lists) into plain values.
+
+    Args:
+      row: of a data source.
+      where: its place, for messages.
+      encoded: whether images are kept as they are; default if they are bytes.
+    Raises:
+      UserError: bytes that are no UTF-8, or no record's layout.
+    """
+    if encoded is None:
+        encoded = any(isinstance(image, bytes) for image in row.get("images", ()) or ())
+    try:
+        return _untensored(row, encoded)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8: {error}. Store UTF-8") from None
+    except (IndexError, TypeError) as error:
+        raise UserError(
+            f"{where}: not laid out as a feedback record: {error}. Expected "
+            "Text, or a Sequence of {role, content} or {start, end, scores}"
+        ) from None
+
+
 def _untensored(row: Mapping[str, Any], encoded: bool) -> dict[str, Any]:
-    """Turn what tfds returns (bytes, arrays, dicts of lists) into plain values."""
     plain: dict[str, Any] = {
         str(k): list(v) if encoded and k == "images" else _plain(v)
         for k, v in row.items()

@@ -1,6 +1,17 @@
 """Evaluation: scoring records, reports."""
 
-from jaxalign.evaluation import score
+from typing import TYPE_CHECKING
+
+from jaxalign.lazy import submodules
 
 
-__all__ = ["score"]
+if TYPE_CHECKING:
+    from jaxalign.evaluation import (
+        score,
+    )
+
+__all__ = [
+    "score",
+]
+
+__getattr__, __dir__ = submodules(__name__, __all__)

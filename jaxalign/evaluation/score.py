@@ -202,7 +202,7 @@ def score_records(
     Returns:
       Objects with ``index``, ``loss``, ``rewards`` (beta × log-ratio of whole
       completions), and for each side its tokens, log-probabilities and segments;
-      ``weight`` is a segment's coefficient without beta.
+      ``reward`` is a segment's, ``weight`` its coefficient without beta.
     """
     shape = loader.batch_shape([data], row_length=row_length or int(data.lengths.max()))
     source = loader.StepSource(
@@ -301,7 +301,7 @@ def _result(
             "tokens": branch.num_completion_tokens,
             "logp": float(values["logps"][slot, side]),
             "ref_logp": float(values["ref_logps"][slot, side]),
-            "segments": _segments(branch, values, slot, side),
+            "segments": _segments(branch, values, (slot, side), beta),
         }
         if token_logps:
             mine = response == 2 * slot + side
@@ -312,18 +312,22 @@ def _result(
 
 
 def _segments(
-    branch: Branch, values: dict[str, np.ndarray], slot: int, side: int
+    branch: Branch, values: dict[str, np.ndarray], at: tuple[int, int], beta: float
 ) -> list[dict[str, Any]]:
+    policy, reference = (
+        values[name][at] for name in ("segment_logps", "ref_segment_logps")
+    )
     return [
         {
             "start": start,
             "end": end,
             **({"turn": turn} if turn else {}),
-            "tokens": int(values["segment_tokens"][slot, side, s]),
-            "logp": float(values["segment_logps"][slot, side, s]),
-            "ref_logp": float(values["ref_segment_logps"][slot, side, s]),
-            "weight": float(values["weights"][slot, side, s]),
-            "selected": bool(values["selected"][slot, side, s]),
+            "tokens": int(values["segment_tokens"][at][s]),
+            "logp": float(policy[s]),
+            "ref_logp": float(reference[s]),
+            "reward": float(beta * (policy[s] - reference[s])),
+            "weight": float(values["weights"][at][s]),
+            "selected": bool(values["selected"][at][s]),
         }
         for s, (start, end, turn) in enumerate(branch.offsets)
     ]

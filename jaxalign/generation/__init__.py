@@ -8,13 +8,26 @@ from jaxalign.lazy import submodules
 if TYPE_CHECKING:
     from jaxalign.generation import (
         answer_logps,
+        completions,
         engine,
         files,
         sampling,
+        serving,
         steps,
+        structure,
         text_model,
     )
 
-__all__ = ["answer_logps", "engine", "files", "sampling", "steps", "text_model"]
+__all__ = [
+    "answer_logps",
+    "completions",
+    "engine",
+    "files",
+    "sampling",
+    "serving",
+    "steps",
+    "structure",
+    "text_model",
+]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

@@ -6,8 +6,30 @@ from jaxalign.lazy import submodules
 
 
 if TYPE_CHECKING:
-    from jaxalign.judging import asking, config, judge, make, prompts, store, votes
+    from jaxalign.judging import (
+        agreement,
+        asking,
+        config,
+        estimate,
+        judge,
+        make,
+        prompts,
+        store,
+        votes,
+        writing,
+    )
 
-__all__ = ["asking", "config", "judge", "make", "prompts", "store", "votes"]
+__all__ = [
+    "agreement",
+    "asking",
+    "config",
+    "estimate",
+    "judge",
+    "make",
+    "prompts",
+    "store",
+    "votes",
+    "writing",
+]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

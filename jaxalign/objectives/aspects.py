@@ -40,7 +40,8 @@ def resolve_aspect_weights(
     if not aspects:
         raise UserError(
             "the data has no scored segments, which dpo2d needs: add "
-            "chosen_segments and rejected_segments to the records, or use "
+            "chosen_segments and rejected_segments to the records, each with scores "
+            "by aspect (`jaxalign judge` gives segments theirs), or use "
             "objective.name=dpo"
         )
     if weights is None:

@@ -379,7 +379,8 @@ def make(config: DPO2DConfig, aspects: Aspects = None) -> Objective:
 
     # Nothing else reads the top of the scale.
     scaled = config.normalize == "max" or config.rejected_weight == "inverted"
-    needs = Needs(segments=True, max_score=config.max_score if scaled else None)
+    top = config.max_score if scaled else None
+    needs = Needs(segments=True, scores=True, max_score=top)
     return Objective(needs, (Term(losses, metrics),), beta=config.beta)
 
 

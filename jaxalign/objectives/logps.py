@@ -244,11 +244,17 @@ def bucket_sums(
 
 
 def response_sums(
-    values: Float[Array, "b c"], response: Int[Array, "b c"], pairs: int
+    values: Float[Array, "b c"], completions: Completions, pairs: int
 ) -> Float[Array, "b p 2"]:
-    """Sum token values over each response (chosen, rejected) of each pair."""
-    rows = values.shape[0]
-    return bucket_sums(values, response, 2 * pairs).reshape(rows, pairs, 2)
+    """Sum token values over each response (chosen, rejected) of each pair.
+
+    Args:
+      values: one number a completion token.
+      completions: which response each is of.
+      pairs: of a row.
+    """
+    sums = bucket_sums(values, completions.response, 2 * pairs)
+    return sums.reshape(values.shape[0], pairs, 2)
 
 
 def token_positions(response: Int[Array, "b c"]) -> Int[Array, "b c"]:

@@ -136,6 +136,7 @@ def _all_needs(parts: tuple[Needs, ...]) -> Needs:
         coupled=any(part.coupled for part in parts)
         or (len(parts) > 1 and any(completions)),
         segments=any(part.segments for part in parts),
+        scores=any(part.scores for part in parts),
         token_weights=any(part.token_weights for part in parts),
         end_of_turn=all(part.end_of_turn for part in parts),
         prompt=any(part.prompt for part in parts),

@@ -219,9 +219,10 @@ def pair_logps(
 
     def sums(values: Array) -> Array:
         weighted = values if weights is None else values * weights
-        return logps.response_sums(weighted, response, pairs)
+        return logps.response_sums(weighted, batch.completions, pairs)
 
-    count = logps.response_sums((response >= 0).astype(jnp.float32), response, pairs)
+    ones = (response >= 0).astype(jnp.float32)
+    count = logps.response_sums(ones, batch.completions, pairs)
     return PairLogps(sums(tokens.policy), sums(tokens.reference), count)
 
 
@@ -230,7 +231,7 @@ def tail_weights(batch: PreferenceBatch, alpha: float) -> Float[Array, "b c"]:
     response = batch.completions.response
     pairs = batch.pair_mask.shape[1]
     ones = (response >= 0).astype(jnp.float32)
-    counts = logps.response_sums(ones, response, pairs)
+    counts = logps.response_sums(ones, batch.completions, pairs)
     shorter = counts.min(-1)
     mine = jnp.take_along_axis(shorter, jnp.maximum(response, 0) // 2, axis=1)
     return jnp.where(logps.token_positions(response) < mine, 1.0, alpha)

@@ -43,6 +43,8 @@ class Needs(NamedTuple):
     """Whether a loss depends on other pairs: of the step, or of an evaluation batch."""
     segments: bool = False
     """Whether records must have segments."""
+    scores: bool = False
+    """Whether these must have scores."""
     token_weights: bool = False
     """Whether completion tokens must have weights."""
     end_of_turn: bool = True

@@ -101,8 +101,8 @@ def make(config: TDPOConfig, aspects: Aspects = None) -> Objective:
     def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
         assert tokens.kl is not None
         ratios = pair_logps(tokens, batch).logratios
-        response, pairs = batch.completions.response, batch.pair_mask.shape[1]
-        kl = logps.response_sums(tokens.kl, response, pairs)
+        pairs = batch.pair_mask.shape[1]
+        kl = logps.response_sums(tokens.kl, batch.completions, pairs)
         return Losses(loss(ratios[..., 0], ratios[..., 1], kl[..., 0], kl[..., 1]))
 
     return Objective(Needs(kl=True), (Term(losses),), beta=config.beta)

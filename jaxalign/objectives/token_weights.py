@@ -231,10 +231,10 @@ def make_sepo(config: SePOConfig, aspects: Aspects = None) -> Objective:
     del aspects
 
     def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
-        response, pairs = batch.completions.response, batch.pair_mask.shape[1]
-        kept = select_tokens(_token_weights(batch), response, config)
-        sums = logps.response_sums(jnp.where(kept, tokens.policy, 0.0), response, pairs)
-        counts = logps.response_sums(kept.astype(jnp.float32), response, pairs)
+        mine, pairs = batch.completions, batch.pair_mask.shape[1]
+        kept = select_tokens(_token_weights(batch), mine.response, config)
+        sums = logps.response_sums(jnp.where(kept, tokens.policy, 0.0), mine, pairs)
+        counts = logps.response_sums(kept.astype(jnp.float32), mine, pairs)
         means = sums / jnp.maximum(counts, 1)
         return Losses(sepo_loss(means[..., 0], means[..., 1], beta=config.beta))
 

@@ -1,6 +1,19 @@
 """Meshes and placement."""
 
-from jaxalign.parallel import mesh, sharding
+from typing import TYPE_CHECKING
+
+from jaxalign.lazy import submodules
 
 
-__all__ = ["mesh", "sharding"]
+if TYPE_CHECKING:
+    from jaxalign.parallel import (
+        mesh,
+        sharding,
+    )
+
+__all__ = [
+    "mesh",
+    "sharding",
+]
+
+__getattr__, __dir__ = submodules(__name__, __all__)

@@ -6,8 +6,16 @@ from jaxalign.lazy import submodules
 
 
 if TYPE_CHECKING:
-    from jaxalign.reports import page, rounds, run
+    from jaxalign.reports import (
+        page,
+        rounds,
+        run,
+    )
 
-__all__ = ["page", "rounds", "run"]
+__all__ = [
+    "page",
+    "rounds",
+    "run",
+]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

@@ -6,8 +6,38 @@ from jaxalign.lazy import submodules
 
 
 if TYPE_CHECKING:
-    from jaxalign.training import loop, metrics, optimizer, step
+    from jaxalign.training import (
+        config,
+        data_check,
+        describe,
+        evaluation,
+        loop,
+        metrics,
+        optimizer,
+        publish,
+        reference,
+        run,
+        run_directory,
+        setup,
+        start,
+        step,
+    )
 
-__all__ = ["loop", "metrics", "optimizer", "step"]
+__all__ = [
+    "config",
+    "data_check",
+    "describe",
+    "evaluation",
+    "loop",
+    "metrics",
+    "optimizer",
+    "publish",
+    "reference",
+    "run",
+    "run_directory",
+    "setup",
+    "start",
+    "step",
+]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

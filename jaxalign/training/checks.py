@@ -33,11 +33,15 @@ def check_records(
     for record in found:
         if asked.segments and record.rejected is not None:
             _check_segments(record, config.name)
-            unjudged += not (record.chosen_segments and record.rejected_segments)
+            unjudged += not all(
+                any(segment.scores or not asked.scores for segment in segments or ())
+                for segments in (record.chosen_segments, record.rejected_segments)
+            )
     if unjudged:
+        what = "a scored segment" if asked.scores else "a segment"
         progress.say(
-            f"{unjudged} of {len(found)} record(s) have a response without a scored "
-            f"segment, from which {config.name} learns nothing"
+            f"{unjudged} of {len(found)} record(s) have a response without {what}, "
+            f"from which {config.name} learns nothing"
         )
     for _, options in objective.members(config):
         part = objective.make(options, aspects)

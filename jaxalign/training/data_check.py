@@ -139,7 +139,7 @@ def _contents(found: Sequence[Record], aspects: Sequence[str]) -> Iterator[str]:
         "several turns"
     )
     counts = [
-        len(segments)
+        sum(bool(segment.scores) for segment in segments)
         for record in found
         for segments in (record.chosen_segments, record.rejected_segments)
         if segments is not None

@@ -131,7 +131,7 @@ def test_logits_of_half_precision_are_summed_in_float32() -> None:
 def test_sums_by_response_and_segment() -> None:
     _, completions, _ = scene()
     values = jnp.asarray([[1.0, 2, 4, 8, 16, 32, 99], [1, 2, 4, 99, 99, 99, 99]])
-    sums = logps.response_sums(values, completions.response, 2)
+    sums = logps.response_sums(values, completions, 2)
     np.testing.assert_array_equal(sums, [[[3, 12], [16, 32]], [[1, 6], [0, 0]]])
     sums = logps.segment_sums(values, completions, (2, 2))
     # Row 0, response 1: token 3 is of no segment. Row 1, response 0 owns segment 1.

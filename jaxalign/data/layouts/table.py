@@ -3,11 +3,11 @@
 import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign import progress
 from jaxalign.data.columns import is_slip
+from jaxalign.data.given import name_of
 from jaxalign.data.layouts import (
     helpsteer2,
     helpsteer2d,
@@ -133,13 +133,13 @@ def check_name(layout: str) -> None:
         )
 
 
-def read(source: str | Path, layout: str | None = None) -> Iterator[tuple[Any, str]]:
+def read(source: Any, layout: str | None = None) -> Iterator[tuple[Any, str]]:
     """Yield the rows of a source as the columns of feedback records, with their places.
 
     What was understood of another layout is said at the end, with what was dropped.
 
     Args:
-      source: see :func:`jaxalign.data.rows.read_rows`.
+      source: rows or their source, see :func:`jaxalign.data.rows.read_rows`.
       layout: a key of :data:`LAYOUTS`; default what the first row is of.
     Raises:
       UserError: the source cannot be read, or a row is not of the layout.
@@ -165,10 +165,11 @@ def read(source: str | Path, layout: str | None = None) -> Iterator[tuple[Any, s
                 pictures += 1
             yield made, where
     counts = ", ".join([f"{kept} records", *_reasons(dropped)])
-    progress.say(f"{source}: read as layout {known}: {counts}")
+    said = name_of(source)
+    progress.say(f"{said}: read as layout {known}: {counts}")
     if pictures:
         progress.say(
-            f"{source}: {pictures} records have pictures, which are kept, but no "
+            f"{said}: {pictures} records have pictures, which are kept, but no "
             "vision-language model family is supported yet: their texts alone are read"
         )
 
