@@ -487,7 +487,7 @@ def check_record(record: records.Record) -> None:
             turn = found.turn
             assert type(found.start) is int and type(found.end) is int
             assert all(abs(score) < 3.5e38 for score in found.scores.values())
-            assert found.scores and all(name.encode() for name in found.scores)
+            assert all(name.encode() for name in found.scores)
             previous = found.end
 
 

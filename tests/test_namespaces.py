@@ -1,0 +1,117 @@
+"""What ``import jaxalign`` opens: every public module, lazily, and nothing else."""
+
+import inspect
+import json
+import pkgutil
+import pydoc
+import subprocess
+import sys
+import types
+from typing import Any
+
+import pytest
+
+import jaxalign
+
+
+PUBLIC = {
+    "": "Model adapters checkpoints data errors evaluation feedback generation judging "
+    "load_hf models objectives parallel reports save_hf training trees types variables",
+    "adapters": "adapter gates hybrid lora low_rank prefix saved selection",
+    "checkpoints": "adapter_files adapter_start contents convert export fetch gguf hub "
+    "load policy renderer runs state tensors",
+    "data": "chat layouts loader packing pairs records reference_cache rendering rows "
+    "sample spans tfds_builders tokenizer",
+    "evaluation": "score",
+    "feedback": "annotate candidates config decompose gate judge_file pair_filters "
+    "pair_statistics pairing rounds segmenters",
+    "generation": "answer_logps completions engine files sampling serving steps "
+    "structure text_model",
+    "judging": "agreement asking config estimate judge make prompts store votes "
+    "writing",
+    "models": "attention config decoder families layers quantised rotary",
+    "objectives": "anchored aspects diagnostics divergences dpo2d logistic logps "
+    "margins mix objective optimal_transport options pairwise policy record "
+    "reference_free sft stepwise table token_level token_weights unpaired",
+    "parallel": "mesh sharding",
+    "reports": "page rounds run",
+    "training": "config data_check describe evaluation loop metrics optimizer publish "
+    "reference run run_directory setup start step",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names(name) -> None:
+    package = getattr(jaxalign, name) if name else jaxalign
+    want = PUBLIC[name].split()
+    assert sorted(package.__all__) == sorted(want)
+    assert [n for n in dir(package) if n != "__version__"] == sorted(want)
+    for public in want:
+        assert getattr(package, public).__doc__, public
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+def test_every_namespace_is_listed() -> None:
+    found = {m.name for m in pkgutil.iter_modules(jaxalign.__path__) if m.ispkg}
+    assert found - {"cli"} == set(PUBLIC) - {""}
+
+
+def modules() -> list[types.ModuleType]:
+    return [
+        getattr(getattr(jaxalign, package), name)
+        for package, names in PUBLIC.items()
+        if package
+        for name in names.split()
+    ]
+
+
+def test_public_names_of_modules_have_docstrings() -> None:
+    lacking = []
+    for module in modules():
+        for name in module.__all__:
+            value = getattr(module, name)
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and (inspect.isfunction(value) or inspect.isclass(value)):
+                doc = value.__doc__ or ""
+                # What NamedTuple and dataclass write by themselves says nothing.
+                if not doc or doc.startswith(f"{name}("):
+                    lacking.append(f"{module.__name__}.{name}")
+    assert not lacking
+
+
+def test_one_name_means_one_thing() -> None:
+    """Classes: a name that two modules have is the very same class."""
+    owners: dict[str, Any] = {}
+    for module in modules():
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value):
+                assert owners.setdefault(name, value) is value, name
+
+
+def test_all_is_reached_from_one_import_without_a_device() -> None:
+    code = """
+import json, sys, time
+began = time.perf_counter()
+import jaxalign
+took = time.perf_counter() - began
+early = [m for m in ("jax", "flax", "numpy", "torch") if m in sys.modules]
+row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+records = jaxalign.data.records.from_rows([row])
+jaxalign.adapters.lora.LoRAConfig(), jaxalign.training.config, jaxalign.Model
+from jax._src import xla_bridge
+print(json.dumps([took, early, xla_bridge.backends_are_initialized()]))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    took, early, touched = json.loads(out.stdout)
+    assert took < 1 and early == [] and touched is False
+
+
+def test_what_help_says_of_an_objective_fits_a_screen() -> None:
+    for config in jaxalign.objectives.objective.CONFIGS.values():
+        said = pydoc.plain(pydoc.render_doc(config))
+        text, _, _ = said.partition("Methods defined here")
+        assert "Attributes:" in text and len(text.splitlines()) <= 45, config
