@@ -143,9 +143,9 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         were cut for :func:`layer_choices`.
       config: options.
     Raises:
-      UserError: variables instead of their parameters; a target, layer or pattern
-        that is not there or is chosen twice; an option that the embeddings cannot have.
-      ValueError: the groups were cut elsewhere.
+      UserError: variables instead of their parameters; groups that were cut elsewhere;
+        a target, layer or pattern that is not there or is chosen twice; an option that
+        the embeddings cannot have.
     """
     sizes = _sizes(params, config)
     adapters: dict[str, Any] = {}
@@ -156,9 +156,10 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         if not any(mine):
             continue
         if len({size and size.rank for size in mine}) > 1:
-            raise ValueError(
-                f"the adapter's layers cut through the group {path.split('/')[0]}: "
-                "load the checkpoint with groups cut for this choice"
+            raise UserError(
+                f"the adapter's layers {config.layers!r} (or its ranks) cut through "
+                f"the group {path.split('/')[0]}: load the base with its layers cut "
+                "for them, load_hf(path, adapter=config)"
             )
         if weight.ndim == 2 and config.gate in ("sequence", "mean"):
             raise UserError(

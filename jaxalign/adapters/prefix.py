@@ -119,7 +119,8 @@ def init(
       text: for ``prefix_init: text``, keys and values of every group as
         ``models.decoder.keys_and_values`` gives them for P tokens, [l, 1, P, g, h].
     Raises:
-      ValueError: the groups were cut elsewhere, or the text is missing.
+      UserError: the groups were cut elsewhere.
+      ValueError: the text is missing.
     """
     check_params(params, "prefix.init")
     groups = [g for g in map(stacks.group_of_name, params) if g is not None]
@@ -131,9 +132,10 @@ def init(
             continue
         name = stacks.group_name((low, high))
         if not chosen >= set(range(low, high)):
-            raise ValueError(
+            raise UserError(
                 f"prefix_layers {config.prefix_layers!r} cut through the group {name}: "
-                "load the checkpoint with groups cut for this choice"
+                "load the base with its layers cut for them, load_hf(path, "
+                "adapter=config)"
             )
         stack = (high - low,)
         shape = (*stack, kv_heads, config.prefix_length, head_dim)

@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from jaxalign import trees
+from jaxalign.adapters import adapter as adapter_lib
+from jaxalign.adapters.adapter import Adapter, PeftConfig
 from jaxalign.checkpoints import arrays, hub, weights
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import places as places_lib
@@ -89,6 +91,7 @@ def open_config(path: str | Path) -> tuple[ModelConfig, Family]:
 def load(
     path: str | Path,
     *,
+    adapter: Adapter | None = None,
     groups: Sequence[Group] | None = None,
     dtype: Any = jnp.float32,
     float32: Callable[[str], bool] = lambda path: False,
@@ -106,6 +109,9 @@ def load(
     Args:
       path: directory with config.json and safetensors files, or what ``jaxalign
         convert`` made of one, or an id on the hub.
+      adapter: options of the adapter that is to be made on top: the layers are cut into
+        stacks where it needs that, so that ``lora.init(key, variables["params"],
+        adapter)`` fits. One that is there already is opened by ``policy.open_policy``.
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
       dtype: of the weights and of the computation. ``auto`` keeps each weight as it is
         stored (of a stack the widest) and computes in the kind that most weights have,
@@ -126,6 +132,8 @@ def load(
     if headless:
         config, family = _without_head(config, family)
     directory = hub.directory_of(path)
+    if adapter is not None:
+        groups = _groups_for(adapter, groups, config.text)
     groups = tuple(groups or ((0, config.text.num_layers),))
     shapes = decoder.param_shapes(config.text, groups)
     source = _open(directory, config.text, family, groups, shapes)
@@ -152,6 +160,21 @@ def load(
         dtype=compute,
         name=source.name or hub.name_of(path),
     )
+
+
+def _groups_for(
+    adapter: Adapter, groups: Sequence[Group] | None, config: DecoderConfig
+) -> Sequence[Group]:
+    """Return how an adapter to be made cuts the layers."""
+    if groups is not None:
+        raise UserError("load_hf: give adapter or groups, which it says, not both")
+    if isinstance(adapter, PeftConfig):
+        raise UserError(
+            f"load_hf: the adapter in {adapter.path} is there already: open it with "
+            "its base, jaxalign.checkpoints.policy.open_policy(model, adapter=path)"
+        )
+    shapes = decoder.param_shapes(config)
+    return adapter_lib.groups(adapter, shapes, config.num_layers)
 
 
 def _read_leaves(

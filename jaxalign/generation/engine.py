@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 
 from jaxalign.errors import UserError
 from jaxalign.generation import completions as requests_lib
-from jaxalign.generation import programs, steps
+from jaxalign.generation import programs, recompute, steps
 from jaxalign.generation.completions import (
     Completion,
     Event,
@@ -35,7 +35,7 @@ from jaxalign.generation.steering import Masks
 from jaxalign.generation.steps import Slots, TokenScores
 from jaxalign.generation.structure import Grammars
 from jaxalign.generation.texts import Text, taken
-from jaxalign.types import Model, Variables
+from jaxalign.types import Model
 
 
 __all__ = [
@@ -64,7 +64,7 @@ class Engine:
     def __init__(
         self,
         model: Model,
-        variables: Variables,
+        variables: Any,
         *,
         slots: int,
         length: int,
@@ -75,7 +75,7 @@ class Engine:
         """Make an engine.
 
         Args:
-          model: with ``decode_fn`` and ``cache_fn``.
+          model: a language model; one without cache functions is slow.
           variables: base and adapters, on one device or on a mesh. Cut layer by layer
             (``decoder.by_layer``) they are fastest: of a stack, weights and cache are
             copied at every step.
@@ -89,6 +89,7 @@ class Engine:
         """
         if slots < 1:
             raise UserError(f"batch_slots must be at least 1: got {slots}")
+        model = recompute.with_cache(model)
         self.model, self.variables, self.text_of = model, variables, text_of
         place = jax.tree.leaves(variables)[0].sharding
         self._place = place
@@ -333,7 +334,7 @@ class Engine:
 
 def generate(
     model: Model,
-    variables: Variables,
+    variables: Any,
     requests: Iterable[Request],
     *,
     slots: int = 64,
@@ -353,8 +354,7 @@ def generate(
     Returns:
       The completions of each request, in order.
     """
-    requests = list(requests)
-    if not requests:
+    if not (requests := list(requests)):
         return []
     longest = max(len(r.tokens) + r.sampling.max_new_tokens for r in requests)
     total = sum(request.sampling.num_samples for request in requests)

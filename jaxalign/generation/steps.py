@@ -14,7 +14,7 @@ from jaxalign.generation.sampling import Controls
 from jaxalign.models.attention.cached import PLACES_AXIS
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import BATCH_AXES
-from jaxalign.types import Model, Variables
+from jaxalign.types import Model
 
 
 __all__ = [
@@ -79,7 +79,7 @@ class Start(NamedTuple):
     seen: Bool[Array, " v"]
 
 
-def vocab_size(model: Model, variables: Variables) -> int:
+def vocab_size(model: Model, variables: Any) -> int:
     """Return how many logits a token has, without computing any."""
     assert model.cache_fn is not None
     cache_fn = functools.partial(model.cache_fn, slots=1, length=1)
@@ -91,7 +91,7 @@ def vocab_size(model: Model, variables: Variables) -> int:
 
 
 def empty(
-    variables: Variables,
+    variables: Any,
     *,
     model: Model,
     slots: int,
@@ -153,7 +153,7 @@ def _placed_cache(cache: Any, mesh: Mesh | None) -> Any:
 
 
 def prefill(
-    variables: Variables,
+    variables: Any,
     cache: Any,
     tokens: Int[Array, "1 c"],
     begin: Int[Array, ""],
@@ -272,7 +272,7 @@ def choose(
 
 
 def advance(
-    variables: Variables,
+    variables: Any,
     slots: Slots,
     tokens: Int[Array, " b"],
     active: Bool[Array, " b"],
@@ -301,7 +301,7 @@ def advance(
 
 
 def step(
-    variables: Variables,
+    variables: Any,
     slots: Slots,
     active: Bool[Array, " b"],
     ranked: Bool[Array, ""],

@@ -5,6 +5,7 @@ from jaxalign.models.attention.choice import Implementation
 from jaxalign.models.attention.mask import (
     CacheLayout,
     RowLayout,
+    attention_mask,
     capped,
     lengths,
     row_layout,
@@ -17,6 +18,7 @@ __all__ = [
     "Implementation",
     "RowLayout",
     "attention",
+    "attention_mask",
     "capped",
     "lengths",
     "row_layout",

@@ -18,6 +18,7 @@ __all__ = [
     "CacheLayout",
     "Pieces",
     "RowLayout",
+    "attention_mask",
     "capped",
     "lengths",
     "pieces",
@@ -64,6 +65,35 @@ def row_layout(inputs: ModelInputs) -> RowLayout:
     # Padding sees nothing, so it asks for no key.
     start = jnp.where(ids > 0, start, index)
     return RowLayout(ids, inputs.branch_ids, start.min(axis=0), inputs.positions)
+
+
+def attention_mask(
+    inputs: ModelInputs, *, window: int | None = None
+) -> Bool[Array, "b 1 t t"]:
+    """Return which keys (last axis) each query of packed rows sees, for any model.
+
+    True where ``j <= q``, both are of the same sequence, and the key's branch is the
+    prompt (0) or the query's own; with a window also ``position_q - position_j <
+    window``. A place of padding sees itself, so that no softmax is over nothing. The
+    second axis is that of heads, as ``flax.linen`` and ``flax.nnx`` attention take
+    ``mask``; positions for rotary or learnt embeddings are ``inputs.positions``.
+
+    Args:
+      inputs: packed rows.
+      window: how far back a query sees, in positions, itself included.
+    Example:
+      >>> ids = jnp.array([[1, 1, 1, 0]])
+      >>> branches = jnp.array([[0, 1, 2, 0]])
+      >>> rows = ModelInputs(ids, jnp.array([[0, 1, 1, 0]]), ids, branches)
+      >>> attention_mask(rows)[0, 0].astype(int).tolist()
+      [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    """
+    layout = row_layout(inputs)
+    if window is not None:
+        layout = layout._replace(window=jnp.asarray(window))
+    whole = (0, inputs.tokens.shape[1])
+    seen = visible(layout, whole, whole)[:, :, 0]
+    return seen | jnp.eye(whole[1], dtype=bool)[None, None]
 
 
 class Pieces(NamedTuple):
