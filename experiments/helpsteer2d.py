@@ -107,7 +107,7 @@ def _feedback(
     asked = candidates.read_samples(samples, SegmenterConfig())
     with Store(out / "store.db") as store:
         judged = asyncio.run(
-            candidates.judge_candidates(
+            candidates.judge_candidates_async(
                 asked,
                 segments.decomposer(judge.scored_aspects),
                 make_judge(judge),

@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxalign.data import records
 from jaxalign.data.layouts import qa_feedback
-from jaxalign.feedback.candidates import judge_candidates
+from jaxalign.feedback.candidates import judge_candidates_async
 from jaxalign.feedback.decompose import segments
 from jaxalign.feedback.decompose.decomposition import Candidate
 from jaxalign.feedback.segmenters import sentences
@@ -67,7 +67,7 @@ def main() -> None:
     asked = [(None, [_candidate(row, n) for n in range(4)]) for row in rows]
     with Store(args.store) as store:
         judged = asyncio.run(
-            judge_candidates(
+            judge_candidates_async(
                 asked,
                 segments.decomposer(config.scored_aspects),
                 make_judge(config),

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxalign"
 
 # A part may import itself and what stands on a lower floor, not its neighbours.
 FLOORS = (
-    ("errors", "lazy"),
+    ("errors", "event_loops", "functions", "lazy"),
     ("variables",),
     ("types", "trees", "stacks", "whole_file", "configs", "progress"),
     ("products", "slices"),

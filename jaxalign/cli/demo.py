@@ -82,7 +82,6 @@ def _sample_and_judge(
     model: str, records_file: Path, out: Path, seed: int
 ) -> dict[str, Any]:
     """Make two-dimensional feedback of the model's own answers; return its figures."""
-    import asyncio
 
     import numpy as np
 
@@ -112,13 +111,11 @@ def _sample_and_judge(
     )
     judge = JudgeConfig(name="local", model=model, method="likelihood")
     with Store(out / "store.db") as store:
-        judged = asyncio.run(
-            candidates.judge_candidates(
-                candidates.read_samples(out / "samples.jsonl", SegmenterConfig()),
-                segments.decomposer(judge.scored_aspects),
-                make_judge(judge),
-                store,
-            )
+        judged = candidates.judge_candidates(
+            candidates.read_samples(out / "samples.jsonl", SegmenterConfig()),
+            segments.decomposer(judge.scored_aspects),
+            make_judge(judge),
+            store,
         )
     write_text(out / "judged.jsonl", candidates.to_lines(judged))
     preferences, _ = pairing.pair(

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxalign import progress
+from jaxalign import event_loops, progress
 from jaxalign.data import records
 from jaxalign.data.records import Message, Segment
 from jaxalign.errors import UserError
@@ -24,7 +24,8 @@ from jaxalign.feedback.pairing import ScoredPrompt, ScoredResponse
 from jaxalign.feedback.segmenters import SegmenterConfig, segment
 from jaxalign.judging.asking import ask
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
-from jaxalign.judging.store import Store
+from jaxalign.judging.make import Function, as_judge
+from jaxalign.judging.store import Store, temporary_store
 from jaxalign.judging.votes import merged
 
 
@@ -33,6 +34,7 @@ __all__ = [
     "SampledPrompt",
     "from_lines",
     "judge_candidates",
+    "judge_candidates_async",
     "parse_samples",
     "read_samples",
     "scored",
@@ -115,11 +117,26 @@ def parse_samples(
     return found
 
 
-async def judge_candidates(
+def judge_candidates(
     prompts: Sequence[SampledPrompt],
     decompose: Decompose,
-    judge: Judge,
-    store: Store,
+    judge: Judge | Function,
+    store: Store | None = None,
+    **options: Any,
+) -> list[JudgedPrompt]:
+    """Have all candidates judged, also where an event loop runs (in a notebook).
+
+    Arguments and result are those of :func:`judge_candidates_async`.
+    """
+    judged = judge_candidates_async(prompts, decompose, judge, store, **options)
+    return event_loops.run(judged)
+
+
+async def judge_candidates_async(
+    prompts: Sequence[SampledPrompt],
+    decompose: Decompose,
+    judge: Judge | Function,
+    store: Store | None = None,
     *,
     votes: int = 1,
     first_vote: int = 0,
@@ -130,12 +147,25 @@ async def judge_candidates(
     Args:
       prompts: with their candidates.
       decompose: what is asked of a candidate, and what follows.
-      judge: who is asked.
-      store: keeps every verdict.
+      judge: who is asked: a Judge, or a function ``judge(requests) -> replies`` of
+        one's own (see ``jaxalign.judging.function``).
+      store: keeps every verdict; without one they are forgotten at the end.
       votes: how often the judge is asked each question.
       first_vote: number of the first; others stand for another seed of the judge.
       what: is done, for the display.
     """
+    if store is None:
+        with temporary_store() as kept:
+            return await judge_candidates_async(
+                prompts,
+                decompose,
+                judge,
+                kept,
+                votes=votes,
+                first_vote=first_vote,
+                what=what,
+            )
+    judge = as_judge(judge)
     candidates = [c for prompt in prompts for c in prompt.candidates]
     found: dict[int, Judged] = {}
     so_far: list[list[list[Verdict]]] = [[] for _ in candidates]

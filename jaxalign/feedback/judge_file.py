@@ -1,6 +1,5 @@
 """From a file of records with segments to the same file with scores."""
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign import progress
+from jaxalign import event_loops, progress
 from jaxalign.data import layouts
 from jaxalign.errors import UserError
 from jaxalign.feedback import annotate
@@ -19,7 +18,7 @@ from jaxalign.judging.asking import ask
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.estimate import Estimate, estimate
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
-from jaxalign.judging.make import make_judge
+from jaxalign.judging.make import Function, given_judge, make_judge
 from jaxalign.judging.store import Store
 from jaxalign.whole_file import check_target, whole
 
@@ -74,7 +73,9 @@ class JudgeReport(NamedTuple):
     agreement: Agreement
 
 
-def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeReport:
+def judge_file(
+    config: JudgeFileConfig, judge: Judge | Function | None = None
+) -> JudgeReport:
     """Judge every response of a file that is not in the store yet, and write the file.
 
     The file is read three times, so that memory does not grow with it: to check every
@@ -83,7 +84,9 @@ def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeRepo
 
     Args:
       config: files and options.
-      judge: default that of ``config.judge``.
+      judge: default that of ``config.judge``; a Judge, or a function ``judge(requests)
+        -> replies``, plain or ``async`` (see ``jaxalign.judging.function``), for which
+        ``JudgeConfig(name="python", aspects=(...))`` says all that is needed.
     Raises:
       UserError: something that was given is wrong, or the judge or the store stops the
         run; what was judged stays in the store and the same call goes on from there.
@@ -96,8 +99,9 @@ def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeRepo
     same = [path for path in read if _same(path, out)]
     if same:
         raise UserError(f"--out {out} is also read: give another file")
+    given = given_judge(config.judge, judge)
     total = sum(len(item.responses) * config.judge.votes for item in _items(config))
-    judge = judge or make_judge(config.judge)
+    judge = given or make_judge(config.judge)
     alike = config.judge.name != "python" and config.judge.temperature == 0
     if config.judge.votes > 1 and alike:
         progress.say(
@@ -105,7 +109,7 @@ def judge_file(config: JudgeFileConfig, judge: Judge | None = None) -> JudgeRepo
             "will hardly differ"
         )
     with Store(config.store_path) as store:
-        keys, asked, used = asyncio.run(_ask_all(config, judge, store, total))
+        keys, asked, used = event_loops.run(_ask_all(config, judge, store, total))
         return _write(config, store, keys, asked, used)
 
 

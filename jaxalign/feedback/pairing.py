@@ -103,8 +103,19 @@ def pair(
     (``chosen_segments``, ``rejected_segments``, where there are any), ``images`` where
     there are any, and the overall ``chosen_score`` and ``rejected_score``.
 
+    The short way from scores of one's own to training: whatever scored them, responses
+    with a number each are enough, and the records train as they are.
+
     Raises:
       UserError: a score is not finite.
+
+    >>> answers = [("Air scatters blue.", 3.5), ("Sea.", 1.0)]
+    >>> scored = ScoredPrompt("Sky?", [ScoredResponse(*answer) for answer in answers])
+    >>> (made,), statistics = pair([scored], PairingConfig(min_gap=1.0))
+    >>> made["chosen"], made["rejected"], made["chosen_score"] - made["rejected_score"]
+    ('Air scatters blue.', 'Sea.', 2.5)
+    >>> statistics.fates["kept"]
+    1
     """
     groups = [(prompt, _select(_fates(prompt, config), config)) for prompt in prompts]
     balance = None

@@ -21,7 +21,6 @@ Files::
         report.html
 """
 
-import asyncio
 import dataclasses
 import json
 import shutil
@@ -41,9 +40,10 @@ from jaxalign.feedback.decompose import claims, hops, risks, segments
 from jaxalign.feedback.decompose.decomposition import Decompose
 from jaxalign.feedback.gate import Decision
 from jaxalign.feedback.round_prompts import check_prompts, references_of
+from jaxalign.functions import identity
 from jaxalign.generation.files import GenerateConfig, generate_file
-from jaxalign.judging.judge import Judge
-from jaxalign.judging.make import make_judge
+from jaxalign.judging.judge import Judge, hash_of
+from jaxalign.judging.make import Function, given_judge, make_judge
 from jaxalign.judging.openai import OpenAIJudge
 from jaxalign.judging.store import Store, StoredPair
 from jaxalign.training import publish, run_directory
@@ -83,9 +83,16 @@ GATE_VOTE = 1_000_000
 class _Run:
     """What all rounds share."""
 
-    def __init__(self, config: RLAIFConfig, out: Path, store: Store):
+    def __init__(
+        self,
+        config: RLAIFConfig,
+        out: Path,
+        store: Store,
+        judge: Judge | None,
+        decomposer: Decompose | None,
+    ):
         self.config, self.out, self.store = config, out, store
-        self.judge = make_judge(config.judge)
+        self.judge = judge or make_judge(config.judge)
         self.gate_judge = self.judge
         if config.gate.judge_model is not None:
             other = dataclasses.replace(config.judge, model=config.gate.judge_model)
@@ -93,18 +100,32 @@ class _Run:
             if isinstance(self.judge, OpenAIJudge):
                 assert isinstance(self.gate_judge, OpenAIJudge)
                 self.gate_judge.budget = self.judge.budget  # one for the run
-        self.decompose = decomposer_of(config)
+        self.decompose = decomposer or decomposer_of(config)
         self.references = {
             name: references_of(name, config.decomposer.name == "hops")
             for name in (config.prompts, config.gate.prompts)
         }
 
 
-def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
-    """Run all rounds, or what is left of them.
+def rlaif(
+    config: RLAIFConfig,
+    *,
+    judge: Judge | Function | None = None,
+    decomposer: Decompose | None = None,
+    preemption: Preemption | None = None,
+) -> Path:
+    """Run all rounds, or what is left of them; in a notebook too.
+
+    An object in the place of an option is known, when the run goes on, by its name and
+    code (a Judge by its settings); what a closure holds only the caller can know.
 
     Args:
-      config: of the run.
+      config: of the run. For a function as the judge it has ``judge=JudgeConfig(
+        name="python", aspects=(...))``.
+      judge: a Judge, or a function ``judge(requests) -> replies``, plain or ``async``
+        (see ``jaxalign.judging.function``); default that of ``config.judge``.
+      decomposer: what is asked of a candidate, see ``decompose.decomposition``;
+        default that of ``config.decomposer``.
       preemption: SIGTERM, if it is to be caught.
     Returns:
       The directory of the run.
@@ -113,7 +134,7 @@ def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
       Preempted: SIGTERM came; all is saved.
     """
     try:
-        return _rlaif(config, preemption)
+        return _rlaif(config, judge, decomposer, preemption)
     except OSError as error:
         raise UserError(
             f"a file of the run {config.out} cannot be read or written: {error}. What "
@@ -121,8 +142,19 @@ def rlaif(config: RLAIFConfig, *, preemption: Preemption | None = None) -> Path:
         ) from None
 
 
-def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
+def _rlaif(
+    config: RLAIFConfig,
+    given: Judge | Function | None,
+    decomposer: Decompose | None,
+    preemption: Preemption | None,
+) -> Path:
     check_prompts(config)
+    judge = given_judge(config.judge, given)
+    if judge is not None and config.gate.judge_model is not None:
+        raise UserError(
+            "gate.judge_model does nothing where the judge is given as an object: "
+            f"got {config.gate.judge_model}"
+        )
     kept = fastest.kept_in(Path(config.out) / CONFIG)
     dtype = fastest.resolve(config.dtype, config.model, kept=kept)
     config = dataclasses.replace(config, dtype=dtype)
@@ -131,6 +163,10 @@ def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
         "prompts": rows.fingerprint(config.prompts),
         "gate prompts": rows.fingerprint(config.gate.prompts),
     }
+    if judge is not None:
+        sources["judge"] = hash_of(judge.settings)
+    if decomposer is not None:
+        sources["decomposer"] = hash_of(identity(decomposer))
     with run_directory.claim(
         config,
         sources,
@@ -139,7 +175,7 @@ def _rlaif(config: RLAIFConfig, preemption: Preemption | None) -> Path:
         before=lambda out: read_yaml(out / CONFIG),
     ) as out:
         with Store(store_path(config)) as store:
-            run = _Run(config, out, store)
+            run = _Run(config, out, store, judge, decomposer)
             policy: int | None = None
             for number in range(1, config.rounds + 1):
                 if _round(run, number, policy, preemption).accepted:
@@ -254,16 +290,14 @@ def _judge(
         found = candidates.read_samples(
             samples, run.config.segmenter, run.references[prompts]
         )
-        judged = asyncio.run(
-            candidates.judge_candidates(
-                found,
-                run.decompose,
-                judge or run.judge,
-                run.store,
-                votes=run.config.judge.votes,
-                first_vote=first_vote,
-                what=f"judging {out.parent.name}",
-            )
+        judged = candidates.judge_candidates(
+            found,
+            run.decompose,
+            judge or run.judge,
+            run.store,
+            votes=run.config.judge.votes,
+            first_vote=first_vote,
+            what=f"judging {out.parent.name}",
         )
         write_text(out, candidates.to_lines(judged))
     return candidates.from_lines(out)

@@ -42,7 +42,7 @@ class JudgeConfig:
         ``reward``.
       path: for ``python``, the file with the function ``judge``, from a list of
         requests to a list of replies; see ``jaxalign.judging.function``. The file is
-        executed.
+        executed. In Python a function may be given instead of a file.
       concurrency: requests on their way at the same time; for ``python`` those of one
         call.
       timeout: seconds that one attempt may take.
@@ -187,7 +187,7 @@ class JudgeConfig:
                     "out, or choose judge.name python"
                 )
             return
-        if self.path is None or not Path(self.path).is_file():
+        if self.path is not None and not Path(self.path).is_file():
             raise UserError(
                 f"judge.path must be a Python file with a function judge: got "
                 f"{self.path}"

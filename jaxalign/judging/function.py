@@ -35,10 +35,19 @@ by the function or given as a reply; its type and message are kept (but for what
 variables of the environment hold for keys). What failed is asked
 again by itself, ``judge.max_attempts`` times in all.
 
+In Python the function itself goes where a judge does (``judge_file``,
+``judge_records``, ``judge_candidates``, ``rlaif``), with the same requests, replies and
+checks: no file, no endpoint and no rubrics::
+
+    judge_records(rows, judge, aspects=("helpfulness",))
+
 A call has ``judge.concurrency`` requests; a function that is no coroutine runs in a
 thread, one call at a time. The judge is known by the text of its file, so another text
 is another judge, while what the file imports, or asks elsewhere, is not seen: change
-the file when that changes. This file, and no other, is executed.
+the file when that changes. This file, and no other, is executed. A function
+given in Python is known by its name and the text of its code, where Python can find
+that; what a closure holds is not seen either (give such functions to
+:class:`FunctionJudge`, each with a ``version``).
 """
 
 import asyncio
@@ -53,6 +62,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError
+from jaxalign.functions import identity
 from jaxalign.judging import endpoint, prompts
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.judge import JudgeRequest, Schema, Verdict
@@ -81,18 +91,53 @@ class FunctionJudge:
     """See the module.
 
     Args:
-      config: of the judge; its ``path`` is executed.
-    Raises:
-      UserError: the file cannot be read or executed, or has no such function.
+      function: from a list of requests to a list of replies, plain or ``async``.
+      version: tells apart functions whose code is the same.
+      width: requests of one call.
+      attempts: calls that one request may cost before it has failed.
+
+    >>> import asyncio
+    >>> from jaxalign.judging.judge import JudgeRequest, Subject
+    >>> number = {"type": "number", "maximum": 4}
+    >>> asked = JudgeRequest("grade", (), number, Subject("p", "r"))
+    >>> async def graded(judge):
+    ...     return [verdict.value async for _, verdict in judge.grade([asked])]
+    >>> asyncio.run(graded(FunctionJudge(lambda requests: [3])))
+    [3]
+    >>> asyncio.run(graded(FunctionJudge(lambda requests: [99])))  # off the scale
+    [None]
     """
 
-    def __init__(self, config: JudgeConfig):
-        assert config.path is not None  # checked with the options
-        self._settings = settings_of(config)
-        self._function = _loaded(Path(config.path))
-        self._width, self._most = config.concurrency, config.max_attempts
-        self._legibility = Legibility(f"the function in {config.path}", _CURE)
+    def __init__(
+        self,
+        function: Callable[[list[dict[str, Any]]], Any],
+        *,
+        version: str = "",
+        width: int = 8,
+        attempts: int = 6,
+    ):
+        self._settings: Mapping[str, Any] = _known_by(function, version)
+        self._function = function
+        self._width, self._most = width, attempts
+        name = getattr(function, "__name__", type(function).__name__)
+        self._legibility = Legibility(f"the function {name}", "Mend the function.")
         self.proven = False
+
+    @classmethod
+    def of_file(cls, config: JudgeConfig) -> "FunctionJudge":
+        """Return the judge of a file, which is executed.
+
+        Args:
+          config: with ``path``.
+        Raises:
+          UserError: the file cannot be read or executed, or has no such function.
+        """
+        settings = settings_of(config)
+        function = _loaded(Path(config.path or ""))
+        made = cls(function, width=config.concurrency, attempts=config.max_attempts)
+        made._settings = settings
+        made._legibility = Legibility(f"the function in {config.path}", _CURE)
+        return made
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -132,6 +177,8 @@ class FunctionJudge:
                 replies = await self._function(given)
             else:
                 replies = await asyncio.to_thread(self._function, given)
+                if inspect.isawaitable(replies):  # of an object with such a __call__
+                    replies = await replies
         except (Exception, SystemExit) as error:
             return [_Outcome(None, _said(error))] * len(requests)
         if not isinstance(replies, list | tuple) or len(replies) != len(requests):
@@ -151,12 +198,21 @@ def settings_of(config: JudgeConfig) -> Mapping[str, Any]:
     """Return what the verdicts of the function depend on; nothing is executed.
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: there is no file, or it cannot be read.
     """
-    assert config.path is not None
+    if config.path is None:
+        raise UserError(
+            "judge.path must be a Python file with a function judge: got None. In "
+            "Python the function itself may be given instead, as judge=FUNCTION"
+        )
     source = _source(Path(config.path))
     digest = hashlib.sha256(source).hexdigest()
     return {"judge": "python", "version": 1, "file": digest}
+
+
+def _known_by(function: Any, version: str) -> Mapping[str, Any]:
+    made = {"judge": "function", "version": 1, **identity(function)}
+    return {**made, "given": version} if version else made
 
 
 def _loaded(path: Path) -> Callable[[list[dict[str, Any]]], Any]:

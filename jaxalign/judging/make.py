@@ -1,26 +1,37 @@
 """The judge of the options."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+from jaxalign.errors import UserError
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.judge import Judge
 
 
-__all__ = ["make_judge", "settings_of"]
+__all__ = ["Function", "as_judge", "given_judge", "make_judge", "settings_of"]
+
+Function: TypeAlias = Callable[[list[dict[str, Any]]], Any]
+"""From a list of requests to a list of replies, or a coroutine of that."""
 
 
 def make_judge(
-    config: JudgeConfig, *, load_image: Callable[[str], bytes] | None = None
+    config: JudgeConfig,
+    judge: Judge | Function | None = None,
+    *,
+    load_image: Callable[[str], bytes] | None = None,
 ) -> Judge:
-    """Return the judge of the options.
+    """Return the judge of the options, or one that is given as an object.
 
     Args:
       config: its options.
+      judge: the judge itself, or a function ``judge(requests) -> replies`` of one's
+        own, plain or ``async``: see ``jaxalign.judging.function``.
       load_image: gives the bytes of the image that a request's reference names.
     Raises:
       UserError: it lacks a library, a key, a checkpoint or a function.
     """
+    if (given := given_judge(config, judge)) is not None:
+        return given
     if config.name == "rules":
         from jaxalign.judging import exact_match
 
@@ -36,7 +47,7 @@ def make_judge(
     if config.name == "python":
         from jaxalign.judging import function
 
-        return function.FunctionJudge(config)
+        return function.FunctionJudge.of_file(config)
     if config.name == "local":
         assert config.model is not None  # checked with the options
         if config.local_method == "json":
@@ -59,6 +70,40 @@ def make_judge(
     from jaxalign.judging import openai
 
     return openai.make(config, load_image=load_image)
+
+
+def given_judge(config: JudgeConfig, judge: Judge | Function | None) -> Judge | None:
+    """Return the judge that is given as an object, None where the options name one.
+
+    Raises:
+      UserError: there is none either way.
+    """
+    if judge is not None:
+        return as_judge(judge, width=config.concurrency, attempts=config.max_attempts)
+    if config.name == "python":
+        settings_of(config)
+    return None
+
+
+def as_judge(judge: Judge | Function, **options: Any) -> Judge:
+    """Return a judge as it is, and a function ``judge(requests)`` as one.
+
+    Args:
+      judge: either.
+      **options: ``width`` and ``attempts`` of ``function.FunctionJudge``.
+    Raises:
+      UserError: it is neither.
+    """
+    if isinstance(judge, Judge) and not isinstance(judge, type):
+        return judge
+    if not callable(judge):
+        raise UserError(
+            f"judge: got {judge!r}; expected a function from a list of requests to a "
+            "list of replies (see jaxalign.judging.function), or a Judge"
+        )
+    from jaxalign.judging import function
+
+    return function.FunctionJudge(judge, **options)
 
 
 def settings_of(config: JudgeConfig) -> Mapping[str, Any]:

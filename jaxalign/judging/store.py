@@ -6,9 +6,11 @@ asks again. What ``add`` has returned from is on the disk, through ``kill -9`` a
 of power. Two processes may use a store at the same time; they take turns in writing.
 """
 
+import contextlib
 import dataclasses
 import json
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +29,14 @@ from jaxalign.judging.judge import (
 from jaxalign.judging.store_schema import explained, open_database
 
 
-__all__ = ["Judgement", "StoredPair", "Store", "sample_id", "text_of"]
+__all__ = [
+    "Judgement",
+    "StoredPair",
+    "Store",
+    "sample_id",
+    "temporary_store",
+    "text_of",
+]
 
 _AT_ONCE = 500  # places in one SELECT; SQLite has had a limit of 999
 
@@ -67,6 +76,14 @@ class StoredPair(NamedTuple):
 def sample_id(prompt: str | Sequence[Mapping[str, str]], response: str) -> str:
     """Return what tells equal responses to equal prompts: a SHA-256 in hexadecimal."""
     return hash_of([prompt, response])
+
+
+@contextlib.contextmanager
+def temporary_store() -> "Iterator[Store]":
+    """Open a store that is gone when the context ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Store(Path(folder) / "store.db") as store:
+            yield store
 
 
 class Store:

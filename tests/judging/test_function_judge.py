@@ -276,7 +276,7 @@ def test_files_that_are_refused(tmp_path: Path, text: str, match: str) -> None:
 )
 def test_options_that_are_refused(options: Any, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        JudgeConfig(**{"name": "python", **options})
+        make_judge(JudgeConfig(**{"name": "python", **options}))
 
 
 def test_another_text_is_another_judge(tmp_path: Path) -> None:
