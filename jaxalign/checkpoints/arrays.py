@@ -20,7 +20,10 @@ __all__ = ["empty_stack", "put_piece", "read_piece"]
 def read_piece(
     values: Any, path: str, at: tuple[int, ...], target: Any, layout: Any, dtype: Any
 ) -> jax.Array:
-    """Read a tensor, for each device just the part that it holds."""
+    """Read a tensor, for each device just the part that it holds.
+
+    Without a placement it goes where JAX puts new arrays, and is not tied to it.
+    """
     shape, placement = target.shape[len(at) :], layout[path]
     if isinstance(placement, NamedSharding):
         axes = placement.spec[len(at) :]
@@ -34,6 +37,8 @@ def read_piece(
         array = np.array if isinstance(values, np.ndarray) else np.asarray
         return _converted(values[bounds], dtype, path, array)
 
+    if placement is None:
+        return jnp.asarray(part((slice(None),) * len(shape)))
     return jax.make_array_from_callback(shape, placement, part)
 
 
@@ -61,10 +66,11 @@ def empty_stack(
         functools.partial(quantised.quantise, kind=quantize),
         jax.ShapeDtypeStruct(shape, dtype),
     )
-    if isinstance(placement, NamedSharding):
-        where = quantised.place(codes, placement)
-    else:
-        where = jax.tree.map(lambda _: placement, codes)
+    if not isinstance(placement, NamedSharding):
+        return jax.tree.map(
+            lambda c: _zeros_maker(c.shape, c.dtype, placement)(), codes
+        )
+    where = quantised.place(codes, placement)
     return jax.tree.map(
         lambda c, to: _zeros_maker(c.shape, c.dtype, to)(), codes, where
     )

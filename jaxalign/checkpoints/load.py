@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from jaxalign import trees
 from jaxalign.adapters import adapter as adapter_lib
@@ -118,7 +118,7 @@ def load(
         in float32 where that is float16, whose range activations can leave.
       float32: tells by path which weights stay float32 all the same (trained ones).
       quantize: hold the layers' linear weights as codes, see ``models.quantised``.
-      mesh: devices; default the first one.
+      mesh: devices; default the one where JAX puts new arrays.
       headless: leave the head out, and what a classifier has in its place; then the
         model's ``logits_fn`` is none of the checkpoint's.
       progress: called with (bytes read, bytes in all).
@@ -139,7 +139,9 @@ def load(
     source = _open(directory, config.text, family, groups, shapes)
     targets = trees.by_path(shapes)
     if mesh is None:
-        layout = dict.fromkeys(targets, SingleDeviceSharding(jax.devices()[0]))
+        # Arrays that are tied to a device are others to jit than those that are made
+        # beside them (an adapter's, an optimiser's): a step would be compiled for both.
+        layout = dict.fromkeys(targets, None)
     else:
         specs = sharding.param_shardings(shapes, mesh, family.sharding)
         layout = trees.by_path(specs)
@@ -198,7 +200,8 @@ def _read_leaves(
         if at and path not in leaves:
             of = quantize if coded else "none"
             leaves[path] = arrays.empty_stack(target.shape, kind, layout[path], of)
-            if coded:  # or the compiler, asked to put a piece in, splits its blocks
+            if coded and layout[path] is not None:
+                # Or the compiler, asked to put a piece in, splits its blocks.
                 layout[path] = leaves[path].codes.sharding
         piece = arrays.read_piece(values, path, at, target, layout, kind)
         if at:

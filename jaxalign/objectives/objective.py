@@ -15,6 +15,7 @@ from jaxalign.objectives import diagnostics, mix
 from jaxalign.objectives.balance import balance_loss
 from jaxalign.objectives.mix import MixConfig
 from jaxalign.objectives.options import ObjectiveConfig
+from jaxalign.objectives.own import OwnObjective
 from jaxalign.objectives.policy import (
     TokenLogps,
     policy_and_kl,
@@ -63,6 +64,8 @@ def make(config: ObjectiveConfig, aspects: Aspects = None) -> Objective:
     Raises:
       UserError: the data lacks an aspect that the config names.
     """
+    if isinstance(config, OwnObjective):
+        return config.make(aspects)
     return _KINDS[config.name].make(config, aspects)
 
 
@@ -72,6 +75,8 @@ def members(config: ObjectiveConfig) -> list[tuple[float, ObjectiveConfig]]:
     Raises:
       UserError: an option that no member has, or that one refuses.
     """
+    if isinstance(config, OwnObjective):
+        return [(1.0, config)]
     return _KINDS[config.name].members(config)
 
 

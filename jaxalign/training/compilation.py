@@ -13,7 +13,13 @@ from jaxalign.training import step as step_lib
 from jaxalign.training.step import TrainState
 
 
-__all__ = ["StepCompilation", "abstract", "abstract_state", "compile_ahead"]
+__all__ = [
+    "StepCompilation",
+    "abstract",
+    "abstract_state",
+    "compile_ahead",
+    "jit_step",
+]
 
 
 def abstract(tree: Any) -> Any:
@@ -93,6 +99,24 @@ def _alike(arguments: Any, others: Any) -> bool:
     )
 
 
+def jit_step(
+    train_step: Callable[..., Any], state: TrainState, *, donate: bool = True
+) -> Any:
+    """Return a training step that is compiled once, on any mesh.
+
+    The new state lies where the old one does. Left to itself the compiler may place it
+    elsewhere, and the second step would be compiled anew.
+
+    Args:
+      train_step: see ``step.make_train_step``.
+      state: as of ``step.init``; only where its leaves lie is looked at.
+      donate: give the old state's memory to the new one.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    given = (0,) if donate else ()
+    return jax.jit(train_step, donate_argnums=given, out_shardings=(places, None))
+
+
 def compile_ahead(
     train_step: Callable[..., Any], state: Any, frozen: Any, batch: Any
 ) -> StepCompilation:
@@ -108,9 +132,7 @@ def compile_ahead(
       batch: likewise.
     """
     arguments = abstract((state, frozen, batch))
-    places = jax.tree.map(lambda leaf: leaf.sharding, arguments[0])
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
-    lowered = jitted.lower(*arguments)
+    lowered = jit_step(train_step, arguments[0]).lower(*arguments)
     pool = ThreadPoolExecutor(1, "compile")
     compiled = pool.submit(lowered.compile)
     pool.shutdown(wait=False)

@@ -1,5 +1,6 @@
 """What a run starts from: all that is read and checked before weights are loaded."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from jaxalign.training import attention
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training.checks import check_records, check_tokens
 from jaxalign.training.config import TrainConfig, check_branches
+from jaxalign.training.objects import NAMES_ONLY, RunObjects, given_records
 from jaxalign.types import Variables
 
 
@@ -52,29 +54,37 @@ class RunInputs(NamedTuple):
 
     config: TrainConfig
     mesh: Mesh
-    kernel: KernelChoice
-    """Of attention."""
+    kernel: KernelChoice | None
+    """Of attention; None for a model that brings its own."""
     data: RunData
     source: loader.StepSource
     """The batch of every step."""
     fingerprints: dict[str, str]
     """Of model and data, by their option's name."""
+    objects: RunObjects = NAMES_ONLY
+    """What was given in the place of names."""
 
 
-def read_inputs(config: TrainConfig) -> RunInputs:
+def read_inputs(config: TrainConfig, objects: RunObjects = NAMES_ONLY) -> RunInputs:
     """Read and check all that a run starts from, but for the weights.
 
+    Args:
+      config: of the run, with the names of the objects (``objects.with_names``).
+      objects: what stands in the place of names.
     Raises:
       UserError: something the user gave is wrong.
     """
     mesh = make_mesh(config.mesh)
-    model, collections = _check_model(config)
-    kernel = attention.choose(config, model, mesh, prefix="prefix" in collections)
-    progress.say(f"attention: {kernel.implementation} ({kernel.reason})")
-    data = _read_data(config, model)
-    return RunInputs(
-        config, mesh, kernel, data, plan_steps(config, data), fingerprints(config)
-    )
+    model, kernel = None, None
+    if objects.own_model is None:
+        model, collections = _check_model(config, own_tx=objects.tx is not None)
+        kernel = attention.choose(config, model, mesh, prefix="prefix" in collections)
+        progress.say(f"attention: {kernel.implementation} ({kernel.reason})")
+    found, held_out = _records(config, objects)
+    data = _prepared(config, model, found, held_out)
+    prints = fingerprints(config, objects, [*found, *held_out])
+    source = plan_steps(config, data)
+    return RunInputs(config, mesh, kernel, data, source, prints, objects)
 
 
 def given_adapter(config: TrainConfig, start: Path | None = None) -> Variables | None:
@@ -91,7 +101,9 @@ def given_adapter(config: TrainConfig, start: Path | None = None) -> Variables |
     return None
 
 
-def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
+def _check_model(
+    config: TrainConfig, *, own_tx: bool = False
+) -> tuple[DecoderConfig, Variables]:
     """Check what is to be trained, and on what, by the headers of the files.
 
     Returns:
@@ -110,8 +122,9 @@ def _check_model(config: TrainConfig) -> tuple[DecoderConfig, Variables]:
         collections = adapter_start.shapes(config.adapter, model)[1]
     if adapter.reads_ahead(collections):
         check_branches(config.objective, "the adapter's mean_gate")
-    trained = {**collections, "params": trees.partition(shapes, mask)[0]}
-    optimizer_lib.check_rates(config.optimizer, trained)
+    if not own_tx:
+        trained = {**collections, "params": trees.partition(shapes, mask)[0]}
+        optimizer_lib.check_rates(config.optimizer, trained)
     if adapter.dropout(config.adapter) and "lora" not in collections:
         raise UserError(
             f"adapter.dropout {adapter.dropout(config.adapter)} has no effect: the "
@@ -150,12 +163,29 @@ def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
     return source
 
 
-def _read_data(config: TrainConfig, model: DecoderConfig) -> RunData:
-    """Read, check and tokenise all data."""
-    train_records = records.read(config.data, config.layout)
+def _records(
+    config: TrainConfig, objects: RunObjects
+) -> tuple[list[records.Record], list[records.Record]]:
+    """Return the records to train on and those to evaluate on."""
+    if objects.rows is not None:
+        train_records = given_records(objects.rows)
+    else:
+        train_records = records.read(config.data, config.layout)
     eval_records: list[records.Record] = []
-    if config.eval_data:
+    if objects.eval_rows is not None:
+        eval_records = given_records(objects.eval_rows, "evaluation row")
+    elif config.eval_data:
         eval_records = records.read(config.eval_data, config.layout)
+    return train_records, eval_records
+
+
+def _prepared(
+    config: TrainConfig,
+    model: DecoderConfig | None,
+    train_records: list[records.Record],
+    eval_records: list[records.Record],
+) -> RunData:
+    """Check and tokenise all data."""
     aspects = records.aspects_of([*train_records, *eval_records])
     check_records(config.objective, [*train_records, *eval_records], aspects)
     renderer = open_renderer(config.model, config.chat_template_kwargs)
@@ -184,7 +214,7 @@ def _read_data(config: TrainConfig, model: DecoderConfig) -> RunData:
         pack=config.packing,
     )
     for part in (train_data, eval_data):
-        if part is not None:
+        if part is not None and model is not None:
             check_tokens(part, model, config.model)
     return RunData(train_data, eval_data, aspects, shape)
 
@@ -197,14 +227,26 @@ def _summary(report: dict[str, int]) -> str:
     return ", ".join(shown)
 
 
-def fingerprints(config: TrainConfig) -> dict[str, str]:
-    """Return hashes of all that a run is made from, by their option's name."""
-    sources = {
-        "model": contents.fingerprint(config.model),
-        "data": rows.fingerprint(config.data),
-    }
-    if config.eval_data:
-        sources["eval_data"] = rows.fingerprint(config.eval_data)
+def fingerprints(
+    config: TrainConfig,
+    objects: RunObjects = NAMES_ONLY,
+    given: Sequence[records.Record] = (),
+) -> dict[str, str]:
+    """Return hashes of all that a run is made from, by their option's name.
+
+    A loaded checkpoint is known by its files, rows by what they hold. Of a model of
+    another kind, and of an optimiser, only who gives them knows that they are the same.
+    """
+    sources = {}
+    if objects.own_model is None:
+        sources["model"] = contents.fingerprint(config.model)
+    if objects.rows is not None or objects.eval_rows is not None:
+        text = "\n".join(repr(record) for record in given)
+        sources["data"] = hashlib.sha256(text.encode()).hexdigest()
+    else:
+        sources["data"] = rows.fingerprint(config.data)
+        if config.eval_data:
+            sources["eval_data"] = rows.fingerprint(config.eval_data)
     if isinstance(config.adapter, PeftConfig):
         sources["adapter"] = adapter_files.fingerprint(Path(config.adapter.path))
     if config.reference not in ("adapter_off", "cached"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ from jaxalign import progress
 from jaxalign.checkpoints.state import SavedState
 from jaxalign.configs import to_dict
 from jaxalign.training import metrics as metrics_lib
-from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import step as step_lib
 from jaxalign.training.alarms import DisplacementAlarm
+from jaxalign.training.interrupts import Interrupts
 from jaxalign.training.metrics import MetricsLog
 from jaxalign.training.preemption import Preempted, Preemption
 from jaxalign.training.setup import Session
@@ -30,67 +31,98 @@ class TrainingDiverged(RuntimeError):
     """Several updates in a row were not finite."""
 
 
-def fit(session: Session, *, preemption: Preemption | None = None) -> TrainState:
+def fit(
+    session: Session,
+    *,
+    preemption: Preemption | None = None,
+    report: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> TrainState:
     """Train from where a session stands to its last step and return the final state.
 
     Metrics are fetched one step late, so that the device never waits for the host.
+    However it ends, the session holds the state after its last whole step, no thread
+    of the data is left, and ``fit(session)`` goes on from there to the very same
+    numbers. Ctrl-C and SIGTERM also save it where the session has a run directory.
 
     Args:
-      session: see ``setup.setup``; its state is donated.
+      session: see ``setup.setup``; its state is donated and replaced step by step.
       preemption: checked after every step and evaluation batch.
+      report: called with (step, metrics) of every line of the log, also where there is
+        no log.
     Raises:
       Preempted: after saving, when SIGTERM came.
+      KeyboardInterrupt: after saving, when Ctrl-C came.
       TrainingDiverged: after several updates in a row that were not finite.
     """
-    with _Account(session) as account:
+    interrupts = Interrupts()
+    with (
+        interrupts.watched(),
+        _Account(session, report) as account,
+        contextlib.closing(session.open_batches()) as batches,
+    ):
         if preemption is not None:
             preemption.deferred = True
-        return _fit(session, account, preemption)
+        begun = session.step
+        try:
+            _fit(session, batches, account, interrupts, preemption)
+        except KeyboardInterrupt:
+            if session.step > begun and session.step < session.source.num_steps:
+                account.finish_pending()
+                account.flush()
+                _save(session, wait=True)
+            raise
+    return session.state
 
 
 def _fit(
-    session: Session, account: "_Account", preemption: Preemption | None
-) -> TrainState:
-    config, evaluate, state = session.config, session.evaluate, session.state
+    session: Session,
+    batches: Any,
+    account: "_Account",
+    interrupts: Interrupts,
+    preemption: Preemption | None,
+) -> None:
+    config, evaluate = session.config, session.evaluate
     last_step = session.source.num_steps
 
     def told_to_stop() -> bool:
         return preemption is not None and preemption.requested
 
-    if session.start == 0 and evaluate is not None:
-        account.show_start(evaluate(state))
-    pending: tuple[int, Metrics, dict[str, float]] | None = None
+    if session.step == 0 and evaluate is not None:
+        account.show_start(evaluate(session.state))
     account.clock.start()
-    for step in range(session.start + 1, last_step + 1):
-        batch = session.put(next(session.batches))
-        state, metrics = session.step_fn(state, session.frozen, batch)
-        if pending is not None:
-            account.finish(*pending)
-        session.store.check()
-        evaluated: dict[str, float] = {}
+    for step in range(session.step + 1, last_step + 1):
+        batch = session.put(next(batches))
+        with interrupts.held():
+            state, metrics = session.step_fn(session.state, session.frozen, batch)
+            session.state, session.step = state, step
+            session.data_state = batches.get_state()
+            account.finish_pending(then=(step, metrics, {}))
+        if session.store is not None:
+            session.store.check()
         last, stop = step == last_step, told_to_stop()
         if evaluate and not stop and (last or _due(step, config.eval_steps)):
             jax.block_until_ready(state.step)
             with account.clock.paused():
                 evaluated = evaluate(state)
+            account.pending = (step, metrics, evaluated)
             stop = told_to_stop()
-        pending = (step, metrics, evaluated)
         if last or stop or _due(step, config.save_steps):
             # The line of a step must be on disk before the checkpoint that skips it.
-            account.finish(*pending)
-            account.flush()
-            pending = None
-            with account.clock.paused():
-                _save(session, state, step, wait=last or stop)
+            with interrupts.held():
+                account.finish_pending()
+                account.flush()
+                with account.clock.paused():
+                    _save(session, wait=last or stop)
         if stop and not last:
             raise Preempted
-    return state
 
 
-def _save(session: Session, state: TrainState, step: int, *, wait: bool) -> None:
-    trainable, optimizer = step_lib.to_saved(state)
-    data = session.batches.get_state()
-    session.store.save(SavedState(step, trainable, optimizer, data))
+def _save(session: Session, *, wait: bool) -> None:
+    if session.store is None:
+        return
+    trainable, optimizer = step_lib.to_saved(session.state)
+    data = session.data_state or {}
+    session.store.save(SavedState(session.step, trainable, optimizer, data))
     if wait:
         session.store.wait()
 
@@ -102,24 +134,30 @@ def _due(step: int, every: int) -> bool:
 class _Account:
     """What is told of a run's steps: to the log, to the user, and to the alarm."""
 
-    def __init__(self, session: Session):
+    def __init__(
+        self,
+        session: Session,
+        report: Callable[[int, Mapping[str, float]], None] | None,
+    ):
         self.session = session
+        self.pending: tuple[int, Metrics, dict[str, float]] | None = None
+        """The last step's, not fetched yet."""
+        self._report = report
         self.clock = _Clock()
         self._alarm = DisplacementAlarm()
         self._nonfinite = 0
-        self._schedule = optimizer_lib.make_schedule(
-            session.config.optimizer, session.source.num_steps
-        )
         self._stack = contextlib.ExitStack()
-        self._log: MetricsLog
+        self._log: MetricsLog | None = None
         self._display: progress.TrainingDisplay
 
     def __enter__(self) -> "_Account":
         session, config = self.session, self.session.config
-        sinks = metrics_lib.parse_report_to(config.report_to)
-        log = metrics_lib.open_log(session.run, sinks, to_dict(config), session.start)
-        self._log = self._stack.enter_context(contextlib.closing(log))
-        display = progress.TrainingDisplay(session.source.num_steps, session.start)
+        if session.run is not None:
+            sinks = metrics_lib.parse_report_to(config.report_to)
+            options = to_dict(config)
+            log = metrics_lib.open_log(session.run, sinks, options, session.step)
+            self._log = self._stack.enter_context(contextlib.closing(log))
+        display = progress.TrainingDisplay(session.source.num_steps, session.step)
         self._display = self._stack.enter_context(display)
         return self
 
@@ -128,16 +166,22 @@ class _Account:
 
     def show_start(self, values: dict[str, float]) -> None:
         """Tell what the model was like before the first step."""
-        self._log.write(0, values)
-        self._display.show(0, values)
-        self._alarm.update(0, values)
+        self._tell(0, values)
 
-    def finish(self, step: int, metrics: Metrics, evaluated: dict[str, float]) -> None:
-        """Fetch a step's metrics, and log them if it is their turn.
+    def finish_pending(
+        self, then: tuple[int, Metrics, dict[str, float]] | None = None
+    ) -> None:
+        """Fetch the metrics that wait, and log them if it is their turn.
 
+        Args:
+          then: those that wait from now on.
         Raises:
           TrainingDiverged: the last few updates were not finite.
         """
+        pending, self.pending = self.pending, then
+        if pending is None:
+            return
+        step, metrics, evaluated = pending
         values = metrics_lib.to_floats(metrics)
         bad = values.pop("nonfinite", 0)
         self._nonfinite = self._nonfinite + 1 if bad else 0
@@ -151,23 +195,33 @@ class _Account:
         every, source = self.session.config.logging_steps, self.session.source
         if not (_due(step, every) or step in (1, source.num_steps) or evaluated):
             return
+        schedule, rate = self.session.schedule, {}
+        if schedule is not None:
+            rate["learning_rate"] = np.asarray(schedule(step - 1)).item()
         line = {
             **values,
-            "learning_rate": np.asarray(self._schedule(step - 1)).item(),
+            **rate,
             "epoch": source.epoch_of(step - 1) if step else 0.0,
             **self.clock.rates(),
             "memory/peak_gb": metrics_lib.peak_memory_gb(),
             **evaluated,
         }
-        self._log.write(step, line)
+        self._tell(step, line)
+
+    def _tell(self, step: int, line: dict[str, float]) -> None:
+        if self._log is not None:
+            self._log.write(step, line)
         self._display.show(step, line)
         warning = self._alarm.update(step, line)
         if warning is not None:
             progress.say(warning)
+        if self._report is not None:
+            self._report(step, line)
 
     def flush(self) -> None:
         """Bring to the disk what was logged so far."""
-        self._log.flush()
+        if self._log is not None:
+            self._log.flush()
 
 
 class _Clock:

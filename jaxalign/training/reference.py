@@ -19,6 +19,7 @@ from jaxalign.objectives import objective, policy
 from jaxalign.objectives.record import WeightModels
 from jaxalign.parallel import sharding
 from jaxalign.training.config import TrainConfig
+from jaxalign.training.objects import OwnModel
 from jaxalign.types import Variables
 
 
@@ -43,8 +44,8 @@ class Scorer(NamedTuple):
     """What it takes to run a frozen model over all data of a run."""
 
     config: TrainConfig
-    directory: Path
-    """Where the numbers are kept."""
+    directory: Path | None
+    """Where the numbers are kept, if they are."""
     train: PairDataset
     evaluation: PairDataset | None
     shape: packing.BatchShape
@@ -52,7 +53,7 @@ class Scorer(NamedTuple):
     sources: Mapping[str, str]
     """Fingerprints of the models by their option's name."""
 
-    def score(self, checkpoint: Checkpoint, name: str) -> PerToken:
+    def score(self, checkpoint: Checkpoint | OwnModel, name: str) -> PerToken:
         """Return a model's log-probabilities of all data, kept on disk."""
         suffix = "" if name == "model" else f"_{name}"
 
@@ -62,9 +63,9 @@ class Scorer(NamedTuple):
                 checkpoint.variables,
                 data,
                 self.shape,
-                path=self.directory / f"{what}{suffix}.npz",
+                path=self.directory and self.directory / f"{what}{suffix}.npz",
                 key=reference_cache.cache_key(
-                    data.pairs, self.sources[name], _settings(self.config)
+                    data.pairs, self.sources.get(name, ""), _settings(self.config)
                 ),
                 batch_rows=self.config.batch_rows,
                 mesh=self.mesh,
@@ -84,7 +85,7 @@ def _settings(config: TrainConfig) -> str:
 
 
 def reference_of(
-    scorer: Scorer, checkpoint: Checkpoint, trainable: Variables
+    scorer: Scorer, checkpoint: Checkpoint | OwnModel, trainable: Variables
 ) -> tuple[Variables, PerToken]:
     """Return the reference in the form that the objective looks for.
 
@@ -98,10 +99,11 @@ def reference_of(
     if config.reference == "cached":
         return {}, scorer.score(checkpoint, "model")
     if config.reference != "adapter_off":
+        groups = checkpoint.groups if isinstance(checkpoint, Checkpoint) else None
         with progress.reading(f"loading {config.reference}") as show:
             other = load_lib.load(
                 config.reference,
-                groups=checkpoint.groups,
+                groups=groups,
                 dtype=config.dtype,
                 quantize=config.quantize,
                 mesh=scorer.mesh,
@@ -171,7 +173,7 @@ def _weights_of_pair(
 
 
 def reference_logps(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | OwnModel,
     variables: Variables,
     data: PairDataset,
     shape: packing.BatchShape,

@@ -12,7 +12,7 @@ from jaxalign.training.config import TrainConfig
 from jaxalign.training.inputs import read_inputs
 from jaxalign.training.longer import END, same_but_for_its_end
 from jaxalign.training.preemption import Preemption
-from jaxalign.training.setup import setup
+from jaxalign.training.setup import open_session
 
 
 __all__ = ["train"]
@@ -60,7 +60,7 @@ def _train(config: TrainConfig, preemption: Preemption | None) -> Path:
             if inputs.source.num_steps in store.steps():
                 progress.say(f"{run} is finished: {inputs.source.num_steps} steps")
             else:
-                session = setup(inputs, run, store, preemption=preemption)
+                session = open_session(inputs, run, store, preemption=preemption)
                 loop.fit(session, preemption=preemption)
         finally:
             store.close()

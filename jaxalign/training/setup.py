@@ -1,5 +1,7 @@
 """From checked inputs to a session: weights, state, a compiled step, batches."""
 
+import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -13,55 +15,150 @@ from jax.sharding import Mesh
 from jaxalign import progress, trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import NoAdapter
-from jaxalign.checkpoints import adapter_files, runs
+from jaxalign.checkpoints import adapter_files, fastest, runs
+from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
+from jaxalign.configs import read_yaml
 from jaxalign.data import loader, packing
 from jaxalign.models import decoder
-from jaxalign.objectives import objective
+from jaxalign.objectives import objective as objective_lib
+from jaxalign.objectives.options import ObjectiveConfig
+from jaxalign.objectives.own import LossOfPairs
+from jaxalign.objectives.record import Objective
 from jaxalign.parallel import sharding
-from jaxalign.training import compilation, evaluation, reference
+from jaxalign.training import compilation, evaluation, reference, run_directory
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import start as start_lib
 from jaxalign.training import step as step_lib
 from jaxalign.training.compilation import StepCompilation
 from jaxalign.training.config import TrainConfig
-from jaxalign.training.inputs import RunInputs
+from jaxalign.training.inputs import RunInputs, read_inputs
+from jaxalign.training.objects import (
+    OwnModel,
+    Rows,
+    RunObjects,
+    partitioned,
+    with_names,
+)
 from jaxalign.training.preemption import Preemption
 from jaxalign.training.start import StartingPolicy, StartLayout
 from jaxalign.training.step import LossFn, TrainState
 from jaxalign.types import Metrics, Model, Variables
 
 
-__all__ = ["Session", "setup"]
+__all__ = ["Session", "open_session", "setup"]
 
 
-class Session(NamedTuple):
-    """A run that is ready to step."""
+@dataclasses.dataclass(kw_only=True)
+class Session:
+    """A run that is ready to step, and after ``fit`` where it stands."""
 
     config: TrainConfig
-    run: Path
-    """Its directory."""
+    run: Path | None
+    """Its directory, if it has one."""
     state: TrainState
-    """Where to go on; donated to the first step."""
-    start: int
-    """Updates made already."""
+    """After the last whole step; donated to the next one, which replaces it."""
+    step: int
+    """Updates made so far."""
+    data_state: dict[str, Any] | None
+    """Where the data's iterator stands then; None is the beginning."""
     frozen: Variables
     source: loader.StepSource
-    batches: Any
-    """Host batches from step ``start`` on, with ``get_state`` and ``set_state``."""
     put: Callable[[Any], Any]
     """Sends a host batch to the devices."""
     step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
     """Compiled."""
     evaluate: Callable[[TrainState], dict[str, float]] | None
     """Returns ``eval_*`` values."""
-    store: StateStore
+    store: StateStore | None
+    """Its checkpoints, if it keeps any."""
+    schedule: Callable[[Any], Any] | None = None
+    """From updates to the learning rate; None where the optimiser is one's own."""
+    resources: contextlib.ExitStack | None = None
+    """What ``close`` gives back."""
+
+    def close(self) -> None:
+        """Wait for its files and give the run directory back; needless without one."""
+        if self.resources is not None:
+            self.resources.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open_batches(self) -> Any:
+        """Iterate over host batches from the next step on; to be closed."""
+        batches = loader.make_iterator(self.source, workers=self.config.data_workers)
+        if self.data_state is not None:
+            batches.set_state(self.data_state)
+        return batches
 
 
 def setup(
+    config: TrainConfig,
+    *,
+    objective: Objective | LossOfPairs | ObjectiveConfig | None = None,
+    model: Checkpoint | OwnModel | None = None,
+    rows: Rows | None = None,
+    eval_rows: Rows | None = None,
+    tx: optax.GradientTransformation | None = None,
+    preemption: Preemption | None = None,
+) -> Session:
+    """Return a run that is ready to step, with objects in the place of names.
+
+    What is given as an object has an empty text in the config. With ``out=""`` the
+    session keeps no files: no log (``fit`` has ``report``), no checkpoints, nothing to
+    close. With a directory all is as with ``jaxalign train``, resuming included, and
+    the session holds it until it is closed: ``with setup(...) as session``.
+
+    Going on with a begun run, an objective is known by its name and code, rows by what
+    they hold, a checkpoint by its files; that a model of another kind, changed weights,
+    an optimiser or what a closure holds are the same, only the caller can know.
+
+    Args:
+      config: of the run.
+      objective: a loss ``(tokens, batch) -> [b, p]`` of one's own, or all that
+        ``objectives.own`` says; or the config of one of the library's.
+      model: as ``load_hf`` returned it, with the groups that the adapter needs; or an
+        ``OwnModel``, whose variables hold their adapter, or of which
+        ``config.trainable`` says what is trained. ``config.model`` is then where its
+        tokenizer is. What was given stays as it is: the session trains a copy.
+      rows: feedback records to train on, dicts or ``Record``; read once.
+      eval_rows: those to evaluate on.
+      tx: optimiser over the trained leaves, in the place of ``config.optimizer``; it
+        clips and schedules itself.
+      preemption: evaluation stops when it comes.
+    Raises:
+      UserError: something that was given is wrong.
+    """
+    objects = RunObjects(objective, model, rows, eval_rows, tx)
+    config = with_names(config, objects)
+    kept = fastest.kept_in(Path(config.out) / runs.CONFIG) if config.out else None
+    dtype = fastest.resolve(config.dtype, config.model, kept=kept)
+    inputs = read_inputs(dataclasses.replace(config, dtype=dtype), objects)
+    if not config.out:
+        return open_session(inputs, None, None, preemption=preemption)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(
+            run_directory.claim(
+                inputs.config,
+                inputs.fingerprints,
+                before=lambda run: read_yaml(run / runs.CONFIG),
+            )
+        )
+        store = StateStore(run / runs.CHECKPOINTS, keep=config.save_total_limit)
+        stack.callback(store.close)
+        session = open_session(inputs, run, store, preemption=preemption)
+        session.resources = stack.pop_all()
+    return session
+
+
+def open_session(
     inputs: RunInputs,
-    run: Path,
-    store: StateStore,
+    run: Path | None,
+    store: StateStore | None,
     *,
     preemption: Preemption | None = None,
 ) -> Session:
@@ -69,8 +166,8 @@ def setup(
 
     Args:
       inputs: see ``inputs.read_inputs``.
-      run: directory of the run.
-      store: its checkpoints.
+      run: directory of the run, if it has one.
+      store: its checkpoints, if it keeps any.
       preemption: evaluation stops when it comes.
     Raises:
       UserError: weights that are not what their headers said.
@@ -79,11 +176,13 @@ def setup(
     rows = source.rows_of_epoch(0)
     fill = packing.fill(rows, data.train.lengths, data.shape.row_length)
     progress.say(f"rows: {len(rows)} of {data.shape.row_length}, {fill:.1%} full")
-    tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
+    tx = inputs.objects.tx
+    schedule = None
+    if tx is None:
+        tx = optimizer_lib.make_optimizer(config.optimizer, source.num_steps)
+        schedule = optimizer_lib.make_schedule(config.optimizer, source.num_steps)
     put = functools.partial(sharding.put_batch, mesh=inputs.mesh, leading=1)
-    layout = start_lib.lay_out(config, run / runs.ADAPTER_START)
-    ahead = _compile_ahead(inputs, layout, tx, put)
-    policy = _load(inputs, layout, run / runs.ADAPTER_START)
+    ahead, policy = _start(inputs, run, tx, put)
     numbers = _frozen_numbers(inputs, run, policy)
     policy = policy._replace(frozen={**policy.frozen, **numbers.variables})
     source.ref_logps, source.token_weights = numbers.ref.train, numbers.weights.train
@@ -98,9 +197,6 @@ def setup(
         policy.frozen,
         put(source[start]),
     )
-    batches = loader.make_iterator(source, workers=config.data_workers)
-    if data_state is not None:
-        batches.set_state(data_state)
     evaluate = evaluation.make_evaluate(
         config,
         data,
@@ -115,18 +211,36 @@ def setup(
         config=config,
         run=run,
         state=state,
-        start=start,
+        step=start,
+        data_state=data_state,
         frozen=policy.frozen,
         source=source,
-        batches=batches,
         put=put,
         step_fn=step_fn,
         evaluate=evaluate,
         store=store,
+        schedule=schedule,
     )
 
 
-def _load(inputs: RunInputs, layout: StartLayout, start: Path) -> StartingPolicy:
+def _start(
+    inputs: RunInputs, run: Path | None, tx: optax.GradientTransformation, put: Any
+) -> tuple[StepCompilation | None, StartingPolicy]:
+    """Load what is trained; compile its step meanwhile, if that is known."""
+    config, own_model = inputs.config, inputs.objects.own_model
+    if own_model is not None:
+        parts = partitioned(own_model, config, inputs.mesh)
+        return None, StartingPolicy(own_model, *parts)
+    start = None if run is None else run / runs.ADAPTER_START
+    checkpoint = inputs.objects.checkpoint
+    layout = start_lib.lay_out(config, start)
+    if checkpoint is not None:
+        return None, _load(inputs, start_lib.given_layout(layout, checkpoint), start)
+    ahead = _compile_ahead(inputs, layout, tx, put)
+    return ahead, _load(inputs, layout, start)
+
+
+def _load(inputs: RunInputs, layout: StartLayout, start: Path | None) -> StartingPolicy:
     """Load the starting policy, and keep the adapter's part of it."""
     config = inputs.config
     began = time.monotonic()
@@ -134,14 +248,16 @@ def _load(inputs: RunInputs, layout: StartLayout, start: Path) -> StartingPolicy
         config,
         inputs.mesh,
         layout,
+        given=inputs.objects.checkpoint,
         **_kernel(inputs),
     )
-    if not isinstance(config.adapter, NoAdapter) and not start.is_file():
+    has_adapter = not isinstance(config.adapter, NoAdapter)
+    if has_adapter and start is not None and not start.is_file():
         whole = trees.combine(policy.trainable, policy.frozen)
         own = {name: whole[name] for name in adapter.COLLECTIONS if name in whole}
         if jax.process_index() == 0:
             adapter_files.write_start(own, start)
-    shapes = decoder.param_shapes(policy.checkpoint.config.text)
+    shapes = decoder.param_shapes(layout.model)
     progress.say(
         f"model: {trees.num_params(shapes):,} weights, "
         f"{trees.num_params(policy.trainable):,} trained, loaded in "
@@ -160,12 +276,13 @@ class _FrozenNumbers(NamedTuple):
 
 
 def _frozen_numbers(
-    inputs: RunInputs, run: Path, policy: StartingPolicy
+    inputs: RunInputs, run: Path | None, policy: StartingPolicy
 ) -> _FrozenNumbers:
     config, data = inputs.config, inputs.data
+    place = config.reference_cache or (run and run / "reference")
     scorer = reference.Scorer(
         config,
-        Path(config.reference_cache or run / "reference"),
+        None if place is None else Path(place),
         data.train,
         data.evaluation,
         data.shape,
@@ -187,12 +304,12 @@ def _losses(
         "aspects": inputs.data.aspects,
         "router_weight": config.router_weight,
     }
-    loss_fn = functools.partial(objective.loss_fn, model=model, **options)
-    if not objective.needs(config.objective).coupled:
+    loss_fn = functools.partial(objective_lib.loss_fn, model=model, **options)
+    if not objective_lib.needs(config.objective).coupled:
         return loss_fn, loss_fn
     return loss_fn, step_lib.Coupled(
-        functools.partial(objective.score, model=model, config=config.objective),
-        functools.partial(objective.loss_of_tokens, **options),
+        functools.partial(objective_lib.score, model=model, config=config.objective),
+        functools.partial(objective_lib.loss_of_tokens, **options),
     )
 
 
@@ -203,32 +320,17 @@ def _initial_state(
     mesh: Mesh,
 ) -> TrainState:
     """Make the state, every leaf on the mesh where its weight is."""
-    everywhere = sharding.replicated(mesh)
     # A copy: the state is donated, and the starting values may still be the reference.
     trainable = jax.tree.map(lambda leaf: leaf.copy(), policy.trainable)
-    where = jax.tree.map(lambda leaf: leaf.sharding, trainable)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    state = step_lib.init(trainable, tx, key=key)
-    opt_state = optax.tree_map_params(
-        tx,
-        jax.device_put,
-        state.opt_state,
-        where,
-        transform_non_params=lambda leaf: jax.device_put(leaf, everywhere),
-    )
-    return TrainState(
-        step=jax.device_put(state.step, everywhere),
-        trainable=trainable,
-        opt_state=opt_state,
-        key=jax.device_put(state.key, everywhere),
-    )
+    return step_lib.init(trainable, tx, key=key, mesh=mesh)
 
 
 def _restore(
-    store: StateStore, state: TrainState, num_steps: int
+    store: StateStore | None, state: TrainState, num_steps: int
 ) -> tuple[TrainState, int, dict[str, Any] | None]:
     """Return the newest saved state, its step, and where the data stood then."""
-    saved = store.restore(*step_lib.to_saved(state))
+    saved = store and store.restore(*step_lib.to_saved(state))
     if saved is None:
         return state, 0, None
     progress.say(f"going on after step {saved.step} of {num_steps}")
@@ -259,7 +361,9 @@ def _compile_ahead(
     config = inputs.config
     if config.dtype == "auto" or config.quantize != "none":
         return None
-    if config.reference != "adapter_off" or objective.weight_models(config.objective):
+    if config.reference != "adapter_off" or objective_lib.weight_models(
+        config.objective
+    ):
         return None
     trainable, frozen = start_lib.expected_start(config, inputs.mesh, layout)
     frozen = {**frozen, **reference.starting_reference(config, trainable)}
@@ -270,6 +374,7 @@ def _compile_ahead(
 
 
 def _kernel(inputs: RunInputs) -> dict[str, Any]:
+    assert inputs.kernel is not None  # of a model of the library's
     return {
         "attention": inputs.kernel.implementation,
         "sequences": inputs.data.shape.pairs,

@@ -1,5 +1,6 @@
 """What a run trains, at its starting values: loaded, or described before it is."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.checkpoints import adapter_files, adapter_start
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.attention import Implementation
 from jaxalign.models.config import DecoderConfig
@@ -21,6 +23,7 @@ from jaxalign.parallel import sharding
 from jaxalign.stacks import Group
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.inputs import given_adapter
+from jaxalign.training.objects import OwnModel
 from jaxalign.types import Model, Variables
 
 
@@ -29,6 +32,7 @@ __all__ = [
     "StartingPolicy",
     "expected_model",
     "expected_start",
+    "given_layout",
     "lay_out",
     "load_start",
 ]
@@ -37,7 +41,7 @@ __all__ = [
 class StartingPolicy(NamedTuple):
     """A loaded model, split into what is trained and what is not."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | OwnModel
     trainable: Variables
     frozen: Variables
 
@@ -80,6 +84,7 @@ def load_start(
     mesh: Mesh,
     layout: StartLayout,
     *,
+    given: Checkpoint | None = None,
     attention: Implementation = "xla",
     sequences: int | None = None,
 ) -> StartingPolicy:
@@ -89,10 +94,15 @@ def load_start(
       config: of the run.
       mesh: devices.
       layout: of :func:`lay_out`; an adapter that it does not hold is made.
+      given: the model, loaded already.
       attention: the kernel.
       sequences: most of them in a row.
     """
     trained = trees.by_path(layout.trained)
+    options = _model_options(config, attention, sequences)
+    if given is not None:
+        checkpoint = _moved(given, mesh, trained, options)
+        return _split(config, mesh, layout, checkpoint)
     with progress.reading(f"loading {config.model}") as show:
         checkpoint = load_lib.load(
             config.model,
@@ -102,8 +112,50 @@ def load_start(
             quantize=config.quantize,
             mesh=mesh,
             progress=show,
-            **_model_options(config, attention, sequences),
+            **options,
         )
+    return _split(config, mesh, layout, checkpoint)
+
+
+def given_layout(layout: StartLayout, checkpoint: Checkpoint) -> StartLayout:
+    """Return the layout of a run whose model is loaded already.
+
+    Raises:
+      UserError: its layers are stacked in other groups than the adapter needs.
+    """
+    if tuple(checkpoint.groups) != layout.groups:
+        raise UserError(
+            f"the model was loaded with its layers in groups {checkpoint.groups}, and "
+            f"this run's adapter needs {layout.groups}: load it with "
+            f"load_hf(PATH, groups={list(layout.groups)})"
+        )
+    own = {k: v for k, v in checkpoint.variables.items() if k in adapter.COLLECTIONS}
+    return layout._replace(collections=own) if own else layout
+
+
+def _moved(
+    given: Checkpoint, mesh: Mesh, trained: Mapping[str, bool], options: dict[str, Any]
+) -> Checkpoint:
+    """Return a loaded model on the mesh, with the options of the run."""
+    params = trees.map_with_paths(
+        lambda path, leaf: leaf.astype(jnp.float32) if trained[path] else leaf,
+        given.variables["params"],
+    )
+    model = decoder.make_model(
+        given.config.text,
+        groups=given.groups,
+        dtype=given.dtype,
+        mesh=mesh,
+        **options,
+    )
+    variables = adapter_start.place({"params": params}, mesh, given.family)
+    return given._replace(model=model, variables=variables)
+
+
+def _split(
+    config: TrainConfig, mesh: Mesh, layout: StartLayout, checkpoint: Checkpoint
+) -> StartingPolicy:
+    """Add the adapter and tell apart what is trained."""
     variables = dict(checkpoint.variables)
     if not isinstance(config.adapter, NoAdapter):
         collections = layout.collections

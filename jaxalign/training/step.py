@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
+from jaxalign.parallel import sharding
 from jaxalign.types import Mean, Metrics, PreferenceBatch
 
 
@@ -39,10 +41,38 @@ class TrainState(NamedTuple):
 
 
 def init(
-    trainable: Any, tx: optax.GradientTransformation, *, key: Key[Array, ""]
+    trainable: Any,
+    tx: optax.GradientTransformation,
+    *,
+    key: Key[Array, ""],
+    mesh: Mesh | None = None,
 ) -> TrainState:
-    """Return the state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), key)
+    """Return the state before the first update.
+
+    Args:
+      trainable: the leaves to train.
+      tx: optimiser over them.
+      key: for dropout.
+      mesh: where the leaves lie: the optimiser's numbers are put where their weights
+        are, all else on every device, as a step leaves them; or the second step would
+        be compiled anew. Without one nothing is moved.
+    """
+    state = TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), key)
+    if mesh is None:
+        return state
+    everywhere = sharding.replicated(mesh)
+    return TrainState(
+        step=jax.device_put(state.step, everywhere),
+        trainable=trainable,
+        opt_state=optax.tree_map_params(
+            tx,
+            jax.device_put,
+            state.opt_state,
+            jax.tree.map(lambda leaf: leaf.sharding, trainable),
+            transform_non_params=lambda leaf: jax.device_put(leaf, everywhere),
+        ),
+        key=jax.device_put(key, everywhere),
+    )
 
 
 def to_saved(state: TrainState) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,141 @@
+"""What a run may be given as objects, where its config has names."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxalign import trees
+from jaxalign.adapters import adapter
+from jaxalign.adapters.adapter import NoAdapter
+from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.data import records
+from jaxalign.errors import UserError
+from jaxalign.objectives.options import ObjectiveConfig
+from jaxalign.objectives.own import LossOfPairs, own
+from jaxalign.objectives.record import Objective
+from jaxalign.parallel import sharding
+from jaxalign.training.config import TrainConfig
+from jaxalign.types import Model, Variables
+
+
+__all__ = [
+    "OwnModel",
+    "Rows",
+    "RunObjects",
+    "given_records",
+    "partitioned",
+    "with_names",
+]
+
+Rows = Iterable[Mapping[str, Any] | records.Record]
+
+
+class OwnModel(NamedTuple):
+    """A model of any kind with its weights."""
+
+    model: Model
+    variables: Variables
+
+
+class RunObjects(NamedTuple):
+    """Objects in the place of names; None leaves it to the config."""
+
+    objective: Objective | LossOfPairs | ObjectiveConfig | None = None
+    model: Checkpoint | OwnModel | None = None
+    rows: Rows | None = None
+    eval_rows: Rows | None = None
+    tx: optax.GradientTransformation | None = None
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The loaded checkpoint, if that is what was given."""
+        return self.model if isinstance(self.model, Checkpoint) else None
+
+    @property
+    def own_model(self) -> OwnModel | None:
+        """The model of another kind, if that is what was given."""
+        return self.model if isinstance(self.model, OwnModel) else None
+
+
+NAMES_ONLY = RunObjects()
+"""Nothing given as an object."""
+
+
+def with_names(config: TrainConfig, objects: RunObjects) -> TrainConfig:
+    """Return the config with what the objects are called, checked as a whole.
+
+    Raises:
+      UserError: something is given neither way, or does not go with the others.
+    """
+    changes: dict[str, Any] = {}
+    if objects.objective is not None:
+        chosen: Any = objects.objective
+        if isinstance(chosen, Objective) or not isinstance(chosen, ObjectiveConfig):
+            chosen = own(chosen)
+        changes["objective"] = chosen
+    if (checkpoint := objects.checkpoint) is not None:
+        changes["model"] = str(checkpoint.path)
+        changes["dtype"] = str(jax.numpy.dtype(checkpoint.dtype))
+    config = dataclasses.replace(config, **changes)
+    if not config.data and objects.rows is None:
+        raise UserError("there is no data: give rows=RECORDS, or a config with data")
+    if not config.model:
+        raise UserError(
+            "there is no model: give model=CHECKPOINT, or a config with model (beside "
+            "an OwnModel, the directory of its tokenizer)"
+        )
+    if objects.own_model is not None and not isinstance(config.adapter, NoAdapter):
+        found = objects.own_model.variables
+        if not any(name in found for name in adapter.COLLECTIONS):
+            raise UserError(
+                f"adapter.name {config.adapter.name} is for the library's own models, "
+                "and the variables of this one hold no adapter: put one there, or give "
+                "adapter=NoAdapter() and trainable patterns"
+            )
+    return config
+
+
+def given_records(rows: Rows, what: str = "row") -> list[records.Record]:
+    """Return rows as records.
+
+    Raises:
+      UserError: one is malformed, or there is none.
+    """
+    found = [
+        row if isinstance(row, records.Record) else records.parse(row, f"{what} {n}")
+        for n, row in enumerate(rows)
+    ]
+    if not found:
+        raise UserError(f"{what}s: there is none; expected feedback records")
+    return found
+
+
+def partitioned(
+    own_model: OwnModel, config: TrainConfig, mesh: Mesh
+) -> tuple[Variables, Variables]:
+    """Return what of a model is trained and what is not, on a mesh.
+
+    Leaves that lie on the mesh stay as they are; others are copied to every device.
+
+    Raises:
+      UserError: a pattern of ``trainable`` matches nothing.
+    """
+    everywhere = sharding.replicated(mesh)
+
+    def put(leaf: Any) -> Any:
+        where = getattr(leaf, "sharding", None)
+        if isinstance(where, NamedSharding) and where.mesh == mesh:
+            return leaf
+        return jax.device_put(leaf, everywhere)
+
+    variables = jax.tree.map(put, dict(own_model.variables))
+    if isinstance(config.adapter, NoAdapter):
+        params = trees.mask_from_patterns(variables["params"], config.trainable)
+        mask = jax.tree.map(lambda _: False, variables) | {"params": params}
+    else:
+        mask = adapter.trained(variables)
+    return trees.partition(variables, mask)

@@ -1,0 +1,229 @@
+"""Objects in the place of names: objective, model, rows, optimiser, no directory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxalign.adapters.adapter import NoAdapter
+from jaxalign.adapters.lora import LoRAConfig
+from jaxalign.checkpoints import load
+from jaxalign.data import records
+from jaxalign.errors import UserError
+from jaxalign.objectives import policy
+from jaxalign.objectives.own import own
+from jaxalign.objectives.pairwise import PairwiseConfig
+from jaxalign.objectives.record import Losses, Needs, Objective, Term
+from jaxalign.parallel.mesh import MeshConfig
+from jaxalign.training.config import TrainConfig
+from jaxalign.training.loop import fit
+from jaxalign.training.objects import OwnModel
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.setup import setup
+from tests import synthetic
+
+
+ROWS = synthetic.feedback_records(12)
+HELD_OUT = synthetic.feedback_records(4, seed=1)
+
+
+def config(**changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "model": "",
+        "data": "",
+        "out": "",
+        "max_steps": 3,
+        "batch_rows": 2,
+        "row_length": 192,
+        "max_length": 96,
+        "logging_steps": 1,
+        "eval_steps": 2,
+        "adapter": LoRAConfig(rank=2, alpha=4.0),
+        "optimizer": OptimizerConfig(learning_rate=1e-2),
+        "report_to": "none",
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+def dpo(tokens: Any, batch: Any) -> Any:
+    """DPO again, by hand."""
+    ratio = policy.pair_logps(tokens, batch).logratios
+    return jnp.logaddexp(0.0, -0.1 * (ratio[..., 0] - ratio[..., 1]))
+
+
+def run(settings: TrainConfig, **objects: Any) -> tuple[Any, list[dict[str, float]]]:
+    lines: list[dict[str, float]] = []
+    with setup(settings, **objects) as session:
+        state = fit(session, report=lambda step, line: lines.append(dict(line)))
+    return state, lines
+
+
+def of_names(**changes: Any) -> TrainConfig:
+    return config(objective=PairwiseConfig(name="sigmoid"), **changes)
+
+
+@pytest.fixture(scope="module")
+def built_in(tiny_llama) -> tuple[Any, list[dict[str, float]]]:
+    return run(of_names(model=str(tiny_llama)), rows=ROWS, eval_rows=HELD_OUT)
+
+
+def same(state: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, state.trainable, other.trainable)
+
+
+def test_an_own_loss_and_a_loaded_checkpoint_train_as_the_built_in(
+    tiny_llama, built_in, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = load.load(tiny_llama)
+    before = jax.tree.map(np.array, checkpoint.variables)
+    state, lines = run(
+        config(),
+        objective=dpo,
+        model=checkpoint,
+        rows=[records.parse(row) for row in ROWS],
+        eval_rows=HELD_OUT,
+    )
+    theirs = built_in[1]
+    assert [line["loss"] for line in lines[1:]] == pytest.approx(
+        [line["loss"] for line in theirs[1:]], rel=1e-6
+    )
+    assert lines[0]["eval_loss"] == pytest.approx(float(np.log(2)), rel=1e-6)
+    assert lines[-1]["eval_loss"] == pytest.approx(theirs[-1]["eval_loss"], rel=1e-6)
+    assert lines[-1]["loss"] < lines[1]["loss"]
+    assert "rewards/margins" in lines[-1]
+    jax.tree.map(np.testing.assert_array_equal, before, checkpoint.variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        state.trainable,
+        built_in[0].trainable,
+    )
+    assert list(tmp_path.iterdir()) == []  # no file of any kind
+
+
+def test_an_own_optimiser_is_what_steps(tiny_llama) -> None:
+    still, lines = run(of_names(model=str(tiny_llama)), rows=ROWS, tx=optax.sgd(0.0))
+    assert "learning_rate" not in lines[-1]
+    assert all(
+        not leaf.any() for path, leaf in synthetic_paths(still) if path.endswith("b']")
+    )
+    theirs = OptimizerConfig(learning_rate=1e-2)
+    moved, _ = run(
+        of_names(model=str(tiny_llama), optimizer=theirs),
+        rows=ROWS,
+        tx=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
+    )
+    assert any(leaf.any() for path, leaf in synthetic_paths(moved) if "'b'" in path)
+
+
+def synthetic_paths(state: Any) -> list[tuple[str, np.ndarray]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state.trainable)
+    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]
+
+
+def test_accumulation_and_a_mesh_do_as_for_the_built_in(tiny_llama, built_in) -> None:
+    settings = config(
+        batch_rows=4, mesh=MeshConfig(data=2, fsdp=2), model=str(tiny_llama)
+    )
+    _, lines = run(settings, objective=dpo, rows=ROWS)
+    halves = config(gradient_accumulation_steps=2, model=str(tiny_llama))
+    _, others = run(halves, objective=dpo, rows=ROWS)
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [line["loss"] for line in others], rel=1e-5
+    )
+
+
+def test_an_objective_of_two_terms_and_a_reference_free_one(tiny_llama) -> None:
+    def likelihood(tokens: Any, batch: Any) -> Losses:
+        return Losses(-policy.pair_logps(tokens, batch).logps[..., 0])
+
+    mixed = Objective(
+        Needs(),
+        (
+            Term(lambda t, b: Losses(dpo(t, b)), weight=1.0, name="mine"),
+            Term(likelihood, weight=0.5, name="nll"),
+        ),
+        beta=0.1,
+    )
+    _, lines = run(config(model=str(tiny_llama)), objective=mixed, rows=ROWS)
+    first = lines[0]
+    assert first["loss"] == pytest.approx(
+        first["loss/mine"] + 0.5 * first["loss/nll"], rel=1e-5
+    )
+    free = own(likelihood, needs=Needs(reference=False))
+    _, lines = run(config(model=str(tiny_llama)), objective=free, rows=ROWS)
+    assert lines[0]["loss"] == pytest.approx(first["loss/nll"], rel=1e-5)
+
+
+def test_a_model_of_another_kind_trains_by_pattern(tiny_llama) -> None:
+    checkpoint = load.load(tiny_llama)
+    model = OwnModel(checkpoint.model, checkpoint.variables)
+    settings = config(
+        model=str(tiny_llama), adapter=NoAdapter(), trainable=("norm/scale",)
+    )
+    state, lines = run(settings, objective=dpo, model=model, rows=ROWS)
+    _, theirs = run(settings, objective=PairwiseConfig(name="sigmoid"), rows=ROWS)
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [line["loss"] for line in theirs], rel=1e-5
+    )
+    assert len(jax.tree.leaves(state.trainable)) == 1
+    with pytest.raises(UserError, match="adapter.name lora is for the library's own"):
+        setup(config(model=str(tiny_llama)), model=model, rows=ROWS)
+
+
+def test_a_run_of_own_parts_goes_on_and_knows_another_objective(
+    tiny_llama, tmp_path
+) -> None:
+    settings = config(model=str(tiny_llama), out=str(tmp_path / "run"), save_steps=1)
+    whole, _ = run(config(model=str(tiny_llama)), objective=dpo, rows=ROWS)
+
+    def stop(step: int, line: Any) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+
+    with setup(settings, objective=dpo, rows=ROWS) as session:
+        with pytest.raises(KeyboardInterrupt):
+            fit(session, report=stop)
+    with setup(settings, objective=dpo, rows=ROWS) as session:
+        assert session.step == 1
+        same(fit(session), whole)
+    kept = (tmp_path / "run/config.yaml").read_text()
+    assert "name: dpo" in kept and "code: " in kept
+    with pytest.raises(UserError, match="objective.code"):
+        setup(settings, objective=lambda t, b: dpo(t, b), rows=ROWS)
+    with pytest.raises(UserError, match="the data has changed"):
+        setup(settings, objective=dpo, rows=ROWS[:-1])
+
+
+@pytest.mark.parametrize(
+    ("objects", "match"),
+    [
+        ({}, "there is no data: give rows="),
+        ({"rows": ROWS}, "there is no model: give model="),
+        ({"rows": [], "model": "tiny"}, "rows: there is none"),
+        ({"rows": [{"prompt": "p"}], "model": "tiny"}, "row 0: .*chosen"),
+    ],
+)
+def test_what_is_missing_is_said(tiny_llama, objects, match) -> None:
+    objects = dict(objects)
+    model = str(tiny_llama) if objects.pop("model", None) else ""
+    with pytest.raises(UserError, match=match):
+        setup(config(model=model), objective=dpo, **objects)
+
+
+def test_a_mean_is_no_loss_of_pairs(tiny_llama) -> None:
+    with pytest.raises(ValueError, match="one loss for each pair"):
+        setup(
+            config(model=str(tiny_llama)),
+            objective=lambda t, b: dpo(t, b).mean(),
+            rows=ROWS,
+        )
+
+
+def test_groups_that_the_adapter_cuts_are_said_with_their_cure(tiny_llama) -> None:
+    settings = config(adapter=LoRAConfig(rank=2, layers="0"))
+    with pytest.raises(UserError, match=r"load_hf\(PATH, groups="):
+        setup(settings, objective=dpo, model=load.load(tiny_llama), rows=ROWS)
