@@ -234,11 +234,13 @@ def files_up_to(size: int) -> Iterator[None]:
 
 def test_a_full_disk_loses_nothing(files, tmp_path, capfd) -> None:
     """Full at the config, then at the first checkpoint, then not."""
+    # Embeddings: TensorStore may cut what it writes into several files.
     short = {"max_steps": 3, "save_steps": 1, "eval_data": None}
+    short |= {"adapter": {"name": "none"}, "trainable": ["embed_tokens/.*"]}
     run = tmp_path / "run"
     for size, match in (
         (100, "a file of the run .*cannot be read or written: .*File too large"),
-        (40_000, "a checkpoint in .*checkpoints cannot be written: File too large"),
+        (10_000, "a checkpoint in .*checkpoints cannot be written: File too large"),
     ):
         with files_up_to(size), pytest.raises(UserError, match=match):
             train(from_dict(options(files, run, **short)))
