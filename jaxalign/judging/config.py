@@ -100,12 +100,7 @@ class JudgeConfig:
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_template_kwargs(self.chat_template_kwargs, "judge.chat_template_kwargs")
-        if self.chat_template_kwargs and self.name in ("rules", "python"):
-            raise UserError(
-                f"judge.chat_template_kwargs does nothing with judge.name {self.name}: "
-                "leave it out"
-            )
+        self._check_template()
         for field in ("concurrency", "votes", "max_attempts"):
             _check(getattr(self, field) >= 1, field, "at least 1", self)
         for field in ("max_reply_tokens", "max_requests", "max_total_tokens"):
@@ -162,6 +157,14 @@ class JudgeConfig:
             )
         for aspect in aspects if self.needs_rubrics else ():
             wording.rubric(aspect, self.own_wording)
+
+    def _check_template(self) -> None:
+        check_template_kwargs(self.chat_template_kwargs, "judge.chat_template_kwargs")
+        if self.chat_template_kwargs and self.name in ("rules", "python"):
+            raise UserError(
+                f"judge.chat_template_kwargs does nothing with judge.name {self.name}: "
+                "leave it out"
+            )
 
     def _check_endpoint(self) -> None:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
