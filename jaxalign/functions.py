@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+import types
 from typing import Any
 
 
@@ -36,5 +37,13 @@ def identity(function: Any) -> dict[str, str]:
     except (OSError, TypeError):  # typed at a prompt, or not of Python
         text = "" if code else name
     if code is not None and (not text or function.__name__ == "<lambda>"):
-        text += f" {code.co_code.hex()} {code.co_consts!r} {code.co_names!r}"
+        text += _said(code)
     return {"name": name, "code": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _said(code: types.CodeType) -> str:
+    """Return compiled code as text that is the same in every process."""
+    constants = [
+        _said(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts
+    ]
+    return f" {code.co_code.hex()} {constants} {code.co_names}"

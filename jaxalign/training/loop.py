@@ -17,7 +17,7 @@ from jaxalign.training.alarms import DisplacementAlarm
 from jaxalign.training.interrupts import Interrupts
 from jaxalign.training.metrics import MetricsLog
 from jaxalign.training.preemption import Preempted, Preemption
-from jaxalign.training.setup import Session
+from jaxalign.training.session import Session
 from jaxalign.training.step import TrainState
 from jaxalign.types import Metrics
 

@@ -19,7 +19,7 @@ from jaxalign.checkpoints import adapter_files, fastest, runs
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.configs import read_yaml
-from jaxalign.data import loader, packing
+from jaxalign.data import packing
 from jaxalign.models import decoder
 from jaxalign.objectives import objective as objective_lib
 from jaxalign.objectives.options import ObjectiveConfig
@@ -41,59 +41,13 @@ from jaxalign.training.objects import (
     with_names,
 )
 from jaxalign.training.preemption import Preemption
+from jaxalign.training.session import Session
 from jaxalign.training.start import StartingPolicy, StartLayout
 from jaxalign.training.step import LossFn, TrainState
-from jaxalign.types import Metrics, Model, Variables
+from jaxalign.types import Model, Variables
 
 
-__all__ = ["Session", "open_session", "setup"]
-
-
-@dataclasses.dataclass(kw_only=True)
-class Session:
-    """A run that is ready to step, and after ``fit`` where it stands."""
-
-    config: TrainConfig
-    run: Path | None
-    """Its directory, if it has one."""
-    state: TrainState
-    """After the last whole step; donated to the next one, which replaces it."""
-    step: int
-    """Updates made so far."""
-    data_state: dict[str, Any] | None
-    """Where the data's iterator stands then; None is the beginning."""
-    frozen: Variables
-    source: loader.StepSource
-    put: Callable[[Any], Any]
-    """Sends a host batch to the devices."""
-    step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
-    """Compiled."""
-    evaluate: Callable[[TrainState], dict[str, float]] | None
-    """Returns ``eval_*`` values."""
-    store: StateStore | None
-    """Its checkpoints, if it keeps any."""
-    schedule: Callable[[Any], Any] | None = None
-    """From updates to the learning rate; None where the optimiser is one's own."""
-    resources: contextlib.ExitStack | None = None
-    """What ``close`` gives back."""
-
-    def close(self) -> None:
-        """Wait for its files and give the run directory back; needless without one."""
-        if self.resources is not None:
-            self.resources.close()
-
-    def __enter__(self) -> "Session":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def open_batches(self) -> Any:
-        """Iterate over host batches from the next step on; to be closed."""
-        batches = loader.make_iterator(self.source, workers=self.config.data_workers)
-        if self.data_state is not None:
-            batches.set_state(self.data_state)
-        return batches
+__all__ = ["open_session", "setup"]
 
 
 def setup(
@@ -213,6 +167,7 @@ def open_session(
         state=state,
         step=start,
         data_state=data_state,
+        model=policy.checkpoint.model,
         frozen=policy.frozen,
         source=source,
         put=put,

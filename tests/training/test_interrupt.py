@@ -14,7 +14,8 @@ from jaxalign.checkpoints import load
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training.interrupts import Interrupts
 from jaxalign.training.loop import fit
-from jaxalign.training.setup import Session, setup
+from jaxalign.training.session import Session
+from jaxalign.training.setup import setup
 from tests import synthetic
 from tests.training.test_own_parts import config, dpo, same
 
