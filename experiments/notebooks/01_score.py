@@ -25,7 +25,7 @@ from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.setup import setup
 
 
-MODEL = os.environ.get("JAXALIGN_MODEL", "smollm2")
+MODEL = os.environ.get("JAXALIGN_NOTEBOOK_MODEL", "smollm2")
 
 # %% Segments of one's own: any spans of the text, scored or not.
 good, bad = "Air scatters blue light most. Red passes.", "Good one! It mirrors the sea."

@@ -19,7 +19,7 @@ from jaxalign.data import chat, loader, pairs, records
 from jaxalign.objectives import policy
 
 
-MODEL = os.environ.get("JAXALIGN_MODEL", "smollm2")
+MODEL = os.environ.get("JAXALIGN_NOTEBOOK_MODEL", "smollm2")
 rows = [
     {"prompt": f"What is {n} plus {n}?", "chosen": f"It is {2 * n}.", "rejected": "No."}
     for n in range(1, 9)

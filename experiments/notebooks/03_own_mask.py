@@ -24,7 +24,7 @@ from jaxalign.training.loop import fit
 from jaxalign.training.setup import setup
 
 
-MODEL = os.environ.get("JAXALIGN_MODEL", "smollm2")
+MODEL = os.environ.get("JAXALIGN_NOTEBOOK_MODEL", "smollm2")
 rows = [
     {"prompt": f"Name a number above {n}.", "chosen": f"{n + 1}", "rejected": f"{n}"}
     for n in range(1, 9)

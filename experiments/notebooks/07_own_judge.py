@@ -24,7 +24,7 @@ from jaxalign.training.loop import fit
 from jaxalign.training.setup import setup
 
 
-MODEL = os.environ.get("JAXALIGN_MODEL", "smollm2")
+MODEL = os.environ.get("JAXALIGN_NOTEBOOK_MODEL", "smollm2")
 folder = Path(tempfile.mkdtemp())
 
 

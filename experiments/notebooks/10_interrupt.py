@@ -20,7 +20,7 @@ from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.setup import setup
 
 
-MODEL = os.environ.get("JAXALIGN_MODEL", "smollm2")
+MODEL = os.environ.get("JAXALIGN_NOTEBOOK_MODEL", "smollm2")
 rows = [
     {"prompt": f"Is {n} even?", "chosen": f"{n % 2 == 0}", "rejected": "Perhaps."}
     for n in range(8)

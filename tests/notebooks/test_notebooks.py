@@ -43,7 +43,7 @@ def test_a_notebook_runs(path: Path, tiny_llama: Path, tmp_path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setitem(os.environ, "JAXALIGN_MODEL", str(tiny_llama))
+    monkeypatch.setitem(os.environ, "JAXALIGN_NOTEBOOK_MODEL", str(tiny_llama))
     # As ipykernel does it: the loop leaves SIGINT alone, which asyncio.run would not.
     loop = asyncio.new_event_loop()
     try:
