@@ -6,18 +6,27 @@ objective, the adapter), the ``name`` among its values chooses.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import pydantic
 import yaml
 
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["build", "check_kind", "read_yaml", "to_dict", "to_plain"]
+__all__ = [
+    "build",
+    "check_fields",
+    "check_kind",
+    "read_yaml",
+    "to_dict",
+    "to_plain",
+]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -79,6 +88,36 @@ def _required(field: dataclasses.Field) -> bool:
     return field.default is missing and field.default_factory is missing
 
 
+def check_fields(config: Any) -> None:
+    """Check the kinds of all options of a dataclass that is being made, as a file's.
+
+    What Python has for a plain value becomes one: a path a text, a numpy scalar a
+    number, a list a tuple.
+
+    Raises:
+      UserError: a value that is not of its option's kind.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        checked = check_kind(value, field.type, field.name)
+        if checked is not value:
+            object.__setattr__(config, field.name, checked)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return value
+
+
+# Made once for each kind: a server makes such options for every request.
+_adapter = functools.lru_cache(maxsize=None)(pydantic.TypeAdapter)
+
+
 def check_kind(value: Any, kind: Any, name: str) -> Any:
     """Return the value of an option if it is of its field's kind; a list as a tuple.
 
@@ -87,9 +126,9 @@ def check_kind(value: Any, kind: Any, name: str) -> Any:
     """
     if dataclasses.is_dataclass(value):
         return value
-    value = tuple(value) if isinstance(value, list) else value
+    value = _plain(value)
     try:
-        return pydantic.TypeAdapter(kind).validate_python(value, strict=True)
+        return _adapter(kind).validate_python(value, strict=True)
     except pydantic.ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"]
         raise UserError(f"the option {name}: {reason}: got {value!r}") from None

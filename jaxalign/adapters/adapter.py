@@ -16,6 +16,7 @@ from jaxalign.adapters import gates, hybrid, lora, prefix, saved, selection
 from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig, Parts
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.variables import check_params, check_variables
 
@@ -68,6 +69,7 @@ class PeftConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.dropout < 1:
             raise UserError(f"adapter.dropout must lie in [0, 1): got {self.dropout}")
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from jaxalign.adapters import gates, prefix, selection
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.adapters.prefix import PrefixConfig
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 
 
@@ -74,6 +75,7 @@ class HLPTConfig:
     faithful: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.faithful and self.mode != "concat":
             raise UserError(
                 "adapter.faithful is the published formulation, which has mode concat: "

@@ -28,6 +28,7 @@ from jaxtyping import Array, Key
 
 from jaxalign import trees
 from jaxalign.adapters import gates, sites
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.variables import check_params
 
@@ -84,6 +85,7 @@ class LoRAConfig:
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for rank in (self.rank, *self.rank_pattern.values()):
             if rank < 1:
                 raise UserError(f"adapter.rank must be at least 1: got {rank}")

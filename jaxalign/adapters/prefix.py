@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxalign import products, stacks
 from jaxalign.adapters import gates, selection
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.variables import check_params
 
@@ -71,6 +72,7 @@ class PrefixConfig:
     gate: gates.Gate = "none"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.prefix_length < 1:
             raise UserError(
                 f"adapter.prefix_length must be at least 1: got {self.prefix_length}"

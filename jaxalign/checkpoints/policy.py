@@ -41,7 +41,7 @@ class Policy(NamedTuple):
 
 
 def open_policy(
-    model: str,
+    model: str | Path,
     adapter: str | None = None,
     *,
     dtype: Any = jnp.float32,
@@ -59,6 +59,7 @@ def open_policy(
     Raises:
       UserError: the adapter is neither, or belongs to another base model.
     """
+    model = str(model)
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     if adapter is not None and runs.is_run(run := Path(adapter)):
         return open_run(run, model=model, dtype=dtype, quantize=quantize, mesh=mesh)
@@ -70,7 +71,7 @@ def open_policy(
 
 
 def open_run(
-    run: Path,
+    run: str | Path,
     *,
     model: str | None = None,
     step: int | None = None,
@@ -90,6 +91,7 @@ def open_run(
     Raises:
       UserError: no run, no checkpoint, or the base model is not the one trained on.
     """
+    run = Path(run)
     settings = runs.read_settings(run)
     base = model or settings["model"]
     if contents.fingerprint(base) != runs.read_sources(run).get("model"):

@@ -25,17 +25,19 @@ ADAPTER_START = "adapter_start.safetensors"
 """The adapter's starting values, of which checkpoints have only what is trained."""
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: str | Path) -> bool:
     """Tell whether a directory is a run's."""
+    path = Path(path)
     return (path / CONFIG).is_file()
 
 
-def read_settings(run: Path) -> dict[str, Any]:
+def read_settings(run: str | Path) -> dict[str, Any]:
     """Read the options of a run as plain nested values.
 
     Raises:
       UserError: it is no run directory.
     """
+    run = Path(run)
     if not is_run(run):
         raise UserError(
             f"{run} is no run directory: it has no {CONFIG}. Expected the --out of "
@@ -44,8 +46,9 @@ def read_settings(run: Path) -> dict[str, Any]:
     return read_yaml(run / CONFIG)
 
 
-def read_sources(run: Path) -> dict[str, str]:
+def read_sources(run: str | Path) -> dict[str, str]:
     """Read the fingerprints of what a run was made from."""
+    run = Path(run)
     try:
         return json.loads((run / SOURCES).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:

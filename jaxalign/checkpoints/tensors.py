@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def list_files(
-    directory: Path, stem: str = "model", kinds: Mapping[str, str] = DTYPES
+    directory: str | Path, stem: str = "model", kinds: Mapping[str, str] = DTYPES
 ) -> list[TensorFile]:
     """List the safetensors files of a checkpoint and read their headers.
 
@@ -170,6 +170,7 @@ def list_files(
     Raises:
       UserError: no such file, a broken header, an index that disagrees with its files.
     """
+    directory = Path(directory)
     index = directory / f"{stem}.safetensors.index.json"
     single = directory / f"{stem}.safetensors"
     if single.is_file():
@@ -214,7 +215,7 @@ def list_files(
     return files
 
 
-def read_tensor(directory: Path, name: str) -> np.ndarray | None:
+def read_tensor(directory: str | Path, name: str) -> np.ndarray | None:
     """Read one tensor of a checkpoint; None if no file holds it."""
     for file in list_files(directory):
         if name in file.tensors:

@@ -67,7 +67,7 @@ def read_rows(source: Any) -> Iterator[tuple[Any, str]]:
                 yield from _json_rows(path)
 
 
-def fingerprint(source: str) -> str:
+def fingerprint(source: str | Path) -> str:
     """Return what tells a source from one with other contents.
 
     The SHA-256 of a file; for several files, of their names and contents. Of a data set
@@ -76,6 +76,7 @@ def fingerprint(source: str) -> str:
     Raises:
       UserError: a file cannot be read.
     """
+    source = str(source)
     if source.startswith("hf:"):
         return source
     if source.startswith("tfds:"):

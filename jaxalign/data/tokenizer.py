@@ -36,12 +36,13 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, **options: Any) -> Any: ...
 
 
-def load_tokenizer(directory: str) -> Any:
+def load_tokenizer(directory: str | Path) -> Any:
     """Load the tokenizer of a checkpoint, without network and without remote code.
 
     Raises:
       UserError: there is none, or none that tells the characters of its tokens.
     """
+    directory = str(directory)
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 

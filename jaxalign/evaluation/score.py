@@ -18,6 +18,7 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
 from jaxalign.checkpoints.renderer import open_renderer, template_kwargs_of
+from jaxalign.configs import check_fields
 from jaxalign.data import layouts, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.data.columns import check_template_kwargs
@@ -88,6 +89,7 @@ class ScoreConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.layout is not None:
             layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")

@@ -76,7 +76,7 @@ class JudgedPrompt(NamedTuple):
 
 
 def read_samples(
-    path: Path,
+    path: str | Path,
     segmenter: SegmenterConfig,
     references: Sequence[tuple[str, ...]] | None = None,
 ) -> list[SampledPrompt]:
@@ -87,6 +87,7 @@ def read_samples(
       segmenter: cuts the responses.
       references: accepted answers of each prompt, () where it has none; default none.
     """
+    path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     return parse_samples(map(json.loads, lines), segmenter, references)
 
@@ -266,12 +267,13 @@ def to_lines(prompts: Sequence[JudgedPrompt]) -> str:
     return "".join(lines)
 
 
-def from_lines(path: Path) -> list[JudgedPrompt]:
+def from_lines(path: str | Path) -> list[JudgedPrompt]:
     """Read what :func:`to_lines` made.
 
     Raises:
       UserError: the file was changed and is no longer that.
     """
+    path = Path(path)
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:

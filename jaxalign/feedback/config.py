@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jaxalign.adapters.adapter import Adapter, NoAdapter, PeftConfig
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints.load import DType
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.feedback.pairing import PairingConfig
 from jaxalign.feedback.segmenters import SegmenterConfig
@@ -83,6 +84,9 @@ class DecomposerConfig:
 
     name: Literal["segments", "claims", "risks", "hops"] = "segments"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
@@ -131,6 +135,7 @@ class GateConfig:
     judge_model: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.num_samples < 1:
             raise UserError(
                 f"gate.num_samples must be at least 1: got {self.num_samples}"
@@ -189,6 +194,7 @@ class RLAIFConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rounds < 1:
             raise UserError(f"rounds must be at least 1: got {self.rounds}")
         if isinstance(self.adapter, NoAdapter):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign import event_loops, progress
+from jaxalign.configs import check_fields
 from jaxalign.data import layouts
 from jaxalign.errors import UserError
 from jaxalign.feedback import annotate
@@ -48,6 +49,7 @@ class JudgeFileConfig:
     layout: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.layout is not None:
             layouts.check_name(self.layout)
 

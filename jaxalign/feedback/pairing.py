@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.feedback import pair_filters
 from jaxalign.feedback.pair_filters import TOLERANCE, LengthBalance
@@ -68,6 +69,7 @@ class PairingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ratio, alike = self.max_length_ratio, self.max_similarity
         for name, fine, expected in (
             ("strategy", self.strategy in get_args(Strategy), f"one of {_STRATEGIES}"),

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.steps import MOST_RANKED, TokenScores
@@ -62,6 +63,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         for name, low, high in (

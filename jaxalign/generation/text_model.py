@@ -71,7 +71,7 @@ def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -
 
 
 def load(
-    model: str,
+    model: str | Path,
     adapter: str | None = None,
     *,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -92,6 +92,7 @@ def load(
     Raises:
       UserError: see ``policy.open_policy``.
     """
+    model = str(model)
     devices = make_mesh(mesh or MeshConfig())
     options = template_kwargs_of(template_kwargs, adapter)
     renderer = open_renderer(model, options)
@@ -136,7 +137,7 @@ def _configured(directory: Path) -> frozenset[int]:
     return frozenset(end for end in listed if isinstance(end, int))
 
 
-def fingerprint(model: str) -> str:
+def fingerprint(model: str | Path) -> str:
     """Return a hash of what turns messages into tokens, them into text, and ends it."""
     directory = hub.directory_of(model, weights=False)
     found = {path for name in _TEXT_FILES for path in directory.glob(name)}

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign.configs import check_fields
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.errors import UserError
 from jaxalign.judging import wording
@@ -100,6 +101,7 @@ class JudgeConfig:
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check_template()
         for field in ("concurrency", "votes", "max_attempts"):
             _check(getattr(self, field) >= 1, field, "at least 1", self)

@@ -12,6 +12,7 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
 from jaxalign.objectives.aspects import (
@@ -94,6 +95,7 @@ class DPO2DConfig:
     sft_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, self.label_smoothing)
         if self.top_k is not None and self.top_k < 1:
             raise UserError(

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.objectives.divergences import Divergence
 from jaxalign.objectives.options import ObjectiveConfig
@@ -50,6 +51,7 @@ class MixConfig:
     skip_contradictory: bool | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.mix:
             raise UserError("objective.mix is empty: expected objectives with weights")
         mixed = [name for name, kind in OBJECTIVES.items() if kind.mixes]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxtyping import Array
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.objectives import (
     anchored,
@@ -145,6 +146,7 @@ class PairwiseConfig:
     f_alpha_divergence_coef: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         loss = LOSSES[self.name]
         defaults = {**loss.options, **loss.sums}
         refuse_others(self, defaults)

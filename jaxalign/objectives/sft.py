@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from jaxalign.configs import check_fields
 from jaxalign.objectives.policy import TokenLogps, pair_logps
 from jaxalign.objectives.record import Aspects, Losses, Needs, Objective, Term
 from jaxalign.types import PreferenceBatch
@@ -24,6 +25,9 @@ class SFTConfig:
 
     name: Literal["sft"] = "sft"
     completion_only_loss: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def make(config: SFTConfig, aspects: Aspects = None) -> Objective:

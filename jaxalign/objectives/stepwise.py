@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxalign.configs import check_fields
 from jaxalign.objectives import logps
 from jaxalign.objectives.logistic import dpo_loss
 from jaxalign.objectives.options import check_common
@@ -32,6 +33,7 @@ class StepDPOConfig:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
 
 
@@ -48,6 +50,7 @@ class SDPOConfig:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
 
 

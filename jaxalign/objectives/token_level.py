@@ -8,6 +8,7 @@ import chex
 import jax
 from jaxtyping import Array, Float
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
 from jaxalign.objectives.options import check_common, fill, refuse_others
@@ -34,6 +35,7 @@ class TDPOConfig:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
         if self.name == "tdpo1":
             refuse_others(self, ("beta",))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
 from jaxalign.objectives.options import check_common, fill
@@ -67,6 +68,7 @@ class TISConfig:
     scale: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
         defaults = {"mu": 1.0, "lower": -0.5, "upper": 1.5, "scale": 1.0}
         if _check_models(self):
@@ -103,6 +105,7 @@ class SePOConfig:
     negative_model: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
         _check_models(self)
         for field in ("chosen_share", "rejected_share"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.objectives.diagnostics import mismatched_kl
 from jaxalign.objectives.options import check_common
@@ -36,6 +37,7 @@ class KTOConfig:
     undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
         for field in ("desirable_weight", "undesirable_weight"):
             if not 0 <= getattr(self, field) < float("inf"):
@@ -57,6 +59,7 @@ class BCOConfig:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_common(self.beta, 0.0)
 
 

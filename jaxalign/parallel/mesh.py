@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 
 
@@ -32,6 +33,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for axis in AXES:
             if getattr(self, axis) < 1:
                 raise UserError(

@@ -31,10 +31,10 @@ class Example(NamedTuple):
 
 
 def write_report(
-    path: Path,
+    path: str | Path,
     *,
     title: str,
-    run: Path,
+    run: str | Path,
     figures: Sequence[Figures],
     examples: Sequence[Example],
     facts: Mapping[str, str],
@@ -51,6 +51,7 @@ def write_report(
       facts: what was run, for the heading.
       beta: temperature, by which log-ratios become rewards.
     """
+    path, run = Path(path), Path(run)
     steps = metrics_lib.read(run / "metrics.jsonl")
     parts = [
         f"<h1>{escape(title)}</h1>",

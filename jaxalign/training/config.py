@@ -9,6 +9,7 @@ from jaxalign.adapters.adapter import CONFIGS as ADAPTERS
 from jaxalign.adapters.adapter import Adapter, NoAdapter, averages_ahead
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints.load import DType
+from jaxalign.configs import check_fields
 from jaxalign.data import layouts
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.pairs import Overflow
@@ -126,6 +127,7 @@ class TrainConfig:
     report_to: str = "tensorboard"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.layout is not None:
             layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs, "chat_template_kwargs")

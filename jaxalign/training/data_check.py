@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign import progress
 from jaxalign.checkpoints.renderer import open_renderer
+from jaxalign.configs import check_fields
 from jaxalign.data import layouts, loader, packing, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.data.columns import check_template_kwargs
@@ -54,6 +55,7 @@ class DataCheckConfig:
     examples: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.layout is not None:
             layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs, "chat_template_kwargs")

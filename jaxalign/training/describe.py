@@ -19,6 +19,7 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import adapter_start, hub, quantisation
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
 from jaxalign.models.config import DecoderConfig
@@ -57,6 +58,7 @@ class DescribeConfig:
     row_length: int = 2048
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field in ("batch_rows", "row_length"):
             if getattr(self, field) < 1:
                 raise UserError(

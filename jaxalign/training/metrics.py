@@ -189,8 +189,9 @@ class _Wandb:
         self._run.finish()
 
 
-def read(path: Path) -> dict[int, dict[str, Any]]:
+def read(path: str | Path) -> dict[int, dict[str, Any]]:
     """Read a metrics file: by step, the last line of each; a torn line is left out."""
+    path = Path(path)
     steps: dict[int, dict[str, Any]] = {}
     if not path.is_file():
         return steps

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import optax
 
 from jaxalign import trees
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 
 
@@ -44,6 +45,7 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field in (
             "learning_rate",
             "loraplus_lr_ratio",

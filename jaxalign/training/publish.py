@@ -53,8 +53,8 @@ keys (before the rotary embedding) and values of each layer."""
 
 
 def publish_run(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: str | Path,
     *,
     form: Format,
     step: int | None = None,
@@ -76,6 +76,7 @@ def publish_run(
     Raises:
       UserError: no such run or step, no adapter to write, ``out`` is taken.
     """
+    run, out = Path(run), Path(out)
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
     config = run_directory.read_config(run)
@@ -123,9 +124,9 @@ def _publish(
 
 
 def publish_adapted(
-    model: str,
-    adapter_path: str,
-    out: Path,
+    model: str | Path,
+    adapter_path: str | Path,
+    out: str | Path,
     *,
     form: Format,
     max_shard_size: str | None = None,
@@ -135,6 +136,7 @@ def publish_adapted(
     Raises:
       UserError: the adapter does not fit or cannot be merged, or ``out`` is taken.
     """
+    model, adapter_path, out = str(model), str(adapter_path), Path(out)
     if max_shard_size is not None:
         export.parse_size(max_shard_size)
     _refuse_float64(model)
@@ -142,7 +144,9 @@ def publish_adapted(
     return _publish(policy, out, form=form, max_shard_size=max_shard_size)
 
 
-def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -> Path:
+def publish_model(
+    model: str | Path, out: str | Path, *, max_shard_size: str | None = None
+) -> Path:
     """Write a checkpoint as it was loaded: the same names, dtypes and bits.
 
     A GGUF file becomes a checkpoint in float32.
@@ -151,6 +155,7 @@ def publish_model(model: str, out: Path, *, max_shard_size: str | None = None) -
       UserError: it cannot be loaded, has weights that would lose bits, or ``out`` is
         taken.
     """
+    model, out = str(model), Path(out)
     if Path(model).suffix == ".gguf":
         if max_shard_size is not None:
             raise UserError("--max_shard_size has no effect with a GGUF file")

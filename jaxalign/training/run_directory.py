@@ -23,12 +23,13 @@ FREE = ("out", "report_to", "save_total_limit", "data_workers")
 """The options that change no number of a run."""
 
 
-def read_config(run: Path) -> TrainConfig:
+def read_config(run: str | Path) -> TrainConfig:
     """Read the config of a run.
 
     Raises:
       UserError: it is no run directory.
     """
+    run = Path(run)
     return from_dict(runs.read_settings(run))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxalign.configs import check_fields
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.feedback.segmenters import plain
 from jaxalign.feedback.segmenters.sentences import MIN_LENGTH, sentences
@@ -35,6 +36,7 @@ class SegmenterConfig:
     thinking: Literal["skip", "keep"] = "skip"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.name not in _NAMES:
             raise UserError(
                 f"segmenter.name {self.name!r} is not known. "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxalign.configs import check_fields
 from jaxalign.data import layouts, records
 from jaxalign.errors import UserError
 from jaxalign.feedback.segmenters.config import SegmenterConfig, segment
@@ -31,6 +32,9 @@ class SegmentConfig:
     segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
     layout: str | None = None
     replace: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class SegmentReport(NamedTuple):

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from jaxalign.checkpoints.load import DType
+from jaxalign.configs import check_fields
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.records import Prompt
 from jaxalign.data.tokenizer import special_tokens
@@ -83,6 +84,7 @@ class ServeConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
         for name, low in (("max_length", 2), ("max_waiting", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < low:
