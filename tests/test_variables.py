@@ -116,3 +116,17 @@ def test_a_state_that_is_no_dict_has_a_reference(tiny_llama) -> None:
     mine = policy.policy_token_logps(moved, batch, model=model)
     np.testing.assert_allclose(got.policy, mine, atol=1e-5)
     assert float(jnp.abs(got.logratios).max()) > 0.1
+
+
+def test_rows_that_do_not_divide_over_the_mesh() -> None:
+    if len(jax.devices()) < 4:
+        pytest.skip("needs four devices, as tests/conftest.py asks of a CPU")
+    four = mesh.make_mesh(mesh.MeshConfig(data=2, fsdp=2))
+    batch = {"tokens": np.zeros((6, 5))}
+    match = r"got 6 row\(s\), expected a multiple of data × fsdp = 4.* 8 rows"
+    with pytest.raises(UserError, match=match):
+        sharding.put_batch(batch, four)
+    with pytest.raises(UserError, match=r"got 6 row\(s\)"):
+        sharding.put_batch({"tokens": np.zeros((3, 6, 5))}, four, leading=1)
+    whole = {"tokens": np.zeros((8, 5))}
+    assert sharding.put_batch(whole, four)["tokens"].shape == (8, 5)

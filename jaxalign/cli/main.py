@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from jaxalign.errors import UserError, did_you_mean
+from jaxalign.errors import UserError, did_you_mean, naming_flags
 
 
 __all__ = ["main"]
@@ -44,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"jaxalign {__version__}")
         return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    with naming_flags():
+        code = _run(arguments, debug)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
     try:
         name = arguments[0]
         if name not in COMMANDS:
@@ -65,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our output (head, say) has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    sys.exit(code or 0)
+    return code or 0
 
 
 def _print_help() -> None:

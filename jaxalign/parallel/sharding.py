@@ -89,10 +89,23 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
-    """Send a batch of numpy arrays, this process's rows, to the devices."""
+    """Send a batch of numpy arrays, this process's rows, to the devices.
+
+    Raises:
+      UserError: the rows do not divide over the mesh.
+    """
     if mesh is None:
         return jax.tree.map(jax.device_put, batch)
     where = batch_sharding(mesh, leading)
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    rows = np.shape(jax.tree.leaves(batch)[0])[leading] * jax.process_count()
+    if rows % shards:
+        raise UserError(
+            f"put_batch: got {rows} row(s), expected a multiple of data × fsdp = "
+            f"{shards}, over which the mesh splits them. Give the batch "
+            f"{-(-rows // shards) * shards} rows (single_batch(data, rows=...) fills "
+            "up), or a smaller mesh"
+        )
 
     def put(leaf: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(where, leaf)

@@ -58,8 +58,8 @@ def _elsewhere(one: TrainConfig, other: TrainConfig) -> bool:
 def _way_on(config: TrainConfig) -> str:
     if not isinstance(config.adapter, NoAdapter):
         return (
-            "Train on in a new run that begins with what this one trained: jaxalign "
-            f"export --run {config.out} --format peft --out ADAPTER, then jaxalign "
+            "Train on in a new run that begins with what this one trained: `jaxalign "
+            f"export --run {config.out} --format peft --out ADAPTER`, then jaxalign "
             "train with --adapter.name peft --adapter.path ADAPTER and another --out"
         )
     same = ""
@@ -68,7 +68,7 @@ def _way_on(config: TrainConfig) -> str:
         old = config.model if loaded else config.reference
         same = f" --reference {old}"
     return (
-        "Train on in a new run that begins with what this one trained: jaxalign "
-        f"export --run {config.out} --out MODEL, then jaxalign train with --model "
+        "Train on in a new run that begins with what this one trained: `jaxalign "
+        f"export --run {config.out} --out MODEL`, then jaxalign train with --model "
         f"MODEL{same} and another --out"
     )

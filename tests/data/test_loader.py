@@ -56,9 +56,7 @@ def test_batch_shape_holds_all_data_sets(data: PairDataset) -> None:
     assert loader.batch_shape([bare], row_length=ROW).aspects == 1
     assert loader.batch_shape([data], row_length=ROW, pack=False).pairs == 1
     longest = int(data.lengths.max())
-    with pytest.raises(
-        UserError, match=f"a pair takes {longest} places .* raise --row"
-    ):
+    with pytest.raises(UserError, match=f"a pair takes {longest} places .* raise row"):
         loader.batch_shape([data], row_length=longest - 1)
 
 

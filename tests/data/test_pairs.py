@@ -167,7 +167,7 @@ def test_truncate_drops_where_no_completion_token_is_left(tokenizer: Any) -> Non
 
 def test_error_names_record_and_cure(tokenizer: Any) -> None:
     with pytest.raises(
-        UserError, match="f.jsonl:2: 13 tokens, but max_length is 9. Raise --max_length"
+        UserError, match="f.jsonl:2: 13 tokens, but max_length is 9. Raise max_length"
     ):
         pairs.prepare(made_records(), tokenizer, max_length=9, overflow="error")
 

@@ -305,7 +305,7 @@ def test_lines_paragraphs_and_fixed_sizes() -> None:
         ({"min_length": -1}, "min_length must be 0 or more: got -1"),
         ({"name": "fixed", "size": 0}, "size must be 1 or more: got 0"),
         ({"size": 5}, "size has no effect with segmenter.name sentences: leave it"),
-        ({"name": "lines", "min_length": 5}, "or give --segmenter.name sentences"),
+        ({"name": "lines", "min_length": 5}, "or give segmenter.name sentences"),
     ],
 )
 def test_options_are_checked(options: dict, match: str) -> None:

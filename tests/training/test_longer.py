@@ -90,12 +90,12 @@ COSINE = {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 1}
             {"optimizer": LINEAR, "max_steps": 2},
             {"max_steps": 5},
             r"holds a run of 2 steps .*schedule linear.*cannot go on to 5 .*"
-            r"export --run \S+run --format peft --out ADAPTER.*--adapter.name peft",
+            r"export --run \S+run --format peft --out ADAPTER.* adapter.name peft",
         ),
         (
             {"optimizer": COSINE, "num_train_epochs": 1},
             {"num_train_epochs": 3},
-            "run of 2 steps .*schedule cosine.*cannot go on to 6 .*--adapter.path",
+            "run of 2 steps .*schedule cosine.*cannot go on to 6 .* adapter.path",
         ),
         (
             {
@@ -105,7 +105,7 @@ COSINE = {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 1}
                 "trainable": (".*",),
             },
             {"max_steps": 3},
-            r"export --run \S+ --out MODEL, .*--model MODEL --reference \S*llama",
+            r"export --run \S+ --out MODEL`, .* model MODEL reference \S*llama",
         ),
         (
             {
@@ -116,7 +116,7 @@ COSINE = {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 1}
                 "objective": {"name": "sft"},
             },
             {"max_steps": 3},
-            "--model MODEL and another --out",
+            "model MODEL and another out",
         ),
         ({"max_steps": 4}, {"max_steps": 2}, "max_steps: 4 there, 2 now"),
         ({"num_train_epochs": 2}, {"num_train_epochs": 1}, "epochs: 2 there, 1 now"),

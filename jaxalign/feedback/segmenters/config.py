@@ -36,7 +36,6 @@ class SegmenterConfig:
     thinking: Literal["skip", "keep"] = "skip"
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if self.name not in _NAMES:
             raise UserError(
                 f"segmenter.name {self.name!r} is not known. "
@@ -46,6 +45,7 @@ class SegmenterConfig:
             raise UserError(
                 f"segmenter.thinking must be skip or keep: got {self.thinking!r}"
             )
+        check_fields(self)
         if self.min_length < 0:
             raise UserError(
                 f"segmenter.min_length must be 0 or more: got {self.min_length}"
