@@ -135,6 +135,19 @@ def reference_variables(trainable: Any, frozen: Any) -> Any:
     return {"params": frozen["params"]}
 
 
+def _combined(trainable: Any, frozen: Any) -> Any:
+    """Return the policy's variables; a collection may be in one of the two alone."""
+    if isinstance(frozen, WithReference):
+        return trees.combine(trainable, frozen.frozen)
+    if not (isinstance(frozen, dict) and isinstance(trainable, dict)):
+        return trees.combine(trainable, frozen)
+    rest = {k: v for k, v in frozen.items() if k != REFERENCE}
+    return {
+        name: trees.combine(*(part[name] for part in (trainable, rest) if name in part))
+        for name in {**trainable, **rest}
+    }
+
+
 def score_tokens(
     trainable: Any,
     frozen: Any,
@@ -162,14 +175,7 @@ def score_tokens(
       reference: False for an objective that has none.
       kl: whether to compare the whole distributions, which needs the reference live.
     """
-    if isinstance(frozen, WithReference):
-        variables = trees.combine(trainable, frozen.frozen)
-    elif isinstance(frozen, dict):
-        variables = trees.combine(
-            trainable, {k: v for k, v in frozen.items() if k != REFERENCE}
-        )
-    else:
-        variables = trees.combine(trainable, frozen)
+    variables = _combined(trainable, frozen)
     if kl:
         ref_variables = reference_variables(trainable, frozen)
         models = (model, model)
