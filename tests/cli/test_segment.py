@@ -140,7 +140,7 @@ SCORED = {
 def test_scores_are_not_taken_away_unasked(tmp_path) -> None:
     source = synthetic.write_jsonl(tmp_path / "in.jsonl", [*ROWS, SCORED])
     out = tmp_path / "out.jsonl"
-    cure = r"in.jsonl:4: field rejected_segments has scores .* or give --replace true"
+    cure = r"in.jsonl:4: field rejected_segments has scores .* or give replace true"
     with pytest.raises(UserError, match=cure):
         run(source, out)
     assert not out.exists()
@@ -180,7 +180,7 @@ def test_segments_without_scores_are_made_anew(segments: Any) -> None:
         (["in.jsonl", "o.parquet"], "give a name that ends in .jsonl"),
         (["in.jsonl", "."], "is a directory"),
         (["in.jsonl", "in.jsonl/o.jsonl"], "in.jsonl/o.jsonl cannot be written"),
-        (["in.jsonl", "o.jsonl", "--segmenter.nam", "x"], "Did you mean --segmenter"),
+        (["in.jsonl", "o.jsonl", "--segmenter.nam", "x"], "Did you mean segmenter"),
         (["in.jsonl", "o.jsonl", "--segmenter.size", "9"], "has no effect with"),
         (["in.jsonl", "o.jsonl", "--segmenter.name", "words"], "words"),
     ],

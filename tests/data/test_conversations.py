@@ -332,7 +332,10 @@ def test_a_null_is_no_value() -> None:
     }
     found = records.parse(row)
     bare = {**row, "prompt": [turn("user", "Q")], "chosen": "ab", "tools": []}
-    bare["chosen_segments"] = [{"start": 0, "end": 1, "scores": {"h": 3}}]
+    bare["chosen_segments"] = [
+        {"start": 0, "end": 1, "scores": {"h": 3}},
+        {"start": 1, "end": 2},
+    ]
     assert found == records.parse(bare)
     assert records.aspects_of([found]) == ("h",)
 
