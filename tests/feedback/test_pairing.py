@@ -353,7 +353,10 @@ def test_statistics_say_what_became_of_everything() -> None:
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"strategy": "best"}, "pairing.strategy: expected one of best_worst, all"),
+        (
+            {"strategy": "best"},
+            "option strategy: Input should be 'best_worst', 'all' or",
+        ),
         ({"min_gap": -0.1}, "pairing.min_gap: expected a number of at least 0"),
         ({"min_gap": math.nan}, "got nan"),
         ({"max_pairs_per_prompt": 0}, "max_pairs_per_prompt: expected at least 1"),
