@@ -71,6 +71,11 @@ RULES: dict[str, dict[str, Rule]] = {
     "judging/test_writing_judge.py": {
         "test_a_verdict_does_not_depend_on_the_others": Rule("variants"),
     },
+    "notebooks/test_notebooks.py": {
+        "test_a_notebook_runs": Rule(
+            "slow", ("02_own_objective", "06_edit_and_export", "07_own_judge")
+        ),
+    },
     "data/test_trl_parity.py": {
         "test_every_template_of_trl": Rule(
             "parity",

@@ -13,7 +13,6 @@ from jaxalign.generation.drawing import Edits
 from jaxalign.generation.prefill import PIECE, WaitingPrompt, extent_of
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.steps import Slots
-from jaxalign.types import Variables
 
 
 __all__ = [
@@ -62,7 +61,7 @@ def names_of(request: Request, length: int) -> Iterator[Hashable]:
 
 def lowered(
     name: Any,
-    variables: Variables,
+    variables: Any,
     slots: Slots,
     row: Slots,
     edits: Edits | None,

@@ -1,7 +1,6 @@
 """What a run may be given as objects, where its config has names."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +30,8 @@ __all__ = [
     "with_names",
 ]
 
-Rows = Iterable[Mapping[str, Any] | records.Record]
+Rows = Any
+"""What :func:`jaxalign.data.records.from_rows` takes."""
 
 
 class OwnModel(NamedTuple):
@@ -100,15 +100,12 @@ def with_names(config: TrainConfig, objects: RunObjects) -> TrainConfig:
 
 
 def given_records(rows: Rows, what: str = "row") -> list[records.Record]:
-    """Return rows as records.
+    """Return rows as records, see :func:`jaxalign.data.records.from_rows`.
 
     Raises:
       UserError: one is malformed, or there is none.
     """
-    found = [
-        row if isinstance(row, records.Record) else records.parse(row, f"{what} {n}")
-        for n, row in enumerate(rows)
-    ]
+    found = records.as_records(rows)
     if not found:
         raise UserError(f"{what}s: there is none; expected feedback records")
     return found
