@@ -262,7 +262,7 @@ def test_a_conversion_that_fails_leaves_nothing(source, tmp_path, monkeypatch) -
 
     with monkeypatch.context() as patched:
         patched.setattr(base_lib, "dump", fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(UserError, match="no space left"):
             convert(source, tmp_path / "base")
     assert not list(tmp_path.iterdir())
     convert(source, tmp_path / "base")

@@ -693,7 +693,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, size) -> None:
         return merged(base, variables, name)
 
     monkeypatch.setattr(export, "_tensor", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="no space left"):
         export.save_hf(
             loaded.variables, tmp_path / "out", like=loaded, max_shard_size=size
         )
@@ -707,7 +707,7 @@ def test_a_failed_adapter_leaves_nothing(two_layers, tmp_path, monkeypatch) -> N
         raise OSError("no space left")
 
     monkeypatch.setattr(export, "write", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="no space left"):
         save_lora(two_layers.loaded, two_layers.adapters, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
