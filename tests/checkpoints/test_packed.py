@@ -494,7 +494,7 @@ def test_plain_weights_with_such_a_config_are_said(tmp_path, capsys, config) -> 
         (
             "awq",
             {"quant_method": "aqlm"},
-            "'aqlm' are not supported.*--quantize",
+            "'aqlm' are not supported.*quantize int8",
         ),
         ("awq", {"quant_method": "hqq"}, "quant_method 'hqq' are not supported"),
         ("awq", {"quant_method": None}, "quant_method None are not supported"),

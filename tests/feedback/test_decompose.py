@@ -103,7 +103,7 @@ def test_a_candidates_score_is_the_mean_of_its_segments_means() -> None:
     )
     # ((4 + 1) / 2 + (2 + 2) / 2) / 2 = (2.5 + 2) / 2
     assert judged.score == 2.25 and judged.failure is None
-    assert [s.model_dump() for s in judged.segments] == [
+    assert [s.model_dump(exclude_defaults=True) for s in judged.segments] == [
         {"start": 0, "end": 4, "scores": reply[0]},
         {"start": 5, "end": 9, "scores": reply[1]},
     ]
