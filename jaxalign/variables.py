@@ -34,7 +34,7 @@ def check_variables(variables: Any, function: str) -> None:
     """Refuse parameters, or anything else, where variables are meant.
 
     Raises:
-      UserError: there is no mapping ``params`` in it.
+      UserError: it is no mapping, or has no ``params``.
     Example:
       >>> check_variables({"params": {"norm": {"scale": 1.0}}}, "save_hf")
     """
@@ -43,7 +43,7 @@ def check_variables(variables: Any, function: str) -> None:
             f"{function}: got {type(variables).__name__}: expected variables, "
             '{"params": ..., "lora": ...}'
         )
-    if not isinstance(variables.get("params"), Mapping):
+    if variables.get("params") is None:  # any tree, of a model of one's own
         names = list(map(str, variables))
         what = f"a mapping of {', '.join(names[:4]) or 'nothing'}"
         raise UserError(

@@ -81,7 +81,7 @@ def test_auto_takes_the_platform_s_kernel_if_it_can(
 @pytest.mark.parametrize(
     ("asked", "match"),
     [
-        ("cudnn", "cannot run: it needs an NVIDIA GPU. Use --attention auto, or xla"),
+        ("cudnn", "cannot run: it needs an NVIDIA GPU. Use attention auto, or xla"),
         ("splash", "cannot run: it needs a TPU"),
     ],
 )

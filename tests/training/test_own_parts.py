@@ -204,7 +204,7 @@ def test_a_run_of_own_parts_goes_on_and_knows_another_objective(
         ({}, "there is no data: give rows="),
         ({"rows": ROWS}, "there is no model: give model="),
         ({"rows": [], "model": "tiny"}, "rows: there is none"),
-        ({"rows": [{"prompt": "p"}], "model": "tiny"}, "rows: row 1: .*chosen"),
+        ({"rows": [{"prompt": "p"}], "model": "tiny"}, "list row 1: .*chosen"),
     ],
 )
 def test_what_is_missing_is_said(tiny_llama, objects, match) -> None:
