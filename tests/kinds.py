@@ -79,6 +79,10 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "feedback/test_rounds.py": {
         "test_an_endpoint_judges_and_what_it_fails_is_in_no_pair": Rule("slow"),
+        "test_kills_at_every_stage_change_nothing": Rule("kill"),
+    },
+    "training/test_own_parts.py": {
+        "test_accumulation_and_a_mesh_do_as_for_the_built_in": Rule("variants"),
     },
     "notebooks/test_notebooks.py": {
         "test_a_notebook_runs": Rule("slow", ("06_edit_and_export", "07_own_judge")),
