@@ -56,7 +56,7 @@ INDEX = "model.safetensors.index.json"
 PACKED_SHARD = 5 * 10**9
 """Bytes of a file where the source's files hold codes and are no model."""
 
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 _CODES = {name: code for code, name in tensor_files.DTYPES.items()}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 

@@ -162,6 +162,7 @@ def with_template(base: Any, path: Path) -> Any:
     )
     tokenizer = copy.deepcopy(base)
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(special))})
+    tokenizer.bos_token = "<s>"
     tokenizer.chat_template = text
     return tokenizer
 
