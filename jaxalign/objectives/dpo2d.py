@@ -109,7 +109,8 @@ class DPO2DConfig:
         for field in ("dpo_weight", "sft_weight"):
             if not 0 <= getattr(self, field) < float("inf"):
                 got = getattr(self, field)
-                raise UserError(f"objective.{field} must be 0 or positive: got {got}")
+                what = "must be 0 or a positive number"
+                raise UserError(f"objective.{field} {what}: got {got}")
         if self.form == "vanilla":
             group = {"skip_contradictory": False, "pairing": "rank", "reduction": "sum"}
             for field, default in group.items():
