@@ -10,7 +10,6 @@ that the checkpoint would have written itself.
 Every text has a row of its own, so a verdict does not depend on what else is judged.
 """
 
-import asyncio
 import itertools
 import json
 import math
@@ -32,6 +31,7 @@ from jaxalign.generation import answer_logps
 from jaxalign.generation.answer_logps import Question
 from jaxalign.judging import wording
 from jaxalign.judging.config import LIKELIHOOD
+from jaxalign.judging.in_process import graded
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 from jaxalign.judging.prompts import MAX_SCORE
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
@@ -44,8 +44,6 @@ Method = Literal["likelihood", "choice"]
 
 _TEMPLATE = "score_segment"
 
-_AT_ONCE = 64
-"""Requests that are read ahead, so that texts of like length share a batch."""
 
 _ANSWERS = {
     "verify": ("answer", ("yes", "no")),
@@ -110,17 +108,11 @@ class LocalJudge:
         """What verdicts depend on."""
         return self._settings
 
-    async def grade(
+    def grade(
         self, requests: Iterable[JudgeRequest]
     ) -> AsyncIterator[tuple[int, Verdict]]:
         """Yield (number of the request, verdict), in order."""
-        numbered = enumerate(requests)
-        while some := list(itertools.islice(numbered, _AT_ONCE)):
-            verdicts = await asyncio.to_thread(
-                self._verdicts, [request for _, request in some]
-            )
-            for (number, _), verdict in zip(some, verdicts, strict=True):
-                yield number, verdict
+        return graded(requests, self._verdicts)
 
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         if self._loaded is None:

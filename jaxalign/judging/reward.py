@@ -13,7 +13,6 @@ EOS), which is what the model gives the conversation itself. All segments of an 
 come from one pass over it, answers to a prompt read it once, and rows are packed.
 """
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,15 +30,13 @@ from jaxalign.data import packing
 from jaxalign.data.records import Message, Record
 from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
+from jaxalign.judging.in_process import graded
 from jaxalign.judging.judge import JudgeRequest, Verdict, hash_of
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.types import Model, ModelInputs, Variables
 
 
 __all__ = ["RewardJudge"]
-
-_AT_ONCE = 64
-"""Requests that are read ahead, so that answers to one prompt share it."""
 
 
 class _Text(NamedTuple):
@@ -104,17 +101,11 @@ class RewardJudge:
         """What verdicts depend on."""
         return self._settings
 
-    async def grade(
+    def grade(
         self, requests: Iterable[JudgeRequest]
     ) -> AsyncIterator[tuple[int, Verdict]]:
         """Yield (number of the request, verdict), in order."""
-        numbered = enumerate(requests)
-        while some := list(itertools.islice(numbered, _AT_ONCE)):
-            verdicts = await asyncio.to_thread(
-                self._verdicts, [request for _, request in some]
-            )
-            for (number, _), verdict in zip(some, verdicts, strict=True):
-                yield number, verdict
+        return graded(requests, self._verdicts)
 
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         found = self._loaded = self._loaded or _opened(

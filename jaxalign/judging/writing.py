@@ -8,7 +8,6 @@ A request has a slot, a length and a seed of its own, so a verdict does not depe
 what else is judged.
 """
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,14 +28,13 @@ from jaxalign.generation.engine import (
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.structure import json_schema
 from jaxalign.judging import prompts
+from jaxalign.judging.in_process import graded
 from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
 from jaxalign.parallel.mesh import MeshConfig
 
 
 __all__ = ["WritingJudge"]
 
-_AT_ONCE = 64
-"""Requests that are read ahead."""
 
 _LEAST = 512
 """Tokens of the shortest slots; others have a power of two times as many."""
@@ -107,17 +105,11 @@ class WritingJudge:
         """What verdicts depend on."""
         return self._settings
 
-    async def grade(
+    def grade(
         self, requests: Iterable[JudgeRequest]
     ) -> AsyncIterator[tuple[int, Verdict]]:
         """Yield (number of the request, verdict), in order."""
-        numbered = enumerate(requests)
-        while some := list(itertools.islice(numbered, _AT_ONCE)):
-            verdicts = await asyncio.to_thread(
-                self._verdicts, [request for _, request in some]
-            )
-            for (number, _), verdict in zip(some, verdicts, strict=True):
-                yield number, verdict
+        return graded(requests, self._verdicts)
 
     def _verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         if self._made is None:
