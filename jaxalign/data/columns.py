@@ -137,16 +137,20 @@ _IN_PLACE_OF_CONTENT = {"tool_calls", "reasoning_content"}
 """What a turn without a text may say."""
 
 
-def without_nulls(value: Any) -> Any:
-    """Return a nested value without the keys that are null.
+def without_nulls(value: Any, keep: str | None = None) -> Any:
+    """Return a nested value without the keys that are null, but for one of them.
 
     >>> without_nulls({"a": None, "b": [{"c": 1, "d": None}]})
     {'b': [{'c': 1}]}
     """
     if isinstance(value, Mapping):
-        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        return {
+            k: without_nulls(v, keep)
+            for k, v in value.items()
+            if v is not None or k == keep
+        }
     if isinstance(value, list):
-        return [without_nulls(v) for v in value]
+        return [without_nulls(v, keep) for v in value]
     return value
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.columns import without_nulls
 from jaxalign.errors import UserError
 
 
@@ -137,19 +138,7 @@ def without_filled(row: Mapping[str, Any]) -> dict[str, Any]:
     All objects of a column have the same keys there: what a turn, a part of it, a tool
     or a segment lacks is null. Only a turn's ``content`` may be null on purpose.
     """
-    return {name: _filled(value) for name, value in row.items()}
-
-
-def _filled(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_filled(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        name: _filled(item)
-        for name, item in value.items()
-        if item is not None or name == "content"
-    }
+    return {name: without_nulls(value, "content") for name, value in row.items()}
 
 
 def _cure(directory: Path) -> str:
