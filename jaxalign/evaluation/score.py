@@ -90,8 +90,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.layout is not None:
-            layouts.check_name(self.layout)
+        layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         rows = self.mesh.rows
         if self.batch_rows < 1 or self.batch_rows % rows:

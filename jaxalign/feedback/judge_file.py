@@ -50,8 +50,7 @@ class JudgeFileConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.layout is not None:
-            layouts.check_name(self.layout)
+        layouts.check_name(self.layout)
 
     @property
     def store_path(self) -> Path:

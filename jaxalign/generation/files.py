@@ -74,8 +74,7 @@ class GenerateConfig(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layout is not None:
-            layouts.check_name(self.layout)
+        layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
         for field, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):

@@ -128,8 +128,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.layout is not None:
-            layouts.check_name(self.layout)
+        layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs, "chat_template_kwargs")
         for field in (
             "num_train_epochs",

@@ -56,8 +56,7 @@ class DataCheckConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.layout is not None:
-            layouts.check_name(self.layout)
+        layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs, "chat_template_kwargs")
         for name, low in (("examples", 0), ("row_length", 2), ("max_length", 2)):
             if getattr(self, name) < low:

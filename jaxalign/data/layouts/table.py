@@ -120,13 +120,13 @@ def recognise(row: Any) -> str:
     return "feedback"
 
 
-def check_name(layout: str) -> None:
-    """Refuse a name that is no layout.
+def check_name(layout: str | None) -> None:
+    """Refuse a name that is no layout; None leaves it to the columns.
 
     Raises:
       UserError: with the names that there are.
     """
-    if layout not in LAYOUTS:
+    if layout is not None and layout not in LAYOUTS:
         raise UserError(
             f"--layout {layout}: no such layout. {did_you_mean(layout, LAYOUTS)} "
             f"Expected one of {', '.join(LAYOUTS)}"
@@ -144,8 +144,7 @@ def read(source: Any, layout: str | None = None) -> Iterator[tuple[Any, str]]:
     Raises:
       UserError: the source cannot be read, or a row is not of the layout.
     """
-    if layout is not None:
-        check_name(layout)
+    check_name(layout)
     rows = iter(read_rows(source))
     first = list(itertools.islice(rows, 1))
     rows = itertools.chain(first, rows)
