@@ -2,7 +2,8 @@
 
 Shape letters, the same in the whole project: ``b`` rows, ``t`` tokens a row, ``c``
 completion tokens a row, ``p`` pairs a row, 2 responses of a pair (chosen, rejected),
-``s`` segments a response, ``a`` aspects, ``v`` vocabulary, ``d`` width.
+``s`` segments a response, ``a`` aspects, ``v`` vocabulary, ``d`` width; of pictures
+``m`` patches a row, ``u`` units of patches that become one feature each.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ __all__ = [
     "Bound",
     "Completions",
     "Form",
+    "ImageInputs",
     "Mean",
     "Metrics",
     "Model",
@@ -34,6 +36,31 @@ Variables = dict[str, Any]
 """Flax collections: ``{"params": ..., "lora": ...}``, plain nested dicts of arrays."""
 
 
+class ImageInputs(NamedTuple):
+    """The pictures of packed rows: patches, or what a frozen tower made of them.
+
+    A row's patches lie one picture behind the other; a picture of several tiles (and a
+    thumbnail) is several images here. ``m / u`` patches that lie one behind the other
+    are a unit, which becomes one feature: those of a square of the patch grid, row by
+    row. An image whose tower has a class token has that first, in a unit of its own.
+    """
+
+    image_ids: Int[Array, "b m"]
+    """Which image of the row a patch is of, from 1; 0 is padding. A patch sees those of
+    its own image in the tower, or of its own window."""
+    places_in_image: Int[Array, "b m 2"]
+    """Row and column on the image's grid of patches; (-1, -1) is the class token."""
+    features_to: Int[Array, "b u"]
+    """Index in the row's tokens of the one that a unit's feature takes the place of; -1
+    where it takes none (padding, a class token)."""
+    patches: Float[Array, "b m patch"] | None = None
+    """Values of each patch: channel, row, column, the last fastest."""
+    states: Float[Array, "b m width"] | None = None
+    """What the tower makes of them, in their place: where the connector is trained."""
+    features: Float[Array, "b u d"] | None = None
+    """What the connector makes of those, in the place of both: where nothing is."""
+
+
 class ModelInputs(NamedTuple):
     """Packed rows of tokens in which the prompt of a pair is stored once.
 
@@ -42,12 +69,15 @@ class ModelInputs(NamedTuple):
     """
 
     tokens: Int[Array, "b t"]
-    positions: Int[Array, "b t"]
-    """Rotary position; each response restarts after its prompt."""
+    positions: Int[Array, "b t *axes"]
+    """Rotary position; each response restarts after its prompt. ``[b t 3]`` (time, row,
+    column) for multimodal rotary, of which a text's three are the same number."""
     sequence_ids: Int[Array, "b t"]
     """Which pair of the row a token is of, from 1; 0 is padding."""
     branch_ids: Int[Array, "b t"]
     """0 for the prompt, seen by all; 1 chosen, 2 rejected, seen by themselves."""
+    images: ImageInputs | None = None
+    """The pictures of the prompts, if the model sees and there are any."""
 
 
 class Completions(NamedTuple):
@@ -103,9 +133,10 @@ class Model(NamedTuple):
     """A language model as pure functions over a nested dict of arrays.
 
     ``hidden_fn(variables, inputs) -> [b t d]`` runs everything below the head; with
-    ``key=`` it also applies dropout, without it is deterministic.
+    ``key=`` it also applies dropout, without it is deterministic. Where the rows have
+    pictures it calls ``image_fn`` for their features, or takes ``features=``.
     ``logits_fn(variables, hidden) -> [*n v]`` is the head; it is called on chunks.
-    The other two are for generation; training and scoring do without.
+    ``decode_fn`` and ``cache_fn`` are for generation; training and scoring do without.
 
     Models compare by their functions; those of ``decoder.make_model`` compare by value.
     """
@@ -122,6 +153,9 @@ class Model(NamedTuple):
     ``block`` places each, by default in one."""
     routed_fn: Callable[..., tuple[Float[Array, "b t d"], RouterSums]] | None = None
     """Of a mixture of experts: as ``hidden_fn``, and what the routers did."""
+    image_fn: Callable[[Any, ImageInputs], Float[Array, "b u d"]] | None = None
+    """Of a model that sees: ``(variables, images) -> features``, tower and connector;
+    once for all that look at the same pictures with the same weights."""
 
 
 class Bound:
