@@ -9,7 +9,20 @@ import re
 from typing import NamedTuple
 
 
-__all__ = ["Group", "ParamPath", "group_name", "group_of_name", "join", "split"]
+__all__ = [
+    "SCOPES",
+    "Group",
+    "ParamPath",
+    "group_name",
+    "group_of_name",
+    "join",
+    "scope_of",
+    "split",
+    "unstacked",
+]
+
+SCOPES = ("vision", "connector")
+"""The parts of a model beside the decoder, as the paths of their weights begin."""
 
 Group = tuple[int, int]
 """Half-open range of layers that share one stack of weights and one scan."""
@@ -59,6 +72,28 @@ def split(path: str) -> ParamPath:
         if group is not None:
             return ParamPath("/".join(names[:at]), group, "/".join(names[at + 1 :]))
     return ParamPath("", None, path)
+
+
+def scope_of(path: str) -> str:
+    """Return which part of a model a weight is of; "" is the decoder.
+
+    >>> scope_of("connector/linear_1/kernel"), scope_of("layers_0_4/mlp/up_proj/kernel")
+    ('connector', '')
+    """
+    first = path.partition("/")[0]
+    return first if first in SCOPES else ""
+
+
+def unstacked(path: str) -> str:
+    """Return a path without its stack, as all layers have it.
+
+    >>> unstacked("vision/layers_0_27/attn/qkv"), unstacked("layers_0_2/mlp/up_proj")
+    ('vision/attn/qkv', 'mlp/up_proj')
+    """
+    place = split(path)
+    if place.group is None:
+        return path
+    return "/".join(part for part in (place.scope, place.rest) if part)
 
 
 def join(place: ParamPath) -> str:

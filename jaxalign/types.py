@@ -42,7 +42,8 @@ class ImageInputs(NamedTuple):
     A row's patches lie one picture behind the other; a picture of several tiles (and a
     thumbnail) is several images here. ``m / u`` patches that lie one behind the other
     are a unit, which becomes one feature: those of a square of the patch grid, row by
-    row. An image whose tower has a class token has that first, in a unit of its own.
+    row. An image whose tower has a class token has that first, as the last patch of a
+    unit of its own, which is filled up before it.
     """
 
     image_ids: Int[Array, "b m"]

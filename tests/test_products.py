@@ -11,7 +11,7 @@ import pytest
 
 from jaxalign import products, slices, trees
 from jaxalign.adapters import adapter, lora, low_rank
-from jaxalign.models import decoder
+from jaxalign.models import decoder, decoding
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.rotary import Rotary
 from jaxalign.types import ModelInputs
@@ -187,7 +187,7 @@ def test_no_product_of_a_bfloat16_model_is_rounded(platform: str, step: str) -> 
         groups = tuple((i, i + 1) for i in range(CONFIG.num_layers))
         model = decoder.make_model(CONFIG, groups=groups, dtype=BF16)
         assert model.cache_fn is not None
-        params = decoder.by_layer({"params": frozen["params"]})
+        params = decoding.by_layer({"params": frozen["params"]})
         cache = model.cache_fn(params, 4, 32)
         one = jnp.ones((4, 1), jnp.int32)
 

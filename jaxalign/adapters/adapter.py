@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Key
 
-from jaxalign import trees
+from jaxalign import stacks, trees
 from jaxalign.adapters import gates, hybrid, lora, prefix, saved, selection
 from jaxalign.adapters.hybrid import H2LPTConfig, HLPTConfig, Parts
 from jaxalign.adapters.lora import LoRAConfig
@@ -35,6 +35,7 @@ __all__ = [
     "reads_ahead",
     "trained",
     "trained_mask",
+    "vision_groups",
 ]
 
 COLLECTIONS = ("lora", "prefix", saved.COLLECTION)
@@ -125,6 +126,24 @@ def groups(config: Adapter, params: Any, num_layers: int) -> tuple[Any, ...]:
     if made.prefix is not None:
         choices += prefix.layer_choices(made.prefix, num_layers)
     return selection.cut_groups(num_layers, choices)
+
+
+def vision_groups(config: Adapter, params: Any) -> tuple[Any, ...] | None:
+    """Return how an adapter to be made cuts the layers of a vision tower.
+
+    Args:
+      config: options.
+      params: as of :func:`groups`.
+    Returns:
+      None where it does not, or where there is no tower.
+    """
+    made = parts(config, 1).lora if isinstance(config, LoRAConfig) else None
+    groups = [stacks.group_of_name(name) for name in params.get("vision", {})]
+    layers = max((group[1] for group in groups if group), default=0)
+    if made is None or not layers:
+        return None
+    cut = selection.cut_groups(layers, lora.layer_choices(params, made, "vision"))
+    return cut if len(cut) > 1 else None
 
 
 def init(

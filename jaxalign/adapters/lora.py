@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from jaxalign import trees
+from jaxalign import stacks, trees
 from jaxalign.adapters import gates, sites
 from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
@@ -45,8 +45,9 @@ class LoRAConfig:
       rank: width of the bottleneck.
       alpha: the update is scaled by alpha / rank.
       targets: layers to adapt: names such as ``q_proj``, ``lm_head``, ``embed_tokens``,
-        or regular expressions for a whole name or path, ``mlp/.*``.
-      layers: which layers, see ``selection.parse_layers``.
+        or regular expressions for a whole name or path, ``mlp/.*``; of a tower and a
+        connector ``vision:q_proj``, ``connector:.*``.
+      layers: which layers, see ``selection.layers_by_scope``.
       rank_pattern: other ranks by regular expression for a whole name, path, or
         ``layers/<i>/<path>``.
       alpha_pattern: other alphas, likewise.
@@ -115,18 +116,21 @@ def _sizes(params: Any, config: LoRAConfig) -> dict[sites.Site, sites.Size]:
     )
 
 
-def layer_choices(params: Any, config: LoRAConfig) -> list[tuple[int, ...]]:
+def layer_choices(
+    params: Any, config: LoRAConfig, scope: str = ""
+) -> list[tuple[int, ...]]:
     """Return the sets of layers that must not share a stack with others.
 
     Args:
       params: base weights or their shapes, cut into groups in any way.
       config: options.
+      scope: whose layers: "" the decoder's, ``vision`` the tower's.
     Raises:
       UserError: a target, layer or pattern that is not there or is chosen twice.
     """
     layers: dict[Any, set[int]] = {}
     for site, size in _sizes(params, config).items():
-        if site.layer is not None:
+        if site.layer is not None and site.scope == scope:
             layers.setdefault((site.path, size.rank), set()).add(site.layer)
     return [tuple(sorted(chosen)) for chosen in layers.values()]
 
@@ -160,16 +164,17 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         if len({size and size.rank for size in mine}) > 1:
             raise UserError(
                 f"the adapter's layers {config.layers!r} (or its ranks) cut through "
-                f"the group {path.split('/')[0]}: load the base with its layers cut "
-                "for them, load_hf(path, adapter=config)"
+                f"the group {_stack_of(path)}: load the base with its layers cut for "
+                "them, load_hf(path, adapter=config)"
             )
-        if weight.ndim == 2 and config.gate in ("sequence", "mean"):
+        alone = weight.ndim == 2 or stacks.scope_of(path)
+        if alone and config.gate in ("sequence", "mean"):
             raise UserError(
                 f"adapter.gate {config.gate} is a mean over a sequence, which "
                 f"{path.split('/')[-1]} does not see: it works on single tokens. Leave "
                 "it out of adapter.targets, or use gate static or token"
             )
-        if weight.ndim == 2 and name == "kernel" and config.dropout:
+        if path == "lm_head" and name == "kernel" and config.dropout:
             raise UserError(
                 f"adapter.dropout does not reach {path.split('/')[-1]}, which has no "
                 "random numbers: leave it out of adapter.targets, or set dropout 0"
@@ -189,6 +194,10 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
         node = trees.node_at(adapters, path.split("/"))
         node.update(make(jax.random.fold_in(key, index), weight, rank, scale, config))
     return adapters
+
+
+def _stack_of(path: str) -> str:
+    return path.removesuffix(f"/{stacks.split(path).rest}")
 
 
 def _init_linear(

@@ -34,8 +34,8 @@ _TENSOR = re.compile(rf"base_model\.model\.(.+)\.({'|'.join(map(re.escape, _LEAV
 _GATE = re.compile(rf"(.+)\.({'|'.join(gates.FEATURE_GATES)})")
 
 Module = tuple[str, tuple[int, ...]]
-"""A path without its group, such as ``self_attn/q_proj``, and the layer (and expert),
-or ``lm_head`` and nothing."""
+"""A path without its group, such as ``self_attn/q_proj`` or ``vision/attn/qkv``, and
+the layer (and expert), or ``lm_head`` and nothing."""
 
 
 class PeftLoRA(NamedTuple):
@@ -63,15 +63,16 @@ def _modules(adapters: Any) -> dict[Module, dict[str, np.ndarray]]:
                 walk(child, (*path, name))
             return
         leaf = {name: np.asarray(tree[name], np.float32) for name in tree}
-        group = stacks.group_of_name(path[0])
+        whole = "/".join(path)
+        group = stacks.split(whole).group
         if group is None:
-            modules["/".join(path), ()] = _folded(leaf)
+            modules[whole, ()] = _folded(leaf)
             return
         for i in np.ndindex(*leaf["a"].shape[:-2]):
             # All experts of a layer share its scale.
             single = {name: value[i[: value.ndim]] for name, value in leaf.items()}
             index = group[0] + i[0], *i[1:]
-            modules["/".join(path[1:]), index] = _folded(single)
+            modules[stacks.unstacked(whole), index] = _folded(single)
 
     walk(adapters, ())
     return modules
@@ -95,6 +96,7 @@ def to_peft(
     num_layers: int,
     dropout: float = 0.0,
     base_model: str | None = None,
+    whole_names: bool = False,
 ) -> PeftLoRA:
     """Return the files' contents for a LoRA adapter.
 
@@ -106,6 +108,8 @@ def to_peft(
       num_layers: of the model.
       dropout: recorded for whoever trains on.
       base_model: recorded as where the adapter belongs.
+      whole_names: name every module in full. PEFT takes a short name for all modules
+        whose names end with it: of a tower too, where only the decoder is adapted.
     """
     modules = _modules(adapters)
     tensors: dict[str, np.ndarray] = {}
@@ -127,7 +131,9 @@ def to_peft(
     config = peft_config.to_config(
         ranks,
         scales,
-        targets=_targets(modules, module_name, num_layers),
+        targets={"target_modules": sorted(map(module_name, modules))}
+        if whole_names
+        else _targets(modules, module_name, num_layers),
         use_dora=any("magnitude" in leaf for leaf in modules.values()),
         lora_bias=any("bias" in leaf for leaf in modules.values()),
         dropout=dropout,
@@ -155,7 +161,9 @@ def _targets(
 
 
 def adapted_layers(
-    tensors: Mapping[str, np.ndarray], locate: Callable[[str], Module | None]
+    tensors: Mapping[str, np.ndarray],
+    locate: Callable[[str], Module | None],
+    scope: str = "",
 ) -> list[tuple[int, ...]]:
     """Return for each kind and rank of module the layers that have an adapter on it.
 
@@ -167,7 +175,7 @@ def adapted_layers(
     layers: dict[Any, set[int]] = collections.defaultdict(set)
     for name, tensor in tensors.items():
         (path, index), kind = _parse(name, locate)
-        if index:
+        if index and stacks.scope_of(path) == scope:
             rank = tensor.shape[0] if kind == "a" and tensor.ndim else kind
             layers[path, rank].add(index[0])
     return [tuple(sorted(chosen)) for chosen in layers.values()]
@@ -204,7 +212,7 @@ def from_peft(
     factors, names = _factors(stored, locate)
     adapters: dict[str, Any] = {}
     for path, kind, weight in sites.weights(params):
-        _, group, rest = stacks.split(path)
+        group, rest = stacks.split(path).group, stacks.unstacked(path)
         stack = weight.shape[:-2] if group else ()
         modules = [(rest, _absolute(group, i)) for i in np.ndindex(stack)]
         present = [module for module in modules if module in factors]

@@ -40,7 +40,9 @@ class SavedFiles(NamedTuple):
     """Fields of adapter_config.json."""
 
 
-def layer_choices(stored: PeftTensors, locate: Locate) -> list[tuple[int, ...]]:
+def layer_choices(
+    stored: PeftTensors, locate: Locate, scope: str = ""
+) -> list[tuple[int, ...]]:
     """Return for each kind of saved weight the layers that have one.
 
     Raises:
@@ -48,7 +50,7 @@ def layer_choices(stored: PeftTensors, locate: Locate) -> list[tuple[int, ...]]:
     """
     layers: dict[str, set[int]] = {}
     for path, index in _values(stored.saved, locate):
-        if index:
+        if index and stacks.scope_of(path) == scope:
             layers.setdefault(path, set()).add(index[0])
     return [tuple(sorted(chosen)) for chosen in layers.values()]
 
@@ -87,7 +89,7 @@ def from_peft(
     values = _values(stored.saved, locate)
     collection: dict[str, Any] = {}
     for path, leaf in trees.by_path(params).items():
-        _, group, rest = stacks.split(path)
+        group, rest = stacks.split(path).group, stacks.unstacked(path)
         axes = {len(index) for name, index in values if name == rest}
         if not axes:
             continue
@@ -240,7 +242,7 @@ def to_peft(
 
 def _leaves(collection: Any) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
     for path, leaf in trees.by_path(jax.device_get(collection)).items():
-        _, group, rest = stacks.split(path)
+        group, rest = stacks.split(path).group, stacks.unstacked(path)
         if group is None:
             yield rest, (), leaf
             continue

@@ -4,14 +4,16 @@ import re
 from collections.abc import Iterable, Sequence
 
 from jaxalign.errors import UserError, did_you_mean
-from jaxalign.stacks import Group
+from jaxalign.stacks import SCOPES, Group, scope_of
 
 
 __all__ = [
     "check_regex",
     "check_targets",
     "cut_groups",
+    "layers_by_scope",
     "parse_layers",
+    "split_target",
 ]
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -72,6 +74,41 @@ def parse_layers(spec: str, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
+def layers_by_scope(spec: str) -> dict[str, str]:
+    """Read choices of layers of a decoder and of a tower, separated by ``;``.
+
+    Raises:
+      UserError: a scope is named twice, or there is no such one.
+    Example:
+      >>> layers_by_scope("top:8; vision:bottom:4")
+      {'': 'top:8', 'vision': 'bottom:4'}
+    """
+    found: dict[str, str] = {}
+    for part in str(spec).split(";"):
+        part = part.strip()
+        scope = "vision" if part.startswith("vision:") else ""
+        if scope in found or not part:
+            raise UserError(
+                f"layers {spec!r} names the layers of "
+                f"{'the tower' if scope else 'the decoder'} twice or says nothing: "
+                "expected one choice each, such as 'top:8; vision:all'"
+            )
+        found[scope] = part.removeprefix("vision:")
+    return found
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Return the scope that a target is for, and the pattern.
+
+    >>> split_target("vision:q_proj"), split_target("q_proj")
+    (('vision', 'q_proj'), ('', 'q_proj'))
+    """
+    for scope in SCOPES:
+        if target.startswith(f"{scope}:"):
+            return scope, target.removeprefix(f"{scope}:")
+    return "", target
+
+
 def cut_groups(num_layers: int, choices: Iterable[Sequence[int]]) -> tuple[Group, ...]:
     """Cut the layers where any of the choices begins or ends.
 
@@ -104,23 +141,21 @@ def check_targets(targets: Sequence[str], modules: Iterable[str]) -> None:
     """Refuse a target that matches no layer, or one that another matches too.
 
     Args:
-      targets: regular expressions for a module's whole name or whole path.
-      modules: paths of the modules, such as ``mlp/down_proj``.
+      targets: regular expressions for a module's whole name or whole path, of a tower
+        or a connector with ``vision:`` or ``connector:`` before it.
+      modules: paths of the modules, such as ``mlp/down_proj``, ``vision/attn/qkv``.
     Raises:
       UserError: with the near names.
     """
     if not targets:
         raise UserError("adapter.targets is empty: name at least one linear layer")
     paths = list(dict.fromkeys(modules))
-    names = dict.fromkeys(path.split("/")[-1] for path in paths)
+    names = dict.fromkeys(_named(path) for path in paths)
     by: dict[str, str] = {}
     for target in targets:
-        check_regex("adapter.targets", target)
-        mine = [
-            path
-            for path in paths
-            if re.fullmatch(target, path) or re.fullmatch(target, path.split("/")[-1])
-        ]
+        scope, pattern = split_target(target)
+        check_regex("adapter.targets", pattern)
+        mine = [path for path in paths if _matches(scope, pattern, path)]
         if not mine:
             raise UserError(
                 f"the adapter target {target!r} is no linear layer of this model. "
@@ -133,3 +168,16 @@ def check_targets(targets: Sequence[str], modules: Iterable[str]) -> None:
                     f"{by[path]!r} and {target!r}"
                 )
             by[path] = target
+
+
+def _matches(scope: str, pattern: str, path: str) -> bool:
+    if scope_of(path) != scope:
+        return False
+    inner = path.removeprefix(f"{scope}/")
+    return any(re.fullmatch(pattern, name) for name in (inner, inner.split("/")[-1]))
+
+
+def _named(path: str) -> str:
+    """Return a module's name as a target would have it."""
+    scope = scope_of(path)
+    return f"{scope}:{path.split('/')[-1]}" if scope else path.split("/")[-1]

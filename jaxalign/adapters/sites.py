@@ -16,15 +16,28 @@ class Site(NamedTuple):
     """A layer that can be adapted."""
 
     path: str
-    """Without its group, such as ``self_attn/q_proj`` or ``lm_head``."""
+    """Without its group, such as ``self_attn/q_proj``, ``lm_head`` or
+    ``vision/attn/qkv``."""
     layer: int | None
 
+    @property
+    def scope(self) -> str:
+        """Of the part of the model that it is in."""
+        return stacks.scope_of(self.path)
+
     def matches(self, pattern: str) -> bool:
-        """Tell whether a pattern is the site's name, path or path with its layer."""
-        names = {self.path, self.path.rsplit("/", 1)[-1]}
+        """Tell whether a pattern is the site's name, path or path with its layer.
+
+        Patterns for towers and connectors have ``vision:`` or ``connector:`` first.
+        """
+        scope, inner = selection.split_target(pattern)
+        if scope != self.scope:
+            return False
+        path = self.path.removeprefix(f"{scope}/")
+        names = {path, path.rsplit("/", 1)[-1]}
         if self.layer is not None:
-            names.add(f"layers/{self.layer}/{self.path}")
-        return any(re.fullmatch(pattern, name) for name in names)
+            names.add(f"layers/{self.layer}/{path}")
+        return any(re.fullmatch(inner, name) for name in names)
 
 
 class Size(NamedTuple):
@@ -51,10 +64,10 @@ def sites_of(path: str) -> list[Site]:
     >>> sites_of("layers_2_4/mlp/up_proj")[1]
     Site(path='mlp/up_proj', layer=3)
     """
-    _, group, rest = stacks.split(path)
+    group = stacks.split(path).group
     if group is None:
         return [Site(path, None)]
-    return [Site(rest, layer) for layer in range(*group)]
+    return [Site(stacks.unstacked(path), layer) for layer in range(*group)]
 
 
 def resolve(
@@ -73,7 +86,7 @@ def resolve(
     Args:
       params: base weights or their shapes, cut into groups in any way.
       targets: see ``lora.LoRAConfig``, as the others.
-      layers: see ``selection.parse_layers``.
+      layers: see ``selection.layers_by_scope``.
       rank: where no pattern says another.
       alpha: likewise.
       rank_pattern: ranks by pattern.
@@ -83,14 +96,13 @@ def resolve(
       UserError: a target, layer or pattern that is not there or is chosen twice.
     """
     sites = [site for path, *_ in weights(params) for site in sites_of(path)]
-    num_layers = 1 + max((s.layer for s in sites if s.layer is not None), default=-1)
-    inside = set(selection.parse_layers(layers, num_layers))
+    inside = _inside(sites, layers)
     selection.check_targets(targets, dict.fromkeys(site.path for site in sites))
     chosen = [
         site
         for site in sites
         if any(site._replace(layer=None).matches(target) for target in targets)
-        and (site.layer is None or site.layer in inside)
+        and (site.layer is None or site.layer in inside[site.scope])
     ]
     ranks = _per_site("rank_pattern", rank_pattern, chosen)
     alphas = _per_site("alpha_pattern", alpha_pattern, chosen)
@@ -100,6 +112,22 @@ def resolve(
         divisor = own**0.5 if rslora else own
         sizes[site] = Size(own, alphas.get(site, alpha) / divisor)
     return sizes
+
+
+def _inside(sites: Sequence[Site], layers: str) -> dict[str, set[int]]:
+    """Return the layers that are chosen, by scope; all of one that is not named."""
+    chosen = selection.layers_by_scope(layers)
+    inside: dict[str, set[int]] = {}
+    for scope in ("", *stacks.SCOPES):
+        of_scope = [s.layer for s in sites if s.scope == scope and s.layer is not None]
+        if scope in chosen and not of_scope and scope:
+            raise UserError(
+                f"layers {layers!r}: the model has no {scope} tower. Leave it out"
+            )
+        count = 1 + max(of_scope, default=-1)
+        spec = chosen.get(scope, "all")
+        inside[scope] = set(selection.parse_layers(spec, count)) if of_scope else set()
+    return inside
 
 
 def _per_site(

@@ -33,6 +33,7 @@ from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
+from jaxalign.models.config import ModelConfig
 from jaxalign.stacks import Group
 from jaxalign.types import Variables
 
@@ -45,6 +46,7 @@ __all__ = [
     "is_stock",
     "read_start",
     "save_adapter",
+    "vision_groups_of",
     "write_start",
 ]
 
@@ -115,6 +117,7 @@ def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) ->
             num_layers=layers,
             dropout=dropout,
             base_model=base,
+            whole_names=checkpoint.config.sees,
         )
     if whole := collections.get(saved.COLLECTION):
         stored = _with_saved(checkpoint, stored, whole)
@@ -193,7 +196,9 @@ def _tensor_name(
       path: of the weight inside its stack.
       index: layer, and expert.
     """
-    where = f"layers/{path}" if index else path
+    scope = stacks.scope_of(path) if index else ""
+    inner = path.removeprefix(f"{scope}/")
+    where = "/".join(filter(None, (scope, "layers" if index else "", inner)))
     for rule in checkpoint.family.rules:
         if rule.path == where:
             return rule.name(*index), rule.transpose
@@ -218,7 +223,7 @@ class AdapterFiles:
 
     def __init__(self, directory: Path, model: str | Path):
         config, self._family = load_lib.open_config(model)
-        self._model = config.text
+        self._whole, self._model = config, config.text
         self._base = model
         self._lora: peft_format.PeftLoRA | None = None
         self._saved = PeftTensors({}, {}, {}, {})
@@ -264,13 +269,25 @@ class AdapterFiles:
 
     def groups(self) -> tuple[Group, ...]:
         """Return how the adapter cuts the layers."""
-        choices: list[tuple[int, ...]] = []
-        if self._lora is not None:
-            choices += peft_format.adapted_layers(self._lora.tensors, self._locate)
-        choices += peft_saved.layer_choices(self._saved, self._place)
+        choices = self._choices("")
         if self._prefix is not None:
             choices.append(prefix_format.layers_of(self._prefix))
         return selection.cut_groups(self._model.num_layers, choices)
+
+    def vision_groups(self) -> tuple[Group, ...] | None:
+        """Return how the adapter cuts a tower's layers, None where it does not."""
+        if self._whole.vision is None:
+            return None
+        count = self._whole.vision.num_layers
+        cut = selection.cut_groups(count, self._choices("vision"))
+        return cut if len(cut) > 1 else None
+
+    def _choices(self, scope: str) -> list[tuple[int, ...]]:
+        choices: list[tuple[int, ...]] = []
+        if self._lora is not None:
+            tensors = self._lora.tensors
+            choices += peft_format.adapted_layers(tensors, self._locate, scope)
+        return choices + peft_saved.layer_choices(self._saved, self._place, scope)
 
     def collections(self) -> Variables:
         """Return the adapter for the model, cut into :meth:`groups`.
@@ -279,11 +296,11 @@ class AdapterFiles:
           UserError: it does not fit the model's config.json.
         """
         found: Variables = {}
-        groups = self.groups()
+        groups, vision_groups = self.groups(), self.vision_groups()
         if self._lora is not None:
             found["lora"] = peft_format.from_peft(
                 self._lora,
-                params=decoder.param_shapes(self._model, groups),
+                params=decoder.param_shapes(self._whole, groups, vision_groups),
                 locate=self._locate,
             )
         if self._saved.saved or self._saved.rows:
@@ -291,7 +308,7 @@ class AdapterFiles:
             found[saved.COLLECTION] = peft_saved.from_peft(
                 self._saved,
                 self._lora.config,
-                params=peft_files.saved_shapes(self._model, groups),
+                params=peft_files.saved_shapes(self._whole, groups, vision_groups),
                 locate=self._place,
             )
         if not any(found.values()) and self._prefix is None:
@@ -309,12 +326,12 @@ class AdapterFiles:
 
     def _read_lora(self, directory: Path) -> peft_format.PeftLoRA:
         own, self._saved = peft_files.read_lora(
-            directory, self._base, self._model, self._family
+            directory, self._base, self._whole, self._family
         )
         return own
 
     def _place(self, tensor: str) -> peft_saved.Place | None:
-        return peft_files.place_of(tensor, self._model, self._family)
+        return peft_files.place_of(tensor, self._whole, self._family)
 
     def _locate(self, module: str) -> peft_format.Module | None:
         place = self._place(f"{module}.weight")
@@ -361,6 +378,21 @@ def groups_of(collections: Variables, num_layers: int) -> tuple[Group, ...]:
         if (group := stacks.group_of_name(name)) is not None
     }
     return selection.cut_groups(num_layers, [range(*group) for group in sorted(found)])
+
+
+def vision_groups_of(
+    collections: Variables, config: ModelConfig
+) -> tuple[Group, ...] | None:
+    """Return the groups of a tower's layers that an adapter's stacks were cut for.
+
+    Returns:
+      None where it cuts nothing.
+    """
+    if config.vision is None:
+        return None
+    towers = {k: tree["vision"] for k, tree in collections.items() if "vision" in tree}
+    cut = groups_of(towers, config.vision.num_layers)
+    return cut if len(cut) > 1 else None
 
 
 def fingerprint(path: Path) -> str:

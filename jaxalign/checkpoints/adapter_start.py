@@ -17,7 +17,7 @@ from jaxalign.adapters.prefix import PrefixConfig
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.models import decoder
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import DecoderConfig, ModelConfig
 from jaxalign.models.families import Family
 from jaxalign.parallel import sharding
 from jaxalign.types import ModelInputs
@@ -83,22 +83,23 @@ def _text_start(checkpoint: Checkpoint, config: PrefixConfig) -> Any:
     return jax.jit(run)(checkpoint.variables, inputs)
 
 
-def shapes(config: Adapter, model: DecoderConfig) -> tuple[Any, Any]:
+def shapes(config: Adapter, model: ModelConfig) -> tuple[Any, Any]:
     """Return the shapes of base weights and adapter without making either.
 
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
     """
-    groups = adapter.groups(config, decoder.param_shapes(model), model.num_layers)
-    params = decoder.param_shapes(model, groups)
+    whole = decoder.param_shapes(model)
+    groups = adapter.groups(config, whole, model.text.num_layers)
+    params = decoder.param_shapes(model, groups, adapter.vision_groups(config, whole))
 
     def init(params: Any) -> Any:
         return adapter.init(
             jax.random.key(0),
             params,
             _without_text(config),
-            num_layers=model.num_layers,
-            sizes=_sizes(model),
+            num_layers=model.text.num_layers,
+            sizes=_sizes(model.text),
         )
 
     return params, jax.eval_shape(init, params)

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,17 +84,22 @@ class Base(NamedTuple):
             raise _broken(self.path, str(error).splitlines()[0]) from None
 
     def stored(
-        self, shapes: Any, groups: tuple[Group, ...]
+        self, shapes: Any, cut: Mapping[str, Sequence[Group]]
     ) -> list[tuple[str, TensorInfo]]:
         """Return what is there of each parameter.
+
+        Args:
+          shapes: of the parameters, by what they are cut into.
+          cut: how the layers of each scope are cut, see ``places.Stacks``.
 
         Raises:
           UserError: it is not what the model of these shapes needs.
         """
         leaves = trees.by_path(shapes).items()
-        num_layers = groups[-1][1]
         found, used = [], set()
         for path, leaf in leaves:
+            scope = stacks.split(path).scope
+            num_layers = cut[scope][-1][1] if scope in cut else 0
             single = _single_stack(path, num_layers)
             info = self.params.get(single)
             shape = leaf.shape
@@ -109,12 +114,12 @@ class Base(NamedTuple):
         return found
 
     def pieces(
-        self, groups: tuple[Group, ...], by_layer: Callable[[str], bool]
+        self, cut: Mapping[str, Sequence[Group]], by_layer: Callable[[str], bool]
     ) -> Iterator[tuple[str, tuple[int, ...], "View"]]:
         """Yield path, place in the stack and numbers of every parameter.
 
         Args:
-          groups: how the layers are cut.
+          cut: how the layers of each scope are cut.
           by_layer: tells by path which stacks come as a piece for each layer; the
             others are one.
         """
@@ -124,7 +129,7 @@ class Base(NamedTuple):
             if place.group is None:
                 yield path, (), View(stored, self.path)
                 continue
-            for low, high in groups:
+            for low, high in cut[place.scope]:
                 name = stacks.join(place._replace(group=(low, high)))
                 if not by_layer(name):
                     yield name, (), View(stored[low:high].translate_to[0], self.path)

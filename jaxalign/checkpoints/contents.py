@@ -1,6 +1,6 @@
 """What a checkpoint holds, whatever form it has, and whether it is still the same."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +8,8 @@ import numpy as np
 from jaxalign.checkpoints import base as base_files
 from jaxalign.checkpoints import hub, tensors, weights
 from jaxalign.checkpoints.load import open_config
-from jaxalign.checkpoints.places import Place, locate
+from jaxalign.checkpoints.places import Place, locate, stacks_of
 from jaxalign.checkpoints.tensors import TensorInfo
-from jaxalign.models.config import DecoderConfig
-from jaxalign.models.families import Family
 
 
 __all__ = ["fingerprint", "headers", "read_tensor", "reader", "tensor_infos"]
@@ -55,10 +53,24 @@ def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
 
 
 def reader(model: str | Path) -> Callable[[str], np.ndarray | None]:
-    """Return what reads tensors of a checkpoint, whose headers are read once."""
+    """Return what reads tensors of a checkpoint, whose headers are read once.
+
+    A tensor may be asked for by its name in the files or by the family's.
+    """
     directory = hub.directory_of(model)
     config, family = open_config(directory)
     known = tensor_infos(directory)
+    spelled = {family.canonical(name): name for name in known}
+    tied = (family.rules[0].hf, family.head)
+    is_tied = config.text.tie_embeddings
+
+    def own_name(name: str) -> str:
+        """Return the family's name of a tensor, of two the one that is there."""
+        name = family.canonical(name)
+        if is_tied and name in tied and name not in spelled:
+            return tied[name == tied[0]]
+        return name
+
     if not base_files.is_base(directory):
         files = {
             name: file
@@ -67,35 +79,24 @@ def reader(model: str | Path) -> Callable[[str], np.ndarray | None]:
         }
 
         def stored(name: str) -> np.ndarray | None:
-            name = _stored_name(name, known, config.text, family)
-            if name not in files:
+            stored_name = spelled.get(own_name(name))
+            if stored_name is None:
                 return None
-            with files[name].open() as handle:
-                return handle.get_tensor(name)
+            with files[stored_name].open() as handle:
+                return handle.get_tensor(stored_name)
 
         return stored
     base = base_files.read_base(directory)
 
     def converted(name: str) -> np.ndarray | None:
-        name = _stored_name(name, known, config.text, family)
-        if config.text.tie_embeddings and name == family.head:
+        own = own_name(name)
+        place = locate(own, family.rules, stacks_of(config))
+        if is_tied and own == family.head:
             place = Place(family.rules[0], family.rules[0].path)
-        else:
-            place = locate(name, family.rules, ((0, config.text.num_layers),))
         if place is None or place.path not in base.params:
-            return base.buffer(name)
+            return base.buffer(spelled.get(own, name))
+        info = known[spelled[own]]
         value = base.open(place.path)[place.at].read().result()
-        value = value.astype(known[name].dtype)
-        return value.T if place.rule.transpose else value
+        return place.to_file(value.astype(info.dtype), info.shape)
 
     return converted
-
-
-def _stored_name(
-    name: str, stored: Mapping[str, TensorInfo], config: DecoderConfig, family: Family
-) -> str:
-    """Return the name under which a tensor is there: tied weights have one of two."""
-    names = (family.rules[0].hf, family.head)
-    if config.tie_embeddings and name in names and name not in stored:
-        return names[name == names[0]]
-    return name

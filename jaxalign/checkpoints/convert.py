@@ -102,7 +102,7 @@ def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
     source = tensor_files.fingerprint(checkpoint.path)
     rounded = weights.is_packed(checkpoint.path)
     for name, info in contents.tensor_infos(checkpoint.path).items():
-        place = places.locate(name, checkpoint.family.rules, checkpoint.groups)
+        place = _place(checkpoint, name)
         if place is not None and place.path in infos:
             kind = jnp.dtype(infos[place.path].dtype)
             rounded |= jnp.promote_types(info.dtype, kind) != kind
@@ -112,11 +112,18 @@ def _fingerprint(checkpoint: Checkpoint, infos: dict[str, TensorInfo]) -> str:
     return hashlib.sha256(f"{source}{kinds}".encode()).hexdigest()
 
 
+def _place(checkpoint: Checkpoint, name: str) -> places.Place | None:
+    family = checkpoint.family
+    cut = places.stacks_of(checkpoint.config, checkpoint.groups)
+    return places.locate(family.canonical(name), family.rules, cut)
+
+
 def _write_buffers(checkpoint: Checkpoint, directory: Path) -> None:
     """Keep what is no parameter, so that an export has it too."""
     values: dict[str, np.ndarray] = {}
     for name in contents.tensor_infos(checkpoint.path):
-        if places.locate(name, checkpoint.family.rules, checkpoint.groups) is None:
+        place = _place(checkpoint, name)
+        if place is None or place.is_idle:
             value = weights.read_weight(checkpoint.path, name)
             assert value is not None
             values[name] = value

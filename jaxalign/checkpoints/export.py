@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,9 +28,8 @@ from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.tensors import TensorInfo
 from jaxalign.errors import UserError
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import DecoderConfig, ModelConfig
 from jaxalign.models.families import Family
-from jaxalign.stacks import Group
 from jaxalign.types import Variables
 from jaxalign.variables import check_variables
 
@@ -79,9 +78,9 @@ class _Base(NamedTuple):
     """The checkpoint that an export takes its form from."""
 
     path: Path
-    config: DecoderConfig
+    config: ModelConfig
     family: Family
-    groups: tuple[Group, ...]
+    cut: places.Stacks
 
 
 def save_hf(
@@ -126,7 +125,7 @@ def save_hf(
         info = contents.tensor_infos(base.path)
 
         def write_tensor(name: str, target: BinaryIO) -> None:
-            tensor = _tensor(base, variables, name)
+            tensor = _tensor(base, variables, name, info[name].shape)
             dtype = np.dtype(info[name].dtype)
             if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
                 fitting.check_not_transposed(name, tensor, read(name))
@@ -153,8 +152,8 @@ def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
     path = like.path if isinstance(like, Checkpoint) else hub.directory_of(like)
     config, family = load_lib.open_config(path)
     check_mergeable(config.text, variables)
-    groups = fitting.check(config.text, path, variables)
-    return _Base(path, config.text, family, groups)
+    cut = fitting.check(config, path, variables)
+    return _Base(path, config, family, cut)
 
 
 def _is_packed(path: Path) -> bool:
@@ -329,12 +328,14 @@ def write(values: dict[str, np.ndarray], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
-    family = base.family
-    if base.config.tie_embeddings and name == family.head:
-        name = family.rules[0].hf
-    place = places.locate(name, family.rules, base.groups)
-    if place is None:  # a buffer that is computed, not learned
+def _tensor(
+    base: _Base, variables: Variables, name: str, shape: Sequence[int]
+) -> np.ndarray:
+    family, own = base.family, base.family.canonical(name)
+    if base.config.text.tie_embeddings and own == family.head:
+        own = family.rules[0].hf
+    place = places.locate(own, family.rules, base.cut)
+    if place is None or place.is_idle:  # a buffer, or what is not run
         return _from_source(base.path, name)
 
     def fetch(leaf: Any) -> np.ndarray:
@@ -353,7 +354,7 @@ def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
         if leaf != "bias":
             own.pop("bias", None)
         value = low_rank.merge({leaf: value}, own)[leaf]
-    return value.T if place.rule.transpose else value
+    return place.to_file(value, shape)
 
 
 def _with_rows(value: np.ndarray, leaves: Any, leaf: str) -> np.ndarray:

@@ -13,9 +13,10 @@ import numpy as np
 
 from jaxalign import stacks, trees
 from jaxalign.adapters import adapter, saved
+from jaxalign.checkpoints.places import Stacks, stacks_of
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models import decoder
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.stacks import Group
 from jaxalign.types import Variables
 
@@ -26,7 +27,7 @@ _MOST = 5
 _SAMPLE = 256
 
 
-def check(config: DecoderConfig, path: Path, variables: Variables) -> tuple[Group, ...]:
+def check(config: ModelConfig, path: Path, variables: Variables) -> Stacks:
     """Compare the names, shapes and kinds of variables with a checkpoint's.
 
     Args:
@@ -47,8 +48,11 @@ def check(config: DecoderConfig, path: Path, variables: Variables) -> tuple[Grou
                 f"{did_you_mean(str(name), known)} Leave it out"
             )
     params = variables["params"]
-    groups = _groups(params, config.num_layers)
-    want = trees.by_path(decoder.param_shapes(config, groups))
+    groups = _groups(params, config.text.num_layers)
+    vision_groups = None
+    if config.vision is not None and isinstance(params.get("vision"), Mapping):
+        vision_groups = _groups(params["vision"], config.vision.num_layers)
+    want = trees.by_path(decoder.param_shapes(config, groups, vision_groups))
     got = trees.by_path(params)
     problems = [
         *(f"params/{name} is unknown: {_of(got[name])}" for name in got.keys() - want),
@@ -71,7 +75,7 @@ def check(config: DecoderConfig, path: Path, variables: Variables) -> tuple[Grou
             f"save_hf: the variables do not fit {path}: {told}{more}. Nothing is "
             "written. Give what was loaded from there, with other numbers at most"
         )
-    return groups
+    return stacks_of(config, groups, vision_groups)
 
 
 def _groups(params: Mapping[str, Any], num_layers: int) -> tuple[Group, ...]:

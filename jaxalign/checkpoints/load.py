@@ -19,12 +19,12 @@ from jaxalign.checkpoints import arrays, hub, weights
 from jaxalign.checkpoints import base as base_lib
 from jaxalign.checkpoints import places as places_lib
 from jaxalign.checkpoints import tensors as tensor_files
-from jaxalign.checkpoints.places import Place
+from jaxalign.checkpoints.places import Place, Stacks
 from jaxalign.checkpoints.tensors import TensorFile, TensorInfo
 from jaxalign.checkpoints.weights import PackedFile
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
-from jaxalign.models.config import DecoderConfig, ModelConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import Family, family_of
 from jaxalign.models.families.rules import Rule
 from jaxalign.models.quantised import Quantize
@@ -60,6 +60,8 @@ class Checkpoint(NamedTuple):
     """Of the computation."""
     name: str
     """What others call it: its id on the hub, or its directory's name."""
+    vision_groups: tuple[Group, ...] | None = None
+    """How a tower's layers are stacked; None: in one stack, or there is no tower."""
 
 
 def open_config(path: str | Path) -> tuple[ModelConfig, Family]:
@@ -93,6 +95,7 @@ def load(
     *,
     adapter: Adapter | None = None,
     groups: Sequence[Group] | None = None,
+    vision_groups: Sequence[Group] | None = None,
     dtype: Any = jnp.float32,
     float32: Callable[[str], bool] = lambda path: False,
     quantize: Quantize = "none",
@@ -113,6 +116,7 @@ def load(
         stacks where it needs that, so that ``lora.init(key, variables["params"],
         adapter)`` fits. One that is there already is opened by ``policy.open_policy``.
       groups: how the layers are stacked, see ``selection.cut_groups``; default one.
+      vision_groups: how a vision tower's are.
       dtype: of the weights and of the computation. ``auto`` keeps each weight as it is
         stored (of a stack the widest) and computes in the kind that most weights have,
         in float32 where that is float16, whose range activations can leave.
@@ -133,10 +137,10 @@ def load(
         config, family = _without_head(config, family)
     directory = hub.directory_of(path)
     if adapter is not None:
-        groups = _groups_for(adapter, groups, config.text)
-    groups = tuple(groups or ((0, config.text.num_layers),))
-    shapes = decoder.param_shapes(config.text, groups)
-    source = _open(directory, config.text, family, groups, shapes)
+        groups = _groups_for(adapter, groups, config)
+    cut = places_lib.stacks_of(config, groups, vision_groups)
+    shapes = decoder.param_shapes(config, cut[""], cut.get("vision"))
+    source = _open(directory, config, family, cut, shapes)
     targets = trees.by_path(shapes)
     if mesh is None:
         # Arrays that are tied to a device are others to jit than those that are made
@@ -150,22 +154,28 @@ def load(
     compute = _compute_dtype(source.stored, dtype)
     return Checkpoint(
         model=decoder.make_model(
-            config.text, groups=groups, dtype=compute, mesh=mesh, **model_options
+            config,
+            groups=cut[""],
+            vision_groups=cut.get("vision"),
+            dtype=compute,
+            mesh=mesh,
+            **model_options,
         ),
         variables={
             "params": trees.map_with_paths(lambda path, _: leaves.pop(path), shapes)
         },
         config=config,
-        groups=groups,
+        groups=tuple(cut[""]),
         family=family,
         path=directory,
         dtype=compute,
         name=source.name or hub.name_of(path),
+        vision_groups=None if vision_groups is None else tuple(vision_groups),
     )
 
 
 def _groups_for(
-    adapter: Adapter, groups: Sequence[Group] | None, config: DecoderConfig
+    adapter: Adapter, groups: Sequence[Group] | None, config: ModelConfig
 ) -> Sequence[Group]:
     """Return how an adapter to be made cuts the layers."""
     if groups is not None:
@@ -176,7 +186,7 @@ def _groups_for(
             "its base, jaxalign.checkpoints.policy.open_policy(model, adapter=path)"
         )
     shapes = decoder.param_shapes(config)
-    return adapter_lib.groups(adapter, shapes, config.num_layers)
+    return adapter_lib.groups(adapter, shapes, config.text.num_layers)
 
 
 def _read_leaves(
@@ -239,9 +249,9 @@ class _Source(NamedTuple):
 
 def _open(
     directory: Path,
-    config: DecoderConfig,
+    config: ModelConfig,
     family: Family,
-    groups: tuple[Group, ...],
+    cut: Stacks,
     shapes: Any,
 ) -> _Source:
     """Check that a checkpoint has what its config asks for, by headers alone."""
@@ -249,14 +259,14 @@ def _open(
         base = base_lib.read_base(directory)
         return _Source(
             base.name,
-            base.stored(shapes, groups),
+            base.stored(shapes, cut),
             lambda by_layer: (
-                (*piece, piece[-1].nbytes) for piece in base.pieces(groups, by_layer)
+                (*piece, piece[-1].nbytes) for piece in base.pieces(cut, by_layer)
             ),
         )
     files = weights.list_weights(directory)
-    places = places_lib.match_tensors(files, family, config, groups, shapes, directory)
-    if config.tie_embeddings:
+    places = places_lib.match_tensors(files, family, config, cut, shapes, directory)
+    if config.text.tie_embeddings:
         places_lib.check_tied_head(files, family)
     stored = [
         (places[name].path, info)
@@ -264,19 +274,21 @@ def _open(
         for name, info in file.tensors.items()
         if name in places
     ]
-    return _Source(None, stored, lambda _: _pieces(files, places))
+    shapes_by_path = trees.by_path(shapes)
+    return _Source(None, stored, lambda _: _pieces(files, places, shapes_by_path))
 
 
 def _pieces(
-    files: Sequence[TensorFile | PackedFile], places: Mapping[str, Place]
+    files: Sequence[TensorFile | PackedFile],
+    places: Mapping[str, Place],
+    shapes: Mapping[str, Any],
 ) -> Iterator[tuple[str, tuple[int, ...], np.ndarray, int]]:
     for file in files:
         with file.open() as handle:
             for name, info in file.tensors.items():
                 if (place := places.get(name)) is not None:
-                    values = handle.get_slice(name)
-                    if place.rule.transpose:
-                        values = values.T
+                    shape = shapes[place.path].shape
+                    values = place.from_file(handle.get_slice(name), shape)
                     # What is made of codes is wider here than it counts.
                     yield place.path, place.at, values, info.nbytes
 
@@ -329,9 +341,9 @@ def check(
     if headless:
         config, family = _without_head(config, family)
     directory = hub.directory_of(path)
-    groups = tuple(groups or ((0, config.text.num_layers),))
-    shapes = decoder.param_shapes(config.text, groups)
-    _open(directory, config.text, family, groups, shapes)
+    cut = places_lib.stacks_of(config, groups)
+    shapes = decoder.param_shapes(config, cut[""])
+    _open(directory, config, family, cut, shapes)
     return shapes
 
 
@@ -340,7 +352,7 @@ def compute_dtype(path: str | Path, dtype: DType) -> Any:
     if dtype != "auto":
         return jnp.dtype(dtype)
     config, family = open_config(path)
-    groups = ((0, config.text.num_layers),)
-    shapes = decoder.param_shapes(config.text, groups)
-    source = _open(hub.directory_of(path), config.text, family, groups, shapes)
+    shapes = decoder.param_shapes(config)
+    cut = places_lib.stacks_of(config)
+    source = _open(hub.directory_of(path), config, family, cut, shapes)
     return _compute_dtype(source.stored, dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign import progress
+from jaxalign import progress, stacks
 from jaxalign.adapters import peft_config, peft_names
 from jaxalign.adapters.peft_format import PeftLoRA
 from jaxalign.adapters.peft_names import PeftTensors
@@ -14,7 +14,7 @@ from jaxalign.adapters.peft_saved import Place
 from jaxalign.checkpoints import contents, places
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.models import decoder
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import Family
 from jaxalign.stacks import Group
 
@@ -37,7 +37,7 @@ def read(directory: Path, stem: str) -> dict[str, np.ndarray]:
 
 
 def read_lora(
-    directory: Path, base: str | Path, config: DecoderConfig, family: Family
+    directory: Path, base: str | Path, config: ModelConfig, family: Family
 ) -> tuple[PeftLoRA, PeftTensors]:
     """Read an adapter of LoRA and what else it has trained.
 
@@ -66,7 +66,7 @@ def read_lora(
 
 
 def _changed(
-    tensors: PeftTensors, base: str | Path, config: DecoderConfig, family: Family
+    tensors: PeftTensors, base: str | Path, config: ModelConfig, family: Family
 ) -> dict[str, np.ndarray]:
     """Return what of the base weights in an adapter's file is not as the base has it.
 
@@ -77,7 +77,7 @@ def _changed(
     changed = {}
     tied = (family.rules[0].hf, family.head)
     for name, value in tensors.copies.items():
-        both = config.tie_embeddings and name in tied
+        both = config.text.tie_embeddings and family.canonical(name) in tied
         own = contents.read_tensor(base, tied[0] if both else name)
         if own is None or not _same(own, value):
             changed |= dict.fromkeys(tied if both else (name,), value)
@@ -95,22 +95,25 @@ def _same(own: np.ndarray, copy: np.ndarray) -> bool:
     )
 
 
-def place_of(tensor: str, config: DecoderConfig, family: Family) -> Place | None:
+def place_of(tensor: str, config: ModelConfig, family: Family) -> Place | None:
     """Return which weight a tensor of the model is, None if it is none."""
-    everything = ((0, config.num_layers),)
-    place = places.locate(tensor, family.rules, everything)
-    if place is None:
+    own = family.canonical(tensor)
+    place = places.locate(own, family.rules, places.stacks_of(config))
+    if place is None or place.is_idle:
         return None
-    path = place.path.partition("/")[2] if place.at else place.path
-    return Place(path, place.at, place.rule.transpose)
+    return Place(stacks.unstacked(place.path), place.at, place.rule.transpose)
 
 
-def saved_shapes(config: DecoderConfig, groups: tuple[Group, ...]) -> Any:
+def saved_shapes(
+    config: ModelConfig,
+    groups: tuple[Group, ...],
+    vision_groups: tuple[Group, ...] | None = None,
+) -> Any:
     """Return the shapes of all that an adapter can have in the place of base weights.
 
     These are the parameters, and a head of its own where it is tied.
     """
-    shapes = decoder.param_shapes(config, groups)
-    head = jax.ShapeDtypeStruct((config.width, config.vocab_size), np.float32)
+    shapes, text = decoder.param_shapes(config, groups, vision_groups), config.text
+    head = jax.ShapeDtypeStruct((text.width, text.vocab_size), np.float32)
     shapes.setdefault("lm_head", {"kernel": head})
     return shapes

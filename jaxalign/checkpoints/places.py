@@ -1,5 +1,6 @@
 """Where each Hugging Face tensor belongs among the parameters, and whether all fit."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,37 @@ from jaxalign import stacks, trees
 from jaxalign.checkpoints.tensors import TensorFile
 from jaxalign.checkpoints.weights import PackedFile
 from jaxalign.errors import UserError
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import Family
 from jaxalign.models.families.rules import Rule
 from jaxalign.stacks import Group, group_name
 
 
-__all__ = ["Place", "check_tied_head", "locate", "match_tensors", "tensor_names"]
+__all__ = [
+    "Place",
+    "Stacks",
+    "check_tied_head",
+    "locate",
+    "match_tensors",
+    "stacks_of",
+    "tensor_names",
+]
+
+Stacks = Mapping[str, Sequence[Group]]
+"""How the layers of each scope are cut: of "", the decoder, and of ``vision``."""
+
+
+def stacks_of(
+    config: ModelConfig,
+    groups: Sequence[Group] | None = None,
+    vision_groups: Sequence[Group] | None = None,
+) -> Stacks:
+    """Return how a model's layers are cut, by default into one stack a scope."""
+    found = {"": tuple(groups or ((0, config.text.num_layers),))}
+    if config.vision is not None:
+        whole = ((0, config.vision.num_layers),)
+        found["vision"] = tuple(vision_groups or whole)
+    return found
 
 
 class Place(NamedTuple):
@@ -27,12 +52,31 @@ class Place(NamedTuple):
     at: tuple[int, ...] = ()
     """For a leaf of a layer group its place in the stack, and which expert it is of."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is of a tower's layer that is not run."""
+        return self.path.startswith("(layer") and self.rule.path.startswith("vision/")
+
+    def from_file(self, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a stored tensor in the form of a parameter, of a layer if stacked."""
+        if self.rule.reshaped:
+            want = shape[len(self.at) :]
+            values = np.asarray(values[:]).reshape(
+                want[:: -1 if self.rule.transpose else 1]
+            )
+        return values.T if self.rule.transpose else values
+
+    def to_file(self, value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a parameter, of a layer if stacked, in the form of a stored tensor."""
+        value = value.T if self.rule.transpose else value
+        return value.reshape(shape) if self.rule.reshaped else value
+
 
 def match_tensors(
     files: Sequence[TensorFile | PackedFile],
     family: Family,
-    config: DecoderConfig,
-    groups: Sequence[Group],
+    config: ModelConfig,
+    cut: Stacks,
     shapes: Any,
     directory: Path,
 ) -> dict[str, Place]:
@@ -45,14 +89,18 @@ def match_tensors(
     targets = trees.by_path(shapes)
     places: dict[str, Place] = {}
     embeddings = family.rules[0]
-    stored = {name for file in files for name in file.tensors}
+    tied = config.text.tie_embeddings
+    stored = {family.canonical(name) for file in files for name in file.tensors}
     no_rule, unexpected, shape = [], [], []
     for file in files:
         for name, info in file.tensors.items():
-            if any(rule.match(name) is not None for rule in family.ignored):
+            own = family.canonical(name)
+            if any(rule.match(own) is not None for rule in family.ignored):
                 continue
-            place = locate(name, family.rules, groups)
-            if config.tie_embeddings and name == family.head:
+            place = locate(own, family.rules, cut)
+            if place is not None and place.is_idle:
+                continue
+            if tied and own == family.head:
                 if embeddings.hf in stored:
                     continue
                 # The one weight that is both, under its other name.
@@ -64,12 +112,13 @@ def match_tensors(
                 or (expected := _expected(place, targets[place.path].shape)) is None
             ):
                 unexpected.append(name)
-            elif expected != info.shape:
+            elif not _fits(place, expected, info.shape):
                 shape.append(f"{name} {list(info.shape)} instead of {list(expected)}")
             else:
                 places[name] = place
     missing = []
-    there = {*places, *(place.rule.hf for place in places.values() if not place.at)}
+    there = {*map(family.canonical, places)}
+    there |= {place.rule.hf for place in places.values() if not place.at}
     for path, target in targets.items():
         for name in tensor_names(path, target.shape, family.rules):
             if name not in there and not shape:
@@ -105,10 +154,13 @@ def _refuse(directory: Path, problems: Mapping[str, Sequence[str]]) -> None:
 
 def check_tied_head(files: Sequence[TensorFile | PackedFile], family: Family) -> None:
     """Refuse a stored head that is not the embeddings that it is said to be tied to."""
-    names = (family.rules[0].hf, family.head)
-    holders = [file for name in names for file in files if name in file.tensors]
-    if len(holders) < 2:
+    found = {
+        family.canonical(name): (name, file) for file in files for name in file.tensors
+    }
+    wanted = (family.rules[0].hf, family.head)
+    if any(name not in found for name in wanted):
         return
+    names, holders = zip(*(found[name] for name in wanted), strict=True)
     shapes = [f.tensors[name].shape for f, name in zip(holders, names, strict=True)]
     same = shapes[0] == shapes[1]
     with holders[0].open() as first, holders[1].open() as second:
@@ -125,8 +177,14 @@ def check_tied_head(files: Sequence[TensorFile | PackedFile], family: Family) ->
         )
 
 
-def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place | None:
-    """Return where a tensor belongs, None if no rule knows its name."""
+def locate(name: str, rules: Sequence[Rule], cut: Stacks) -> Place | None:
+    """Return where a tensor belongs, None if no rule knows its name.
+
+    Args:
+      name: of the tensor, as the rules have it, see ``Family.canonical``.
+      rules: of the family.
+      cut: how the layers are stacked.
+    """
     for rule in rules:
         index = rule.match(name)
         if index is None:
@@ -134,7 +192,8 @@ def locate(name: str, rules: Sequence[Rule], groups: Sequence[Group]) -> Place |
         if not index:
             return Place(rule, rule.path)
         layer, *expert = index
-        for low, high in groups:
+        scope = "vision" if rule.path.startswith("vision/") else ""
+        for low, high in cut.get(scope, ()):
             if low <= layer < high:
                 stack = f"{group_name((low, high))}/"
                 path = rule.path.replace("layers/", stack, 1)
@@ -166,3 +225,11 @@ def _expected(place: Place, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     if any(i >= n for i, n in zip(place.at, shape, strict=False)):
         return None
     return shape[many:][::-1] if place.rule.transpose else shape[many:]
+
+
+def _fits(place: Place, want: Sequence[int], got: Sequence[int]) -> bool:
+    if place.rule.reshaped:
+        # A convolution's first axis is its outputs, as a linear layer's is.
+        same = want[0] == got[0] or not place.rule.transpose
+        return same and math.prod(want) == math.prod(got)
+    return tuple(want) == tuple(got)

@@ -118,7 +118,9 @@ def open_run(
         mesh=mesh,
     )
     checkpoint = policy.checkpoint
-    shapes = decoder.param_shapes(checkpoint.config.text, checkpoint.groups)
+    shapes = decoder.param_shapes(
+        checkpoint.config, checkpoint.groups, checkpoint.vision_groups
+    )
     mask = adapter_lib.trained_mask(policy.variables, shapes, trained)
     trainable, frozen = trees.partition(policy.variables, mask)
     everywhere = sharding.replicated(mesh)
@@ -146,12 +148,14 @@ def _load(
     """Load a base model, cut for an adapter's stacks, and put the adapter on it."""
     config, family = load_lib.open_config(model)
     groups = adapter_files.groups_of(collections, config.text.num_layers)
-    shapes = decoder.param_shapes(config.text, groups)
+    vision_groups = adapter_files.vision_groups_of(collections, config)
+    shapes = decoder.param_shapes(config, groups, vision_groups)
     stays_float32 = trees.by_path(trees.mask_from_patterns(shapes, trained))
     with progress.reading(f"loading {model}") as show:
         checkpoint = load_lib.load(
             model,
             groups=groups,
+            vision_groups=vision_groups,
             dtype=dtype,
             float32=stays_float32.__getitem__,
             quantize=quantize,

@@ -32,33 +32,52 @@ class Patches(NamedTuple):
     images: Int[np.ndarray, " m"]
     """Which of the layout's grids a patch is of, from 0; -1 fills up a unit."""
     places: Int[np.ndarray, "m 2"]
-    """Row and column on that grid; (-1, -1) is the class token."""
+    """Row and column on that grid; (-1, -1) is the class token, last of its unit."""
     features: Int[np.ndarray, " u"]
     """Which of the picture's features, in the order of the text, a unit becomes; -1 is
     none (a class token)."""
 
 
 class Patcher(Protocol):
-    """How a family makes patches of pictures.
+    """How a family makes patches of pictures."""
 
-    Attributes:
-      placeholder: what a chat template prints for a picture, and a plain text holds.
-      token: what stands for one feature in :attr:`PictureLayout.text`.
-      token_id: its token.
-      merge: a unit is ``merge * merge`` patches.
-      patch_values: numbers of a patch.
-      axes: 3 where positions are those of multimodal rotary, else 1.
-      settings: all that decides the numbers, as text: the options and Pillow's version.
+    @property
+    def placeholder(self) -> str:
+        """What a chat template prints for a picture, and a plain text holds."""
+        ...
+
+    @property
+    def token(self) -> str:
+        """What stands for one feature in :attr:`PictureLayout.text`."""
+        ...
+
+    @property
+    def token_id(self) -> int:
+        """Its token."""
+        ...
+
+    @property
+    def merge(self) -> int:
+        """A unit is ``merge * merge`` patches."""
+        ...
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch."""
+        ...
+
+    @property
+    def axes(self) -> int:
+        """3 where positions are those of multimodal rotary, else 1."""
+        ...
+
+    @property
+    def settings(self) -> str:
+        """All that decides the numbers, as text: the options and Pillow's version.
+
         It is part of every key that features are kept under.
-    """
-
-    placeholder: str
-    token: str
-    token_id: int
-    merge: int
-    patch_values: int
-    axes: int
-    settings: str
+        """
+        ...
 
     def layout(self, width: int, height: int) -> PictureLayout:
         """Return what becomes of a picture of a size.

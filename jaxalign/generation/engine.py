@@ -77,7 +77,7 @@ class Engine:
         Args:
           model: a language model; one without cache functions is slow.
           variables: base and adapters, on one device or on a mesh. Cut layer by layer
-            (``decoder.by_layer``) they are fastest: of a stack, weights and cache are
+            (``decoding.by_layer``) they are fastest: of a stack, weights and cache are
             copied at every step.
           slots: texts that are made at the same time.
           length: most tokens of a prompt with its completion.

@@ -15,7 +15,7 @@ from jaxalign.data import rows
 from jaxalign.data.rendering import Renderer
 from jaxalign.data.tokenizer import Tokenizer, special_tokens
 from jaxalign.errors import UserError
-from jaxalign.models import decoder
+from jaxalign.models import decoder, decoding
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.types import Model, Variables
@@ -113,7 +113,7 @@ def cut(
     mesh: Mesh | None = None,
     donate: bool = False,
 ) -> tuple[Model, Variables]:
-    """Return a model and variables cut layer by layer, see ``decoder.by_layer``.
+    """Return a model and variables cut layer by layer, see ``decoding.by_layer``.
 
     Args:
       checkpoint: the base model.
@@ -121,10 +121,15 @@ def cut(
       mesh: devices that they lie on, if it is a mesh.
       donate: free every stack once its layers have been copied.
     """
-    config = checkpoint.config.text
-    layers = [(i, i + 1) for i in range(config.num_layers)]
-    model = decoder.make_model(config, groups=layers, dtype=checkpoint.dtype, mesh=mesh)
-    return model, decoder.by_layer(variables, donate=donate)
+    config = checkpoint.config
+    model = decoder.make_model(
+        config,
+        groups=[(i, i + 1) for i in range(config.text.num_layers)],
+        vision_groups=checkpoint.vision_groups,
+        dtype=checkpoint.dtype,
+        mesh=mesh,
+    )
+    return model, decoding.by_layer(variables, donate=donate)
 
 
 def _configured(directory: Path) -> frozenset[int]:

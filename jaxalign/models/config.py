@@ -1,4 +1,4 @@
-"""What a decoder is: sizes and options, as a family reads them from config.json."""
+"""What a model is: sizes and options, as a family reads them from config.json."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,14 @@ from typing import Literal
 from jaxalign.models import rotary
 
 
-__all__ = ["DecoderConfig", "Mixture", "ModelConfig"]
+__all__ = [
+    "ConnectorConfig",
+    "DecoderConfig",
+    "Mixture",
+    "ModelConfig",
+    "TowerNames",
+    "VisionConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,11 +97,123 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerNames:
+    """What a tower's blocks and linear layers are called, as its files have them.
+
+    Attributes:
+      attention: the block.
+      query: a projection into it, and so ``key`` and ``value``.
+      key: see there.
+      value: see there.
+      qkv: the three in one; None where they are not fused.
+      out: the projection out of it.
+      up: the MLP's first layer, and ``gate`` what it is multiplied with, if anything.
+      gate: see there.
+      down: the MLP's last layer.
+    """
+
+    attention: str = "self_attn"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    qkv: str | None = None
+    out: str = "out_proj"
+    up: str = "fc1"
+    gate: str | None = None
+    down: str = "fc2"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Sizes and options of a vision tower: a transformer over the patches of images.
+
+    Attributes:
+      width: of the stream.
+      mlp_width: of the MLP.
+      num_layers: layers that are run; a checkpoint may have more.
+      num_heads: heads of attention.
+      patch_values: numbers of a patch, of one frame.
+      frames: how often a picture's patch is repeated before it is embedded (2 where a
+        tower takes pairs of a video's frames).
+      patch_bias: of the patches' embedding.
+      class_token: whether an image has one.
+      positions: rows of the table of learned positions, the class token's first; 0
+        for none.
+      side: patches of a row of that table's grid.
+      rotary_theta: base of rotary positions in two dimensions; None for none.
+      norm: kind of the norms.
+      norm_eps: added to the variance, or the mean square.
+      first_norm: whether the embedded patches are normed.
+      last_norm: whether the last layer's output is.
+      qkv_bias: of the projections into attention.
+      layer_scale: whether a block's output is scaled by a learned number a feature.
+      activation: of the MLP.
+      window: side, in patches, of the squares in which a layer's patches see each
+        other; None where all of an image do.
+      full_layers: layers without a window.
+      names: of the linear layers.
+    """
+
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    patch_values: int
+    frames: int = 1
+    patch_bias: bool = True
+    class_token: bool = False
+    positions: int = 0
+    side: int = 1
+    rotary_theta: float | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-6
+    first_norm: bool = False
+    last_norm: bool = False
+    qkv_bias: bool = True
+    layer_scale: bool = False
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] = "gelu"
+    window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    names: TowerNames = TowerNames()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConnectorConfig:
+    """What makes features of a tower's patches.
+
+    Each patch is normed, those of a unit are joined, and linear layers follow, with an
+    exact GELU between them.
+
+    Attributes:
+      unit: patches that become one feature.
+      layers: name and outputs of each linear layer, the last one's the decoder's width.
+      bias: of the linear layers.
+      norm: whether each patch is normed, by root mean square or not at all.
+      norm_eps: added to the mean square.
+    """
+
+    unit: int
+    layers: tuple[tuple[str, int], ...]
+    bias: bool = True
+    norm: Literal["layer", "rms"] | None = None
+    norm_eps: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What a model is made of; a part that it lacks is None.
 
     Attributes:
       text: the decoder.
+      vision: the tower.
+      connector: what leads from one to the other.
     """
 
     text: DecoderConfig
+    vision: VisionConfig | None = None
+    connector: ConnectorConfig | None = None
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes pictures."""
+        return self.vision is not None

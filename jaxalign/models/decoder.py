@@ -8,18 +8,17 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxalign import trees
 from jaxalign.adapters import saved
 from jaxalign.errors import UserError
-from jaxalign.models import attention, layers, rotary
-from jaxalign.models.attention import cached
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models import attention, decoding, layers, rotary
+from jaxalign.models.config import DecoderConfig, ModelConfig
 from jaxalign.models.layers import Runtime
-from jaxalign.stacks import Group, group_name, group_of_name
+from jaxalign.models.vision import sight
+from jaxalign.models.vision.merge import put_features
+from jaxalign.stacks import Group, group_name
 from jaxalign.types import Bound, Model, ModelInputs, RouterSums, Variables
 from jaxalign.variables import check_variables
 
@@ -27,7 +26,6 @@ from jaxalign.variables import check_variables
 __all__ = [
     "Decoder",
     "Remat",
-    "by_layer",
     "keys_and_values",
     "make_model",
     "param_shapes",
@@ -101,20 +99,45 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = layers.Dense(config.vocab_size, self.runtime, rounded=False)
 
-    def hidden(self, inputs: ModelInputs) -> Float[Array, "b t d"]:
-        """Return the last hidden state of every token, after the final norm."""
-        layout = attention.row_layout(inputs)
-        return self._run(inputs.tokens, inputs.positions, layout)
+    def hidden(
+        self, inputs: ModelInputs, features: Float[Array, "b u d"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """Return the last hidden state of every token, after the final norm.
+
+        Args:
+          inputs: packed rows.
+          features: of their pictures.
+        """
+        x = self.embed_tokens(inputs.tokens)
+        if features is not None:
+            assert inputs.images is not None
+            x = put_features(x, features, inputs.images.features_to)
+        return self._run(x, inputs.positions, attention.row_layout(inputs))
 
     def decode(
-        self, tokens: Int[Array, "b t"], layout: attention.CacheLayout
+        self,
+        tokens: Int[Array, "b t"],
+        layout: attention.CacheLayout,
+        turned: Int[Array, "b t *axes"] | None = None,
+        pictures: tuple[Float[Array, "u d"], Int[Array, "b t"]] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Return the hidden states of new tokens, which go into the cache."""
-        return self._run(tokens, layout.positions, layout)
+        """Return the hidden states of new tokens, which go into the cache.
 
-    def _run(self, tokens: Array, positions: Array, layout: layers.Layout) -> Array:
-        config = self.config
+        Args:
+          tokens: new ones.
+          layout: where they stand.
+          turned: their rotary positions; default their places in the cache.
+          pictures: features, and which of them each token stands for; -1: none.
+        """
         x = self.embed_tokens(tokens)
+        if pictures is not None:
+            features, which = pictures
+            seen = features[jnp.maximum(which, 0)].astype(x.dtype)
+            x = jnp.where((which >= 0)[..., None], seen, x)
+        return self._run(x, layout.positions if turned is None else turned, layout)
+
+    def _run(self, x: Array, positions: Array, layout: layers.Layout) -> Array:
+        config = self.config
         lengths = attention.lengths(layout)
         tables = rotary.make_tables(config.rotaries, positions, lengths)
         for group in self.groups:
@@ -140,9 +163,10 @@ class Decoder(nn.Module):
 
 
 def make_model(
-    config: DecoderConfig,
+    config: DecoderConfig | ModelConfig,
     *,
     groups: Sequence[Group] | None = None,
+    vision_groups: Sequence[Group] | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
     lora_dropout: float = 0.0,
@@ -151,7 +175,7 @@ def make_model(
     attention_sequences: int | None = None,
     mesh: Mesh | None = None,
 ) -> Model:
-    """Return the decoder as pure functions.
+    """Return a model as pure functions: a decoder, maybe with a tower that sees.
 
     Equal arguments give equal models with equal hashes: passed as a static argument, a
     model loaded twice finds the programs of the first.
@@ -159,6 +183,7 @@ def make_model(
     Args:
       config: sizes and options.
       groups: how the layers are cut into stacks; default one stack of all.
+      vision_groups: how a tower's are.
       dtype: of the computation; weights are cast when used.
       remat: what the backward pass keeps of each layer.
       lora_dropout: of adapters' inputs, in calls with a key.
@@ -177,14 +202,19 @@ def make_model(
         lora_dropout=lora_dropout,
         deterministic=True,
     )
-    cut = tuple((low, high) for low, high in groups or ((0, config.num_layers),))
-    decoder = Decoder(config, cut, runtime, remat)
+    whole = config if isinstance(config, ModelConfig) else ModelConfig(text=config)
+    text = whole.text
+    cut = tuple((low, high) for low, high in groups or ((0, text.num_layers),))
+    decoder = Decoder(text, cut, runtime, remat)
+    policy = None if remat == "none" else remat_policy(remat)
+    eyes = sight.of_config(whole, vision_groups, runtime, policy)
     return Model(
-        hidden_fn=Bound(_hidden, decoder),
+        hidden_fn=Bound(_hidden, (decoder, eyes)),
         logits_fn=Bound(_logits, decoder),
         decode_fn=Bound(_decode, decoder),
         cache_fn=Bound(_cache, decoder),
-        routed_fn=None if config.mixture is None else Bound(_routed, decoder),
+        routed_fn=None if text.mixture is None else Bound(_routed, (decoder, eyes)),
+        image_fn=None if eyes is None else Bound(sight.features, eyes),
     )
 
 
@@ -197,21 +227,57 @@ def _with_dropout(decoder: Decoder, key: Any) -> tuple[Decoder, dict[str, Any] |
 
 
 def _hidden(
-    decoder: Decoder, variables: Variables, inputs: ModelInputs, *, key: Any = None
+    parts: tuple[Decoder, sight.Sight | None],
+    variables: Variables,
+    inputs: ModelInputs,
+    *,
+    key: Any = None,
+    features: Any = None,
 ) -> Float[Array, "b t d"]:
     check_variables(variables, "hidden_fn")
-    decoder, rngs = _with_dropout(decoder, key)
-    out: Any = decoder.apply(variables, inputs, method=Decoder.hidden, rngs=rngs)
+    features = _features(parts[1], variables, inputs, key, features)
+    decoder, rngs = _with_dropout(parts[0], key)
+    out: Any = decoder.apply(
+        variables, inputs, features, method=Decoder.hidden, rngs=rngs
+    )
     return out
 
 
+def _features(
+    eyes: sight.Sight | None,
+    variables: Variables,
+    inputs: ModelInputs,
+    key: Any,
+    given: Any,
+) -> Any:
+    if inputs.images is None or given is not None:
+        return given
+    if eyes is None:
+        raise UserError(
+            "the rows have pictures, but the model has no vision tower: load a "
+            "vision-language checkpoint, or leave the pictures out"
+        )
+    return sight.features(eyes, variables, inputs.images, key=key)
+
+
 def _routed(
-    decoder: Decoder, variables: Variables, inputs: ModelInputs, *, key: Any = None
+    parts: tuple[Decoder, sight.Sight | None],
+    variables: Variables,
+    inputs: ModelInputs,
+    *,
+    key: Any = None,
+    features: Any = None,
 ) -> tuple[Float[Array, "b t d"], RouterSums]:
     check_variables(variables, "routed_fn")
-    decoder, rngs = _with_dropout(decoder, key)
+    features = _features(parts[1], variables, inputs, key, features)
+    decoder, rngs = _with_dropout(parts[0], key)
     out, found = decoder.apply(
-        variables, inputs, method=Decoder.hidden, rngs=rngs, mutable=[layers.ROUTED]
+        variables,
+        inputs,
+        features,
+        method=Decoder.hidden,
+        rngs=rngs,
+        mutable=[layers.ROUTED],
     )
     is_sums = lambda node: isinstance(node, RouterSums)  # noqa: E731
     stacks = jax.tree.leaves(found[layers.ROUTED], is_leaf=is_sums)
@@ -235,11 +301,16 @@ def _decode(
     positions: Any,
     valid: Any,
     lengths: Any = None,
+    *,
+    turned: Any = None,
+    pictures: Any = None,
 ) -> tuple[Float[Array, "b t d"], Any]:
     out, changed = decoder.apply(
         {**variables, layers.CACHE: cache},
         tokens,
         attention.CacheLayout(positions, valid, lengths=lengths),
+        turned,
+        pictures,
         method=Decoder.decode,
         mutable=[layers.CACHE],
     )
@@ -256,105 +327,9 @@ def _cache(
 ) -> Any:
     check_variables(variables, "cache_fn")
     kind = decoder.runtime.dtype if dtype is None else dtype
-    return make_cache(
+    return decoding.make_cache(
         decoder.config, decoder.groups, variables, slots, length, kind, block
     )
-
-
-def make_cache(
-    config: DecoderConfig,
-    groups: Sequence[Group],
-    variables: Variables,
-    slots: int,
-    length: int,
-    dtype: Any = jnp.float32,
-    block: int | None = None,
-) -> Any:
-    """Return an empty cache: keys and values of every layer, and the gates' sums.
-
-    Keys are tuples of arrays [layers, slots, kv heads, head size, block], for one
-    stretch of places each, values likewise but for the last two axes, which are the
-    other way round; the slots are the second axis of every leaf.
-
-    Args:
-      config: of the model.
-      groups: how its layers are cut.
-      variables: with the adapters; a ``sequence_gate`` keeps a running sum.
-      slots: rows.
-      length: most tokens of a row.
-      dtype: of keys and values.
-      block: places of an array, see ``attention.cached``; default all in one.
-    Raises:
-      UserError: a gate that reads later tokens, which are not there yet.
-    """
-    cache: dict[str, Any] = {}
-    block = block or length
-    for low, high in groups:
-        stack = cache[group_name((low, high))] = {"self_attn": {}}
-        for name, axis in cached.PLACES_AXIS.items():
-            shape = [high - low, slots, config.num_kv_heads, *[config.head_dim] * 2]
-            shape[axis] = block
-            blocks = range(-(-length // block))
-            stack["self_attn"][name] = tuple(jnp.zeros(shape, dtype) for _ in blocks)
-    for collection in _ADAPTERS:
-        for path in trees.paths(variables.get(collection, {})):
-            *module, leaf = path.split("/")
-            if leaf == "mean_gate":
-                raise UserError(
-                    "the adapter has a mean_gate, which averages over the whole "
-                    "sequence: it cannot decode token by token. Train with gate token "
-                    "or sequence instead"
-                )
-            if leaf == "sequence_gate":
-                layers_here = group_of_name(module[0])
-                assert layers_here is not None  # the head has no such gate
-                count = layers_here[1] - layers_here[0]
-                node = trees.node_at(cache, module)
-                node["gate_sum"] = jnp.zeros((count, slots), jnp.float32)
-    return cache
-
-
-def by_layer(variables: Variables, *, donate: bool = False) -> Variables:
-    """Cut base weights and adapters into stacks of one layer each, for generation.
-
-    A step of a single token reads every weight once. Out of a stack the compiler copies
-    each layer's weights first, and the cache in and out of its own: on CPUs that takes
-    more than twice as long.
-
-    Args:
-      variables: cut in any way.
-      donate: free every stack once its layers have been copied.
-    Returns:
-      Variables for a model with the groups (0, 1), (1, 2), ...
-    """
-
-    def cut_group(name: str, stack: Any) -> dict[str, Any]:
-        group = group_of_name(name)
-        if group is None or group[1] - group[0] == 1:
-            return {name: stack}
-        count = group[1] - group[0]
-        leaves, structure = jax.tree.flatten(stack)
-        pieces: list[list[Any]] = [[] for _ in range(count)]
-        for leaf in leaves:
-            for layer, piece in enumerate(pieces):
-                # The place as an argument: one program for all layers.
-                at = np.int32(layer)
-                piece.append(jax.lax.dynamic_slice_in_dim(leaf, at, 1))
-            if donate:
-                jax.block_until_ready([piece[-1] for piece in pieces])
-                leaf.delete()
-        names = (group_name((group[0] + i, group[0] + i + 1)) for i in range(count))
-        made = (jax.tree.unflatten(structure, piece) for piece in pieces)
-        return dict(zip(names, made, strict=True))
-
-    return {
-        collection: {
-            name: subtree
-            for group, stack in groups.items()
-            for name, subtree in cut_group(group, stack).items()
-        }
-        for collection, groups in variables.items()
-    }
 
 
 def keys_and_values(
@@ -377,16 +352,26 @@ def keys_and_values(
     return found[name]
 
 
-def param_shapes(config: DecoderConfig, groups: Sequence[Group] | None = None) -> Any:
+def param_shapes(
+    config: DecoderConfig | ModelConfig,
+    groups: Sequence[Group] | None = None,
+    vision_groups: Sequence[Group] | None = None,
+) -> Any:
     """Return the shapes of the parameters without making any."""
-    shapes = _param_shapes(config, tuple(groups or ((0, config.num_layers),)))
+    whole = config if isinstance(config, ModelConfig) else ModelConfig(text=config)
+    cut = tuple(groups or ((0, whole.text.num_layers),))
+    shapes = _param_shapes(whole, cut, vision_groups and tuple(vision_groups))
     return jax.tree.map(lambda leaf: leaf, shapes)  # dicts of the caller's own
 
 
 @functools.lru_cache(maxsize=64)  # a command asks several times, and tracing takes long
-def _param_shapes(config: DecoderConfig, groups: tuple[Group, ...]) -> Any:
-    decoder = Decoder(config, groups, Runtime())
-    return jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+def _param_shapes(
+    config: ModelConfig, groups: tuple[Group, ...], vision_groups: Any
+) -> Any:
+    decoder = Decoder(config.text, groups, Runtime())
+    shapes: Any = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+    eyes = sight.of_config(config, vision_groups, Runtime())
+    return shapes if eyes is None else {**shapes, **sight.param_shapes(eyes)}
 
 
 def init_params(decoder: Decoder, key: Any) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "make_tables",
     "rotate_all",
     "speeds_of",
+    "turned_in_plane",
 ]
 
 SCALINGS: dict[str, tuple[str, ...]] = {
@@ -53,12 +54,16 @@ class Rotary:
       dims: dimensions of a head that are rotated, from the first.
       kind: one of :data:`SCALINGS`; ``none`` rotates nothing.
       scaling: its fields; a tuple, so that a config can be hashed.
+      sections: of multimodal rotary, how many pairs of dimensions turn with the first
+        axis of positions [b t 3] (time), then with the second (row) and the third
+        (column); where positions are [b t], all turn alike.
     """
 
     theta: float
     dims: int
     kind: str = "default"
     scaling: tuple[tuple[str, Any], ...] = ()
+    sections: tuple[int, ...] = ()
 
 
 class Speeds(NamedTuple):
@@ -184,7 +189,7 @@ class Tables(NamedTuple):
 
 def make_tables(
     rotaries: Sequence[Rotary],
-    positions: Int[Array, "b t"],
+    positions: Int[Array, "b t *axes"],
     lengths: Int[Array, "b t"],
 ) -> Tables:
     """Return the tables of rows, in float32.
@@ -210,11 +215,39 @@ def make_tables(
                 jnp.broadcast_to(jnp.asarray(speeds.far), shape),
                 jnp.broadcast_to(near, shape),
             )
-        both = _cos_sin(positions[..., None, None].astype(jnp.float32) * turn)
+        both = _cos_sin(_of_pairs(rotary, positions).astype(jnp.float32) * turn)
         cos.append(both[0] * speeds.factor)
         sin.append(both[1] * speeds.factor)
         plain.append(near)
     return Tables(jnp.stack(cos), jnp.stack(sin), jnp.stack(plain))
+
+
+def _of_pairs(rotary: Rotary, positions: Int[Array, "b t *axes"]) -> Array:
+    """Return the position that each pair of dimensions turns with."""
+    if positions.ndim == 2:
+        return positions[..., None, None]
+    axes = np.repeat(np.arange(len(rotary.sections)), rotary.sections)
+    return positions[..., axes][..., None, :]
+
+
+def turned_in_plane(
+    theta: float, head_dim: int, places: Int[Array, "b m 2"]
+) -> tuple[Float[Array, "b m 1 h"], Float[Array, "b m 1 h"]]:
+    """Return what turns a vision tower's heads by row and column.
+
+    The first quarter of a head's dimensions turns with the row, the second with the
+    column, each against its partner half a head further on, at speeds
+    ``theta ** (-4 i / head_dim)``, as Qwen2-VL's tower does.
+
+    Args:
+      theta: base.
+      head_dim: size of a head.
+      places: row and column.
+    """
+    pairs = np.arange(0, head_dim // 2, 2, dtype=np.float64)
+    speeds = jnp.asarray(theta ** (-pairs / (head_dim // 2)), jnp.float32)
+    angles = places[..., None].astype(jnp.float32) * speeds[None, None, None]
+    return _cos_sin(angles.reshape(*places.shape[:2], 1, -1))
 
 
 def _dynamic(rotary: Rotary, lengths: Int[Array, "b t"]) -> Float[Array, "b t half"]:

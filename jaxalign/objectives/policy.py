@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 from jaxalign import trees
 from jaxalign.errors import UserError
 from jaxalign.objectives import logps
+from jaxalign.stacks import SCOPES
 from jaxalign.types import Model, PreferenceBatch, RouterSums
 from jaxalign.variables import check_variables
 
@@ -22,6 +23,7 @@ __all__ = [
     "policy_token_logps",
     "reference_variables",
     "score_tokens",
+    "shared_features",
     "tail_weights",
 ]
 
@@ -80,22 +82,52 @@ def policy_token_logps(
     *,
     model: Model,
     key: Key[Array, ""] | None = None,
+    features: Float[Array, "b u d"] | None = None,
 ) -> Float[Array, "b c"]:
     """Run the model once over the rows and score the completion tokens.
 
     ``variables`` are what the model's functions take: collections, or an NNX state.
+    ``features`` are those of the rows' pictures where they are known already.
     """
-    hidden, _ = _hidden(variables, batch, model=model, key=key)
+    hidden, _ = _hidden(variables, batch, model=model, key=key, features=features)
     return logps.token_logps(model.logits_fn, variables, hidden, batch.completions)
 
 
 def _hidden(
-    variables: Any, batch: PreferenceBatch, *, model: Model, key: Any
+    variables: Any,
+    batch: PreferenceBatch,
+    *,
+    model: Model,
+    key: Any,
+    features: Any = None,
 ) -> tuple[Float[Array, "b t d"], RouterSums | None]:
     keys = {} if key is None else {"key": key}
+    if features is not None:
+        keys["features"] = features
     if model.routed_fn is not None:
         return model.routed_fn(variables, batch.inputs, **keys)
     return model.hidden_fn(variables, batch.inputs, **keys), None
+
+
+def shared_features(
+    trainable: Any, frozen: Any, batch: PreferenceBatch, *, model: Model
+) -> Float[Array, "b u d"] | None:
+    """Return the features of a batch's pictures that policy and reference share.
+
+    They do where nothing of tower and connector is trained and the reference has no
+    others: then pictures are encoded once, and without derivatives.
+
+    Returns:
+      None where there are no pictures, or each model has its own features.
+    """
+    if model.image_fn is None or batch.inputs.images is None:
+        return None
+    others = (frozen.get(REFERENCE) or {}) if isinstance(frozen, dict) else {}
+    for tree in (*trainable.values(), *others.values()):
+        if any(jax.tree.leaves(tree.get(scope)) for scope in SCOPES):
+            return None
+    variables = _combined(trainable, frozen)
+    return jax.lax.stop_gradient(model.image_fn(variables, batch.inputs.images))
 
 
 def reference_variables(trainable: Any, frozen: Any) -> Any:
@@ -176,11 +208,14 @@ def score_tokens(
       kl: whether to compare the whole distributions, which needs the reference live.
     """
     variables = _combined(trainable, frozen)
+    features = shared_features(trainable, frozen, batch, model=model)
     if kl:
         ref_variables = reference_variables(trainable, frozen)
         models = (model, model)
-        return policy_and_kl(variables, ref_variables, batch, key, models=models)
-    hidden, router = _hidden(variables, batch, model=model, key=key)
+        return policy_and_kl(
+            variables, ref_variables, batch, key, models=models, features=features
+        )
+    hidden, router = _hidden(variables, batch, model=model, key=key, features=features)
     policy = logps.token_logps(model.logits_fn, variables, hidden, batch.completions)
     if not reference:
         return TokenLogps(policy, jnp.zeros_like(policy), router=router)
@@ -188,7 +223,10 @@ def score_tokens(
         found = batch.ref_logps.astype(jnp.float32)
     else:
         found = policy_token_logps(
-            reference_variables(trainable, frozen), batch, model=model
+            reference_variables(trainable, frozen),
+            batch,
+            model=model,
+            features=features,
         )
     return TokenLogps(policy, jax.lax.stop_gradient(found), router=router)
 
@@ -200,14 +238,19 @@ def policy_and_kl(
     key: Key[Array, ""] | None,
     *,
     models: tuple[Model, Model],
+    features: Float[Array, "b u d"] | None = None,
 ) -> TokenLogps:
     """Score under policy and reference and compare their whole distributions.
 
     The two models may have cut their layers differently; their heads are the same.
+    ``features`` are those of the rows' pictures where both see the same.
     """
     model, ref_model = models
-    hidden, router = _hidden(variables, batch, model=model, key=key)
-    ref_hidden = jax.lax.stop_gradient(ref_model.hidden_fn(ref_variables, batch.inputs))
+    hidden, router = _hidden(variables, batch, model=model, key=key, features=features)
+    known = {} if features is None else {"features": features}
+    ref_hidden = jax.lax.stop_gradient(
+        ref_model.hidden_fn(ref_variables, batch.inputs, **known)
+    )
     policy, reference, kl = logps.token_logps_and_kl(
         model.logits_fn, variables, hidden, ref_variables, ref_hidden, batch.completions
     )

@@ -73,7 +73,8 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     Returns:
       ``trainable`` and ``total`` numbers, ``stored`` as what codes config.json says the
       weights are (None for plain numbers), and ``groups``: for each stack of layers,
-      the embeddings, the last norm and the head its name, what is trained by kind, and
+      a tower, its connector, the embeddings, the last norm and the head its name, what
+      is trained by kind, and
 
       * ``weights_bytes``: base weights in ``dtype`` or quantised, with the scales of
         their codes; trained ones and adapters float32;
@@ -87,22 +88,24 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     Raises:
       UserError: config.json is not understood, or the adapter does not fit it.
     """
-    model = load_lib.open_config(config.model)[0].text
+    model = load_lib.open_config(config.model)[0]
     if isinstance(config.adapter, PeftConfig):
         files = AdapterFiles(Path(config.adapter.path), config.model)
-        params, made = decoder.param_shapes(model, files.groups()), files.collections()
+        params = decoder.param_shapes(model, files.groups(), files.vision_groups())
+        made = files.collections()
     else:
         params, made = adapter_start.shapes(config.adapter, model)
     variables = {"params": params, **made}
     base = trees.mask_from_patterns(params, config.trainable)
     mask = {**trained(variables), "params": base}
     kept = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, variables)
-    names = ["embed_tokens", *_layer_groups(params)]
+    names = ["vision", "connector"] if model.sees else []
+    names += ["embed_tokens", *_layer_groups(params)]
     there = {name for tree in variables.values() for name in tree}
     names += [name for name in ("norm", "lm_head") if name in there]
     lowest = next((i for i, n in enumerate(names) if _leaves(kept, n)), len(names))
     groups = [
-        _group(config, model, name, variables, kept, backward=i >= lowest)
+        _group(config, model.text, name, variables, kept, backward=i >= lowest)
         for i, name in enumerate(names)
     ]
     return {

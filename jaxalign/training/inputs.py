@@ -109,10 +109,10 @@ def _check_model(
     Returns:
       The model's config, and the shapes of its adapter.
     """
-    model = load_lib.open_config(config.model)[0].text
+    model = load_lib.open_config(config.model)[0]
     shapes = load_lib.check(config.model)
     mask = trees.mask_from_patterns(shapes, config.trainable)
-    if config.router_weight and model.mixture is None:
+    if config.router_weight and model.text.mixture is None:
         raise UserError(
             f"router_weight {config.router_weight} has no effect: {config.model} is no "
             "mixture of experts. Leave it out"
@@ -137,13 +137,13 @@ def _check_model(
     if config.reference not in ("adapter_off", "cached"):
         others["the reference"] = config.reference
     for what, other in others.items():
-        if load_lib.open_config(other)[0].text != model:
+        if load_lib.open_config(other)[0] != model:
             raise UserError(
                 f"{what} {other} is not of the same architecture as "
                 f"{config.model}: their config.json differ"
             )
         load_lib.check(other)
-    return model, collections
+    return model.text, collections
 
 
 def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:

@@ -17,7 +17,7 @@ from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.attention import Implementation
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import Family
 from jaxalign.parallel import sharding
 from jaxalign.stacks import Group
@@ -49,9 +49,10 @@ class StartingPolicy(NamedTuple):
 class StartLayout(NamedTuple):
     """How the weights of a run are cut, by config.json and the adapter's options."""
 
-    model: DecoderConfig
+    model: ModelConfig
     family: Family
     groups: tuple[Group, ...]
+    vision_groups: tuple[Group, ...] | None
     shapes: Any
     """Of the base weights."""
     trained: Any
@@ -67,16 +68,20 @@ def lay_out(config: TrainConfig, start: Path | None = None) -> StartLayout:
       config: of the run.
       start: file that keeps the starting values, if it is there (yet).
     """
-    described, family = load_lib.open_config(config.model)
-    model, collections = described.text, given_adapter(config, start)
+    model, family = load_lib.open_config(config.model)
+    collections = given_adapter(config, start)
     if collections is not None:
-        groups = adapter_files.groups_of(collections, model.num_layers)
+        groups = adapter_files.groups_of(collections, model.text.num_layers)
+        vision_groups = adapter_files.vision_groups_of(collections, model)
     else:
         shapes = decoder.param_shapes(model)
-        groups = adapter.groups(config.adapter, shapes, model.num_layers)
-    shapes = decoder.param_shapes(model, groups)
+        groups = adapter.groups(config.adapter, shapes, model.text.num_layers)
+        vision_groups = adapter.vision_groups(config.adapter, shapes)
+    shapes = decoder.param_shapes(model, groups, vision_groups)
     trained = trees.mask_from_patterns(shapes, config.trainable)
-    return StartLayout(model, family, groups, shapes, trained, collections)
+    return StartLayout(
+        model, family, groups, vision_groups, shapes, trained, collections
+    )
 
 
 def load_start(
@@ -107,6 +112,7 @@ def load_start(
         checkpoint = load_lib.load(
             config.model,
             groups=layout.groups,
+            vision_groups=layout.vision_groups,
             dtype=config.dtype,
             float32=trained.__getitem__,
             quantize=config.quantize,
@@ -123,7 +129,9 @@ def given_layout(layout: StartLayout, checkpoint: Checkpoint) -> StartLayout:
     Raises:
       UserError: its layers are stacked in other groups than the adapter needs.
     """
-    if tuple(checkpoint.groups) != layout.groups:
+    if tuple(checkpoint.groups) != layout.groups or (
+        checkpoint.vision_groups != layout.vision_groups
+    ):
         raise UserError(
             f"the model was loaded with its layers in groups {checkpoint.groups}, and "
             f"this run's adapter needs {layout.groups}: load it with "
@@ -142,8 +150,9 @@ def _moved(
         given.variables["params"],
     )
     model = decoder.make_model(
-        given.config.text,
+        given.config,
         groups=given.groups,
+        vision_groups=given.vision_groups,
         dtype=given.dtype,
         mesh=mesh,
         **options,
@@ -216,6 +225,7 @@ def expected_model(
     return decoder.make_model(
         layout.model,
         groups=layout.groups,
+        vision_groups=layout.vision_groups,
         dtype=jnp.dtype(config.dtype),
         mesh=mesh,
         **_model_options(config, attention, sequences),

@@ -668,8 +668,7 @@ class Small:
         self.content = self.file.read_bytes()
         self.end = 8 + int.from_bytes(self.content[:8], "little")
         self.entries = json.loads(self.content[8 : self.end])
-        config, self.family = load_lib.open_config(directory)
-        self.config = config.text
+        self.config, self.family = load_lib.open_config(directory)
         self.shapes = decoder.param_shapes(self.config)
         self.read = 0
 
@@ -682,7 +681,7 @@ class Small:
                 files,
                 self.family,
                 self.config,
-                ((0, 1),),
+                places.stacks_of(self.config),
                 self.shapes,
                 self.directory,
             )

@@ -2,7 +2,8 @@
 
 One entry point, :func:`attention`, over the kernels beside this file. A query at
 index q sees a key at index j if and only if ``j <= q``, both are of the same non-zero
-sequence, and the key's branch is the prompt (0) or the query's own.
+sequence, and the key's branch is the prompt (0) or the query's own. In a vision tower a
+patch sees all of its image, ``mask.both_ways``.
 """
 
 import functools
@@ -77,6 +78,8 @@ def attention(
         )
     elif sequences is None or softcap is not None or layout.window is not None:
         raise ValueError("cudnn needs `sequences`, and has no window and no softcap")
+    elif layout.ends is not None:
+        raise ValueError("cudnn runs what is causal")
     else:
         attend = functools.partial(cudnn.attend, scale=scale, sequences=sequences)
     if mesh is None or mesh.size == 1:
@@ -93,8 +96,8 @@ def _split(attend: _Attend, mesh: Mesh) -> _Attend:
         tensor = mesh.shape["tensor"]
         repeats = tensor // math.gcd(k.shape[2], tensor)
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
-        window = None if layout.window is None else P()
-        where = RowLayout(rows, rows, P(), rows, window)  # pyright: ignore[reportArgumentType]
+        whole = jax.tree.map(lambda _: P(), layout)
+        where = whole._replace(sequence_ids=rows, branch_ids=rows, positions=rows)
         return jax.shard_map(
             attend,
             mesh=mesh,

@@ -95,7 +95,7 @@ def segments(layout: RowLayout, most: int) -> Segments:
     real = layout.sequence_ids > 0
     rows, length = real.shape
     index = jnp.broadcast_to(jnp.arange(length), real.shape)
-    last = _run_ends(layout.sequence_ids)
+    last = mask.run_ends(layout.sequence_ids)
 
     def at_end(x: Array) -> Array:
         return jnp.take_along_axis(x, last, axis=1)
@@ -122,13 +122,6 @@ def segments(layout: RowLayout, most: int) -> Segments:
         lengths=jnp.where(first < 0, -1, final - first + 1),
         fits=fits,
     )
-
-
-def _run_ends(ids: Array) -> Array:
-    """Return for each index the last one of its run of equal numbers."""
-    ends = jnp.pad(ids[:, 1:] != ids[:, :-1], [(0, 0), (0, 1)], constant_values=True)
-    index = jnp.where(ends, jnp.arange(ids.shape[1]), ids.shape[1])
-    return jax.lax.cummin(index, axis=1, reverse=True)
 
 
 def _indices(marked: Array, most: int) -> Array:

@@ -19,10 +19,12 @@ __all__ = [
     "Pieces",
     "RowLayout",
     "attention_mask",
+    "both_ways",
     "capped",
     "lengths",
     "pieces",
     "row_layout",
+    "run_ends",
     "visible",
 ]
 
@@ -43,6 +45,9 @@ class RowLayout(NamedTuple):
     what a shared prompt's second response sees lies behind the first one."""
     window: Int[Array, ""] | None = None
     """A query at position q sees keys at positions above q - window; None is all."""
+    ends: Int[Array, " t"] | None = None
+    """Where tokens see later ones too: for each index the first one behind all that any
+    row's token there can see."""
 
 
 class CacheLayout(NamedTuple):
@@ -64,7 +69,24 @@ def row_layout(inputs: ModelInputs) -> RowLayout:
     index, start = jnp.arange(ids.shape[1]), _run_starts(ids)
     # Padding sees nothing, so it asks for no key.
     start = jnp.where(ids > 0, start, index)
-    return RowLayout(ids, inputs.branch_ids, start.min(axis=0), inputs.positions)
+    positions = inputs.positions
+    if positions.ndim > 2:  # the last of time, row and column
+        positions = positions.max(axis=-1)
+    return RowLayout(ids, inputs.branch_ids, start.min(axis=0), positions)
+
+
+def both_ways(ids: Int[Array, "b t"]) -> RowLayout:
+    """Return the layout of rows whose tokens see all with the same non-zero number.
+
+    Each number's tokens are one stretch of the row, as an image's patches are.
+    """
+    index = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    real = ids > 0
+    start = jnp.where(real, _run_starts(ids), index)
+    end = jnp.where(real, run_ends(ids) + 1, index)
+    return RowLayout(
+        ids, jnp.zeros_like(ids), start.min(axis=0), index, ends=end.max(axis=0)
+    )
 
 
 def attention_mask(
@@ -139,6 +161,13 @@ def _run_starts(ids: Array) -> Array:
     return jax.lax.cummax(jnp.where(new, index, 0), axis=1)
 
 
+def run_ends(ids: Array) -> Array:
+    """Return for each index the last one of its run of equal numbers."""
+    ends = jnp.pad(ids[:, 1:] != ids[:, :-1], [(0, 0), (0, 1)], constant_values=True)
+    index = jnp.where(ends, jnp.arange(ids.shape[1]), ids.shape[1])
+    return jax.lax.cummin(index, axis=1, reverse=True)
+
+
 def lengths(layout: RowLayout | CacheLayout) -> Int[Array, "b t"]:
     """Return for each token how long the sequence is that it stands in.
 
@@ -171,8 +200,9 @@ def visible(
     same = (q_seq[:, :, None] == k_seq[:, None, :]) & (k_seq[:, None, :] > 0)
     branch = k_branch[:, None, :]
     mine = (branch == 0) | (branch == q_branch[:, :, None])
-    causal = k_index[None, :] <= q_index[:, None]
-    seen = same & mine & causal[None]
+    seen = same & mine
+    if layout.ends is None:
+        seen &= (k_index[None, :] <= q_index[:, None])[None]
     if layout.window is not None:
         q_position = cut(layout.positions, queries)[:, :, None]
         seen &= q_position - cut(layout.positions, keys)[:, None] < layout.window

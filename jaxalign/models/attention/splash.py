@@ -110,6 +110,9 @@ def stretches(layout: RowLayout) -> tuple[Int[Array, "b t"], Int[Array, "b t"]]:
     index = jnp.broadcast_to(jnp.arange(found.start.shape[1]), found.start.shape)
     real = layout.sequence_ids > 0
     own, prompt = found.piece, found.start
+    if layout.ends is not None:
+        last = jnp.where(real, mask.run_ends(layout.sequence_ids), -1)
+        return _number(found.start, last), jnp.full_like(index, _NOTHING)
     if layout.window is not None:
         # Positions count up by one within a piece, so there they differ as places do.
         positions = layout.positions

@@ -57,6 +57,7 @@ def attend(
             jnp.concatenate([layout.starts, index]),
             jnp.pad(layout.positions, pad[:2]),
             layout.window,
+            None if layout.ends is None else jnp.concatenate([layout.ends, index]),
         )
     # [rows, groups, heads a group, t, h]: a group's heads share their keys.
     queries = q.reshape(rows, -1, groups, heads // groups, width)
@@ -104,13 +105,16 @@ def _over_keys(
     blocks = layout.starts.shape[0] // block
     sizes = _stretches(blocks)
     starts = jax.lax.dynamic_slice_in_dim(layout.starts, i * block, block)
-    needed = i + 1 - starts.min() // block
-    choice = jnp.searchsorted(jnp.asarray(sizes), needed)
+    first, end = starts.min() // block, i + 1
+    if layout.ends is not None:
+        ends = jax.lax.dynamic_slice_in_dim(layout.ends, i * block, block)
+        end = jnp.maximum(-(-ends.max() // block), end)
+    choice = jnp.searchsorted(jnp.asarray(sizes), end - first)
 
     def branch(size: int) -> Callable[..., Any]:
         # Near the row's beginning a stretch may reach beyond the queries; the mask
-        # hides what is later than they are.
-        return lambda *xs: run(*xs, jnp.maximum(i + 1 - size, 0) * block, size * block)
+        # hides what they do not see.
+        return lambda *xs: run(*xs, jnp.maximum(end - size, 0) * block, size * block)
 
     return jax.lax.switch(choice, [branch(size) for size in sizes], *args)
 

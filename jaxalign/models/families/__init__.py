@@ -8,15 +8,19 @@ from jaxalign.models.families import (
     gemma2,
     gemma3_text,
     granite,
+    idefics3,
     llama,
+    llava,
     mistral,
     mixtral,
     olmo2,
     phi3,
     qwen2,
+    qwen2_5_vl,
     qwen3,
     qwen3_moe,
     smollm3,
+    smolvlm,
 )
 from jaxalign.models.families.family import Family
 
@@ -29,15 +33,21 @@ FAMILIES: dict[str, Family] = {
         gemma2,
         gemma3_text,
         granite,
+        idefics3,
         llama,
+        llava,
         mistral,
         mixtral,
         olmo2,
         phi3,
         qwen2,
+        qwen2_5_vl,
+        qwen2_5_vl,
         qwen3,
         qwen3_moe,
         smollm3,
+        smolvlm,
+        smolvlm,
     )
 }
 
@@ -54,4 +64,5 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"config.json: model_type {model_type!r} is not supported: expected "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    return family if family.narrowed is None else family.narrowed(family, config)

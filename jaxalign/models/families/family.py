@@ -5,11 +5,29 @@ from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.models.config import DecoderConfig, ModelConfig
+from jaxalign.data.patches import Patcher
+from jaxalign.models.config import (
+    ConnectorConfig,
+    DecoderConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from jaxalign.models.families.rules import HEAD, IGNORED, SHARDING, Rule
 
 
-__all__ = ["Family"]
+__all__ = ["Eyes", "Family"]
+
+
+class Eyes(NamedTuple):
+    """How a family sees."""
+
+    read: Callable[
+        [Mapping[str, Any], DecoderConfig], tuple[VisionConfig, ConnectorConfig]
+    ]
+    """Reads tower and connector out of config.json, given the decoder."""
+    open_patcher: Callable[..., Patcher]
+    """``(directory, config, tokenizer, max_pixels=None)``: how a checkpoint makes
+    patches of pictures."""
 
 
 class Family(NamedTuple):
@@ -27,6 +45,13 @@ class Family(NamedTuple):
     """Tensors that are computed, not learned."""
     sharding: tuple[tuple[str, P], ...] = SHARDING
     """Which axis of a parameter is split over what, by pattern."""
+    canonical: Callable[[str], str] = str
+    """The name that :attr:`rules` have for a tensor or module that files may call
+    otherwise: what the family's model calls it in transformers 5."""
+    eyes: Eyes | None = None
+    """Of a vision-language family."""
+    narrowed: Callable[["Family", Mapping[str, Any]], "Family"] | None = None
+    """Returns the family of one config.json, where :attr:`rules` depend on that."""
 
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
         """Read config.json.
@@ -35,4 +60,8 @@ class Family(NamedTuple):
           UserError: a field is missing or of the wrong kind, or asks for an option that
             is not implemented.
         """
-        return ModelConfig(text=self.read_text(config))
+        text = self.read_text(config)
+        if self.eyes is None:
+            return ModelConfig(text=text)
+        vision, connector = self.eyes.read(config, text)
+        return ModelConfig(text=text, vision=vision, connector=connector)

@@ -31,6 +31,9 @@ class Rule(NamedTuple):
     path: str
     transpose: bool = False
     """Hugging Face stores linear weights [out, in], Flax [in, out]."""
+    reshaped: bool = False
+    """Whether it is stored with other axes: an embedding of patches as the convolution
+    that it is, [out, channel, row, column]; a class token as [1, 1, d]."""
 
     @property
     def axes(self) -> int:
