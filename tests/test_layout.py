@@ -49,7 +49,12 @@ HOMES = {
     "prometheus_client": ("generation/serving/metrics.py",),
     "uvicorn": ("generation/serving/server.py",),
     "matplotlib": ("reports/",),
-    "pydantic": ("configs.py", "data/columns.py", "generation/serving/"),
+    "pydantic": (
+        "configs.py",
+        "data/columns.py",
+        "data/messages.py",
+        "generation/serving/",
+    ),
     "torch": (),
 }
 

@@ -6,32 +6,29 @@ What one column must be to another is checked in :mod:`jaxalign.data.records`.
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pydantic
-import pydantic_core
 
 from jaxalign import progress
+from jaxalign.data.messages import Message, without_nulls
 from jaxalign.errors import UserError
 
 
 __all__ = [
     "CompletionColumns",
     "ListedSegment",
-    "Message",
     "PairColumns",
     "PromptColumns",
     "Rendered",
     "Segment",
     "check_template_kwargs",
-    "check_text",
     "is_slip",
     "name_unused",
     "read_columns",
     "refuse_misspelt",
     "shown",
-    "without_nulls",
 ]
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -76,84 +73,6 @@ class ListedSegment(_Span):
         return kept
 
 
-class _TextPart(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(pydantic.BaseModel):
-    """One turn of a conversation, as chat templates take it.
-
-    What else a turn has (``tool_calls``, ``tool_call_id``, ``name``,
-    ``reasoning_content`` ...) is kept and given to the template. A null is no value,
-    but for ``content``, which templates look at.
-    """
-
-    model_config = pydantic.ConfigDict(strict=True, extra="allow", frozen=True)
-
-    role: Annotated[str, pydantic.Field(min_length=1)]
-    content: str | list[_TextPart] | None = None
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        kept = {k: v for k, v in given.items() if v is not None or k == "content"}
-        if isinstance(kept.get("content"), list):
-            parts = without_nulls(kept["content"])
-            kept["content"] = parts
-            for part in parts:
-                kind = dict(part).get("type") if isinstance(part, Mapping) else None
-                if isinstance(kind, str) and kind != "text":
-                    raise pydantic_core.PydanticCustomError(
-                        "content_part",
-                        "a part of type {kind}, but no vision-language model family "
-                        "is supported yet; expected parts of type text",
-                        {"kind": kind[:40]},
-                    )
-        if kept.get("content") is None and not set(kept) & _IN_PLACE_OF_CONTENT:
-            kind = "content_null" if "content" in given else "content_missing"
-            raise pydantic_core.PydanticCustomError(
-                kind, "expected a text (null goes with tool_calls alone)"
-            )
-        return kept
-
-    @property
-    def text(self) -> str:
-        """Return the text of the content; parts of a text are one behind the other."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-    def turn(self) -> dict[str, Any]:
-        """Return the turn as a chat template takes it."""
-        return self.model_dump(exclude_unset=True)
-
-
-_IN_PLACE_OF_CONTENT = {"tool_calls", "reasoning_content"}
-"""What a turn without a text may say."""
-
-
-def without_nulls(value: Any, keep: str | None = None) -> Any:
-    """Return a nested value without the keys that are null, but for one of them.
-
-    >>> without_nulls({"a": None, "b": [{"c": 1, "d": None}]})
-    {'b': [{'c': 1}]}
-    """
-    if isinstance(value, Mapping):
-        return {
-            k: without_nulls(v, keep)
-            for k, v in value.items()
-            if v is not None or k == keep
-        }
-    if isinstance(value, list):
-        return [without_nulls(v, keep) for v in value]
-    return value
-
-
 def _from_json(value: Any) -> Any:
     """Read what is written as JSON, as TRL lets ``tools`` be."""
     if not isinstance(value, str):
@@ -180,6 +99,9 @@ class Rendered(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="ignore")
 
     prompt: str | list[Message]
+    # Arrays and opened pictures are no JSON: see jaxalign.data.record_images.
+    images: Any = None
+    image: Any = None
     tools: Tools = None
     chat_template_kwargs: TemplateKwargs = None
 
@@ -197,7 +119,6 @@ class PairColumns(Rendered):
     rejected: str | list[Message]
     chosen_segments: list[ListedSegment] | None = None
     rejected_segments: list[ListedSegment] | None = None
-    images: list[str | bytes] | None = None
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
     chosen_token_weights: list[Finite] | None = None
     rejected_token_weights: list[Finite] | None = None
@@ -209,7 +130,6 @@ class CompletionColumns(Rendered):
     completion: str | list[Message]
     completion_segments: list[ListedSegment] | None = None
     label: Annotated[bool | None, pydantic.BeforeValidator(_truth)] = None
-    images: list[str | bytes] | None = None
     weight: Annotated[Finite, pydantic.Field(ge=0)] = 1.0
 
 
@@ -255,7 +175,7 @@ def refuse_misspelt(columns: Mapping[str, Any], where: str) -> None:
 
 
 _NEEDED = {"prompt", "chosen", "rejected", "completion"}
-_OTHERS = {"labels", "weights", "height", "image"}
+_OTHERS = {"labels", "weights", "height"}
 """Columns of other people that differ from ours by one letter."""
 
 _TRL = {
@@ -299,9 +219,11 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
 
     problem = max(error.errors(include_url=False), key=relevance)
     field = ""
-    for part in problem["loc"]:
+    for i, part in enumerate(problem["loc"]):
         # Which branch of a union was tried is no part of the field's name.
         if part in ("str", "bytes") or str(part).startswith(("list[", "function-")):
+            continue
+        if i > 1 and str(problem["loc"][i - 2]).startswith("list[tagged-union"):
             continue
         field += (
             f"[{part}]" if isinstance(part, int) else f".{part}" if field else f"{part}"
@@ -320,9 +242,9 @@ def _explain(error: pydantic.ValidationError, where: str) -> str:
     if field in ("tools", "chat_template_kwargs"):
         what = "a list of JSON schemas" if field == "tools" else "an object"
         expected = f"expected {what}, or one written as JSON"
-    if problem["type"] == "model_type":
+    if problem["type"] in ("model_type", "model_attributes_type"):
         expected = "expected an object"
-    if problem["type"] == "model_type" and ".content[" in field:
+    if problem["type"].startswith("model_") and ".content[" in field:
         expected = 'expected a part of a text, {"type": "text", "text": ...}'
     if problem["type"] == "extra_forbidden":
         expected = "not a known field here; remove or rename it"
@@ -353,21 +275,6 @@ _OURS = {
     *("padding", "truncation", "max_length", "chat_template"),
 }
 """Options of ``apply_chat_template`` that decide what is made of a conversation."""
-
-
-def check_text(text: str, field: str, where: str) -> None:
-    """Refuse a text that cannot be written down.
-
-    Raises:
-      UserError: with ``where``, the field and the character.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: field {field}: character {error.start} is half of a surrogate "
-            "pair, which is no text. Escape the character as a whole pair, or as UTF-8"
-        ) from None
 
 
 def shown(value: Any) -> str:

@@ -23,33 +23,34 @@ several turns: the assistant's are learnt, and a segment says which of these it 
 its ``turn``, from 0.
 
 Optional columns are ``tools`` (JSON schemas, as a list or written as JSON) and
-``chat_template_kwargs`` (an object), which the chat template is given; ``images``
-(paths, or encoded bytes where the source can hold them), ``weight`` (the record's loss
-is multiplied by it) and one number for each completion token, the end of turn included,
-in ``chosen_token_weights`` and ``rejected_token_weights``.
+``chat_template_kwargs`` (an object), which the chat template is given; ``images`` (or
+one ``image``), see :mod:`jaxalign.data.record_images`; ``weight`` (the record's loss is
+multiplied by it) and one number for each completion token, the end of turn included, in
+``chosen_token_weights`` and ``rejected_token_weights``.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxalign.data import layouts
 from jaxalign.data.columns import (
     CompletionColumns,
-    Message,
     PairColumns,
     PromptColumns,
     Rendered,
     Segment,
     check_template_kwargs,
-    check_text,
     name_unused,
     read_columns,
     refuse_misspelt,
     shown,
 )
 from jaxalign.data.given import name_of
+from jaxalign.data.messages import Message, check_text, check_turn
+from jaxalign.data.picture import Picture
+from jaxalign.data.record_images import placed, refuse_image_parts
 from jaxalign.data.segments import read_segments
 from jaxalign.errors import UserError
 
@@ -78,6 +79,7 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that decide how a row's prompt is rendered."""
 
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
+_HERE = Path()
 
 
 class Prompt(NamedTuple):
@@ -90,6 +92,8 @@ class Prompt(NamedTuple):
     """File and line, for messages."""
     template_kwargs: Mapping[str, Any] = _NO_KWARGS
     """What the chat template is given beside the conversation, such as ``tools``."""
+    images: tuple[Picture, ...] = ()
+    """One for each image part of a conversation, in the order of these."""
 
 
 class Record(NamedTuple):
@@ -115,6 +119,8 @@ class Record(NamedTuple):
     rejected_token_weights: tuple[float, ...] | None = None
     template_kwargs: Mapping[str, Any] = _NO_KWARGS
     """What the chat template is given beside the conversation, such as ``tools``."""
+    images: tuple[Picture, ...] = ()
+    """The prompt's: one for each image part of a conversation, in their order."""
 
     @property
     def completions(self) -> tuple[Completion, ...]:
@@ -173,9 +179,15 @@ def read(source: Any, layout: str | None = None) -> list[Record]:
     return records
 
 
-def parse(columns: Any, where: str = "record") -> Record:
+def parse(
+    columns: Any, where: str = "record", image_dir: Path | None = _HERE
+) -> Record:
     """Validate one record given as a mapping.
 
+    Args:
+      columns: the record's.
+      where: file and line, for messages.
+      image_dir: where relative paths of pictures start; None refuses them.
     Raises:
       UserError: with ``where``, the field, what was got and how to mend it.
     """
@@ -188,15 +200,14 @@ def parse(columns: Any, where: str = "record") -> Record:
     name_unused(columns)
     present = {k: v for k, v in columns.items() if v is not None}
     if "completion" in present:
-        return _single(present, where)
-    return _pair(present, where)
+        return _single(present, where, image_dir)
+    return _pair(present, where, image_dir)
 
 
-def _pair(row: Mapping[str, Any], where: str) -> Record:
+def _pair(row: Mapping[str, Any], where: str, image_dir: Path | None) -> Record:
     _refuse_mixed(row, ("label",), "chosen and rejected", where)
     columns = read_columns(PairColumns, row, where)
-    _refuse_images(row, where)
-    prompt = _prompt(columns.prompt, where)
+    prompt, images = _prompt(columns, where, image_dir)
     chosen = _completion(columns.chosen, "chosen", prompt, where)
     rejected = _completion(columns.rejected, "rejected", prompt, where)
     weights = (columns.chosen_token_weights, columns.rejected_token_weights)
@@ -215,14 +226,14 @@ def _pair(row: Mapping[str, Any], where: str) -> Record:
         chosen_token_weights=None if weights[0] is None else tuple(weights[0]),
         rejected_token_weights=None if weights[1] is None else tuple(weights[1]),
         template_kwargs=_template_kwargs(columns, where),
+        images=images,
     )
 
 
-def _single(row: Mapping[str, Any], where: str) -> Record:
+def _single(row: Mapping[str, Any], where: str, image_dir: Path | None) -> Record:
     _refuse_mixed(row, _PAIRED, "a completion", where)
     columns = read_columns(CompletionColumns, row, where)
-    _refuse_images(row, where)
-    prompt = _prompt(columns.prompt, where)
+    prompt, images = _prompt(columns, where, image_dir)
     completion = _completion(columns.completion, "completion", prompt, where)
     # Checked, though no objective learns from the segments of a single completion.
     read_segments(
@@ -233,6 +244,7 @@ def _single(row: Mapping[str, Any], where: str) -> Record:
         label=None if columns.label is None else bool(columns.label),
         weight=columns.weight,
         template_kwargs=_template_kwargs(columns, where),
+        images=images,
     )
 
 
@@ -258,18 +270,6 @@ def _refuse_mixed(
             )
 
 
-def _refuse_images(row: Mapping[str, Any], where: str) -> None:
-    for name in ("images", "image"):
-        given = row.get(name)
-        if given is None or (name == "images" and not given):
-            continue
-        count = len(given) if name == "images" else 1
-        raise UserError(
-            f"{where}: field {name}: got {count} image(s), but no "
-            "vision-language model family is supported yet. Leave the column out"
-        )
-
-
 def read_prompts(source: Any, layout: str | None = None) -> list[Prompt]:
     """Read and validate the prompts of a file or of rows; other columns are left alone.
 
@@ -288,9 +288,15 @@ def read_prompts(source: Any, layout: str | None = None) -> list[Prompt]:
     return prompts
 
 
-def parse_prompt(columns: Any, where: str = "prompt") -> Prompt:
+def parse_prompt(
+    columns: Any, where: str = "prompt", image_dir: Path | None = _HERE
+) -> Prompt:
     """Validate one row that has a prompt.
 
+    Args:
+      columns: the row's.
+      where: file and line, for messages.
+      image_dir: where relative paths of pictures start; None refuses them.
     Raises:
       UserError: with ``where``, what was got and how to mend it.
     """
@@ -299,14 +305,10 @@ def parse_prompt(columns: Any, where: str = "prompt") -> Prompt:
             f'{where}: expected an object with the field prompt, {{"prompt": text or '
             f"messages}}: got {shown(columns)}"
         )
-    if columns.get("images"):
-        raise UserError(
-            f"{where}: field images: no vision-language model family is supported yet. "
-            "Leave the column out"
-        )
     row = read_columns(PromptColumns, columns, where)
-    prompt = _prompt(row.prompt, where)
-    return Prompt(prompt, columns["prompt"], where, _template_kwargs(row, where))
+    prompt, images = _prompt(row, where, image_dir)
+    given, kwargs = columns["prompt"], _template_kwargs(row, where)
+    return Prompt(prompt, given, where, kwargs, images)
 
 
 def texts_of(completion: Completion) -> tuple[str, ...]:
@@ -335,17 +337,20 @@ def aspects_of(records: Iterable[Record] | Any) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _prompt(prompt: str | Sequence[Message], where: str) -> str | tuple[Message, ...]:
+def _prompt(
+    columns: Rendered, where: str, image_dir: Path | None
+) -> tuple[str | tuple[Message, ...], tuple[Picture, ...]]:
+    prompt = columns.prompt
     if isinstance(prompt, str):
         check_text(prompt, "prompt", where)
-        return prompt
-    if not prompt:
+    elif not prompt:
         raise UserError(
             f"{where}: field prompt: expected at least one message: got none"
         )
-    for i, message in enumerate(prompt):
-        _check_turn(message, f"prompt[{i}]", where)
-    return tuple(prompt)
+    else:
+        for i, message in enumerate(prompt):
+            check_turn(message, f"prompt[{i}]", where)
+    return placed(columns, where, image_dir)
 
 
 def _template_kwargs(columns: Rendered, where: str) -> Mapping[str, Any]:
@@ -374,8 +379,9 @@ def _completion(
             f"{where}: field {field}: messages, but the prompt is a plain text. "
             "Give both as texts, or the prompt as messages too"
         )
+    refuse_image_parts(value, field, where)
     for i, message in enumerate(value):
-        _check_turn(message, f"{field}[{i}]", where)
+        check_turn(message, f"{field}[{i}]", where)
     if not value or (value[0].role, value[-1].role) != ("assistant", "assistant"):
         roles = ", ".join(message.role for message in value) or "none"
         raise UserError(
@@ -390,10 +396,3 @@ def _completion(
 
 
 _PLAIN = {"role", "content"}
-
-
-def _check_turn(message: Message, field: str, where: str) -> None:
-    for name, value in message.turn().items():
-        if not isinstance(value, str):
-            value = json.dumps(value, ensure_ascii=False, default=str)
-        check_text(value, f"{field}.{name}", where)

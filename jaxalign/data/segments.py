@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from jaxalign.data.columns import ListedSegment, Segment, check_text, shown
+from jaxalign.data.columns import ListedSegment, Segment, shown
+from jaxalign.data.messages import check_text
 from jaxalign.errors import UserError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.columns import without_nulls
+from jaxalign.data.messages import without_nulls
 from jaxalign.errors import UserError
 
 

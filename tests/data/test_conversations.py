@@ -361,9 +361,3 @@ def test_a_column_that_trl_would_use_is_named_once(
         "column ref_chosen_logps",
         "column margin",
     ]
-
-
-def test_a_single_image_is_refused_as_images_are() -> None:
-    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "image": {"bytes": b"x"}}
-    with pytest.raises(UserError, match=r"field image: got 1 image\(s\), but no visi"):
-        records.parse(row)

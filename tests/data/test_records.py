@@ -103,9 +103,13 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
         'field prompt[0].content[0]: expected a part of a text, {"type": "text", '
         '"text": ...}: got a text of 1',
     ),
-    "a part that is a picture": (
+    "an image part without a picture": (
         {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
-        "field prompt[0].content: a part of type image, but no vision-language model",
+        "field images: expected one picture for each of the prompt's 1 image part(s): ",
+    ),
+    "a part that is a sound": (
+        {"prompt": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        "field prompt[0].content: a part of type input_audio; expected parts of type ",
     ),
     "content null": (
         {"prompt": [{"role": "user", "content": None}]},
@@ -142,9 +146,18 @@ MALFORMED: dict[str, tuple[Mapping[str, Any], str]] = {
         "field rejected: expected turns that begin and end with the assistant's: got "
         "assistant, user. Put the turns",
     ),
-    "image": ({"images": ["a.png"]}, "field images: got 1 image(s), but no vision"),
-    "images a text": ({"images": "a.png"}, "field images: input should be a valid lis"),
-    "image a number": ({"images": [1]}, "field images[0]: input should be a valid str"),
+    "image twice": (
+        {"images": ["a.png"], "image": "b.png"},
+        "fields image and images: expected one of them. Put all pictures into images",
+    ),
+    "images a text": (
+        {"images": "a.png"},
+        "field images: expected a list of pictures: got a text of 5 characters. One ",
+    ),
+    "image a number": (
+        {"images": [1]},
+        "field images[0]: expected a path, encoded bytes (PNG, JPEG ...), a data URL, ",
+    ),
     "misspelt": (
         {"chosen_segment": []},
         "unknown field 'chosen_segment'. Did you mean chosen_segments? Rename the",
