@@ -29,7 +29,7 @@ multiplied by it) and one number for each completion token, the end of turn incl
 ``chosen_token_weights`` and ``rejected_token_weights``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -47,10 +47,12 @@ from jaxalign.data.columns import (
     refuse_misspelt,
     shown,
 )
+from jaxalign.data.completions import Completion, read_completion, texts_of
 from jaxalign.data.given import name_of
 from jaxalign.data.messages import Message, check_text, check_turn
 from jaxalign.data.picture import Picture
-from jaxalign.data.record_images import placed, refuse_image_parts
+from jaxalign.data.record_images import placed
+from jaxalign.data.rows import image_base
 from jaxalign.data.segments import read_segments
 from jaxalign.errors import UserError
 
@@ -71,9 +73,6 @@ __all__ = [
     "read_prompts",
     "texts_of",
 ]
-
-Completion = str | tuple[Message, ...]
-"""A text, or turns: where they are not just one of the assistant with a text."""
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that decide how a row's prompt is rendered."""
@@ -130,7 +129,12 @@ class Record(NamedTuple):
         return self.chosen, self.rejected
 
 
-def from_rows(rows: Iterable[Any] | Any, layout: str | None = None) -> list[Record]:
+def from_rows(
+    rows: Iterable[Any] | Any,
+    layout: str | None = None,
+    *,
+    image_dir: str | Path | None = None,
+) -> list[Record]:
     """Validate rows that Python has: any iterable of dicts, or a table.
 
     Args:
@@ -138,6 +142,7 @@ def from_rows(rows: Iterable[Any] | Any, layout: str | None = None) -> list[Reco
         a data source of tensorflow-datasets, a pandas, polars or Arrow table; see
         :func:`jaxalign.data.given.rows_of`. Records among them stay as they are.
       layout: see :func:`read`.
+      image_dir: where relative paths of pictures start; default the working directory.
     Raises:
       UserError: see :func:`read`; it says the row's number.
     Example:
@@ -145,7 +150,7 @@ def from_rows(rows: Iterable[Any] | Any, layout: str | None = None) -> list[Reco
       >>> from_rows(rows)[0].chosen
       'a'
     """
-    return read(rows, layout)
+    return read(rows, layout, image_dir=image_dir)
 
 
 def as_records(rows: Iterable[Any] | Any) -> list[Record]:
@@ -155,7 +160,9 @@ def as_records(rows: Iterable[Any] | Any) -> list[Record]:
     return from_rows(rows)
 
 
-def read(source: Any, layout: str | None = None) -> list[Record]:
+def read(
+    source: Any, layout: str | None = None, *, image_dir: str | Path | None = None
+) -> list[Record]:
     """Read and validate every record of a file, or of rows.
 
     Args:
@@ -163,14 +170,16 @@ def read(source: Any, layout: str | None = None) -> list[Record]:
         sources of :func:`jaxalign.data.rows.read_rows`.
       layout: of its rows, a key of :data:`jaxalign.data.layouts.LAYOUTS`; default what
         the first row's columns say.
+      image_dir: where relative paths of pictures start; default beside the file, see
+        :func:`jaxalign.data.rows.image_base`.
     Raises:
       UserError: the file cannot be read, is empty, or a record is malformed; the text
         names file, line, field and cure.
     """
-    found = layouts.read(source, layout)
+    base = image_base(source, image_dir)
     records = [
-        columns if isinstance(columns, Record) else parse(columns, where)
-        for columns, where in found
+        columns if isinstance(columns, Record) else parse(columns, where, base)
+        for columns, where in layouts.read(source, layout)
     ]
     if not records:
         raise UserError(
@@ -208,8 +217,8 @@ def _pair(row: Mapping[str, Any], where: str, image_dir: Path | None) -> Record:
     _refuse_mixed(row, ("label",), "chosen and rejected", where)
     columns = read_columns(PairColumns, row, where)
     prompt, images = _prompt(columns, where, image_dir)
-    chosen = _completion(columns.chosen, "chosen", prompt, where)
-    rejected = _completion(columns.rejected, "rejected", prompt, where)
+    chosen = read_completion(columns.chosen, "chosen", prompt, where)
+    rejected = read_completion(columns.rejected, "rejected", prompt, where)
     weights = (columns.chosen_token_weights, columns.rejected_token_weights)
     return Record(
         prompt=prompt,
@@ -234,7 +243,7 @@ def _single(row: Mapping[str, Any], where: str, image_dir: Path | None) -> Recor
     _refuse_mixed(row, _PAIRED, "a completion", where)
     columns = read_columns(CompletionColumns, row, where)
     prompt, images = _prompt(columns, where, image_dir)
-    completion = _completion(columns.completion, "completion", prompt, where)
+    completion = read_completion(columns.completion, "completion", prompt, where)
     # Checked, though no objective learns from the segments of a single completion.
     read_segments(
         columns.completion_segments, "completion_segments", texts_of(completion), where
@@ -270,17 +279,21 @@ def _refuse_mixed(
             )
 
 
-def read_prompts(source: Any, layout: str | None = None) -> list[Prompt]:
+def read_prompts(
+    source: Any, layout: str | None = None, *, image_dir: str | Path | None = None
+) -> list[Prompt]:
     """Read and validate the prompts of a file or of rows; other columns are left alone.
 
     Args:
       source: see :func:`read`.
       layout: see :func:`read`.
+      image_dir: see :func:`read`.
     Raises:
       UserError: see :func:`read`.
     """
+    base = image_base(source, image_dir)
     found = layouts.read(source, layout)
-    prompts = [parse_prompt(columns, where) for columns, where in found]
+    prompts = [parse_prompt(columns, where, base) for columns, where in found]
     if not prompts:
         raise UserError(
             f"{name_of(source)} holds no prompt: expected one JSON object per line"
@@ -309,17 +322,6 @@ def parse_prompt(
     prompt, images = _prompt(row, where, image_dir)
     given, kwargs = columns["prompt"], _template_kwargs(row, where)
     return Prompt(prompt, given, where, kwargs, images)
-
-
-def texts_of(completion: Completion) -> tuple[str, ...]:
-    """Return the texts of a completion's assistant turns, one in nearly all records.
-
-    >>> texts_of("It is.")
-    ('It is.',)
-    """
-    if isinstance(completion, str):
-        return (completion,)
-    return tuple(turn.text for turn in completion if turn.role == "assistant")
 
 
 def aspects_of(records: Iterable[Record] | Any) -> tuple[str, ...]:
@@ -363,36 +365,3 @@ def _template_kwargs(columns: Rendered, where: str) -> Mapping[str, Any]:
             "Give the prompt as messages, or take the field out"
         )
     return given or _NO_KWARGS
-
-
-def _completion(
-    value: str | Sequence[Message],
-    field: str,
-    prompt: str | tuple[Message, ...],
-    where: str,
-) -> Completion:
-    if isinstance(value, str):
-        check_text(value, field, where)
-        return value
-    if isinstance(prompt, str):
-        raise UserError(
-            f"{where}: field {field}: messages, but the prompt is a plain text. "
-            "Give both as texts, or the prompt as messages too"
-        )
-    refuse_image_parts(value, field, where)
-    for i, message in enumerate(value):
-        check_turn(message, f"{field}[{i}]", where)
-    if not value or (value[0].role, value[-1].role) != ("assistant", "assistant"):
-        roles = ", ".join(message.role for message in value) or "none"
-        raise UserError(
-            f"{where}: field {field}: expected turns that begin and end with the "
-            f"assistant's: got {roles}. Put the turns that both completions share "
-            "into prompt, and leave out what follows the last answer"
-        )
-    (first, *others), said = value, value[0].content
-    if not others and isinstance(said, str) and set(first.turn()) == _PLAIN:
-        return said
-    return tuple(value)
-
-
-_PLAIN = {"role", "content"}

@@ -15,7 +15,7 @@ from jaxalign.data import given, tables
 from jaxalign.errors import UserError
 
 
-__all__ = ["fingerprint", "hash_files", "read_rows"]
+__all__ = ["fingerprint", "hash_files", "image_base", "read_rows"]
 
 _LONGEST = 4096
 """Characters of a path."""
@@ -65,6 +65,35 @@ def read_rows(source: Any) -> Iterator[tuple[Any, str]]:
                 yield from _json_list(path)
             case _:
                 yield from _json_rows(path)
+
+
+def image_base(source: Any, image_dir: str | Path | None = None) -> Path | None:
+    """Return where the relative paths of a source's pictures start.
+
+    In ``image_dir`` if one is given; else beside the file, or all the files, of text.
+    For rows that Python has it is the working directory; for Parquet, saved data sets,
+    ``tfds:`` and ``hf:``, which move without what lay beside them, there is none.
+
+    Raises:
+      UserError: ``image_dir`` is no directory.
+    """
+    if image_dir is not None:
+        if not Path(image_dir).is_dir():
+            raise UserError(
+                f"--image_dir {image_dir} is not a directory: give the one that "
+                "relative paths of pictures start in"
+            )
+        return Path(image_dir)
+    if not isinstance(source, str | Path):
+        return Path()
+    source = str(source)
+    if source.startswith(("tfds:", "hf:")) or Path(source).is_dir():
+        return None
+    files = _files(source)
+    folders = {path.parent for path in files}
+    if len(folders) > 1 or any(path.suffix == ".parquet" for path in files):
+        return None
+    return folders.pop()
 
 
 def fingerprint(source: str | Path) -> str:

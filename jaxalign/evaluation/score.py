@@ -60,6 +60,7 @@ class ScoreConfig:
       objective: the loss that is reported.
       layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
         columns say.
+      image_dir: where relative paths of pictures start; default beside the data file.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a record's own column comes first.
         Default as the run that ``adapter`` is was trained.
@@ -80,6 +81,7 @@ class ScoreConfig:
     reference: str | None = None
     objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     layout: str | None = None
+    image_dir: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     token_logps: bool = False
     batch_rows: int = 1
@@ -134,7 +136,7 @@ def score(config: ScoreConfig) -> Path:
     check_target(out)
     dtype = fastest.resolve(config.dtype, config.model)
     config = dataclasses.replace(config, dtype=dtype)
-    found = records.read(config.data, config.layout)
+    found = records.read(config.data, config.layout, image_dir=config.image_dir)
     check_records(config.objective, found, records.aspects_of(found))
     options = template_kwargs_of(config.chat_template_kwargs, config.adapter)
     renderer = open_renderer(config.model, options)

@@ -47,6 +47,7 @@ class GenerateConfig(Sampling):
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
       layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
         columns say.
+      image_dir: where relative paths of pictures start; default beside the data file.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a prompt's own column comes first.
         Default as the run that ``adapter`` is was trained.
@@ -65,6 +66,7 @@ class GenerateConfig(Sampling):
     out: str
     adapter: str | None = None
     layout: str | None = None
+    image_dir: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     batch_slots: int = 64
     dtype: DType = "float32"
@@ -108,7 +110,9 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     """
     out = Path(config.out)
     check_target(out)
-    prompts = records.read_prompts(config.data, config.layout)
+    prompts = records.read_prompts(
+        config.data, config.layout, image_dir=config.image_dir
+    )
     dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
     options = dict(template_kwargs_of(config.chat_template_kwargs, config.adapter))
     config = dataclasses.replace(config, dtype=dtype, chat_template_kwargs=options)
@@ -233,7 +237,7 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     """Return all that decides the texts."""
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     # What outputs of before this option lack is not there.
-    for name in ("layout", "chat_template_kwargs"):
+    for name in ("layout", "image_dir", "chat_template_kwargs"):
         if not found[name]:
             del found[name]
     found["model"] = contents.fingerprint(config.model)

@@ -66,6 +66,7 @@ class TrainConfig:
       packing: whether a row holds as many pairs as fit, or one.
       layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
         columns say.
+      image_dir: where relative paths of pictures start; default beside the data file.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a record's own column comes first.
       overflow: what to do with a pair above max_length.
@@ -109,6 +110,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     packing: bool = True
     layout: str | None = None
+    image_dir: str | None = None
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     overflow: Overflow = "drop"
     dtype: DType = "float32"

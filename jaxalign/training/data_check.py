@@ -35,6 +35,7 @@ class DataCheckConfig:
       model: Hugging Face checkpoint whose tokenizer and chat template are used.
       layout: of the rows, see ``jaxalign.data.layouts``; default what their columns
         say.
+      image_dir: where relative paths of pictures start; default beside the data file.
       chat_template_kwargs: what the chat template is given beside the conversations.
       objective: the loss that is to read them.
       row_length: places of a row; a pair takes prompt + chosen + rejected.
@@ -46,6 +47,7 @@ class DataCheckConfig:
 
     model: str
     layout: str | None = None
+    image_dir: str | None = None
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     row_length: int = 2048
@@ -77,7 +79,7 @@ def check_data(source: str, config: DataCheckConfig) -> Iterator[str]:
     Raises:
       UserError: training would refuse the data; what can be shown is shown first.
     """
-    found = records.read(source, config.layout)
+    found = records.read(source, config.layout, image_dir=config.image_dir)
     aspects = records.aspects_of(found)
     yield from _contents(found, aspects)
     refusal = None

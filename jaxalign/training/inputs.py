@@ -170,12 +170,16 @@ def _records(
     if objects.rows is not None:
         train_records = given_records(objects.rows)
     else:
-        train_records = records.read(config.data, config.layout)
+        train_records = records.read(
+            config.data, config.layout, image_dir=config.image_dir
+        )
     eval_records: list[records.Record] = []
     if objects.eval_rows is not None:
         eval_records = given_records(objects.eval_rows, "evaluation row")
     elif config.eval_data:
-        eval_records = records.read(config.eval_data, config.layout)
+        eval_records = records.read(
+            config.eval_data, config.layout, image_dir=config.image_dir
+        )
     return train_records, eval_records
 
 

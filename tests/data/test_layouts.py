@@ -512,22 +512,23 @@ def test_turns_that_a_tfds_set_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-def test_pictures_are_kept_for_sight_and_that_is_said(
-    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_layouts_pictures_are_the_records(suffix: str, tmp_path: Path) -> None:
     image: Any = "pictures/1.png"
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
     if suffix == ".parquet":
-        buffer = io.BytesIO()
-        Image.new("RGB", (2, 2)).save(buffer, "PNG")
         image = {"bytes": buffer.getvalue(), "path": "1.png"}
     rows = [{"ds_name": "s", "image": image, "question": "What?", **ANSWERS}] * 2
     path = write(tmp_path / f"v{suffix}", rows)
     found = records.read(path)
-    assert [(r.prompt[0], r.chosen, r.rejected) for r in found] == [
-        (records.Message(role="user", content="What?"), "It is.", "No.")
-    ] * 2
-    said = capsys.readouterr().err
-    assert "read as layout rlaif_v: 2 records" in said
-    assert "2 records have pictures, which are kept, but no vision-language" in said
-    (row, _), _ = layouts.read(path)
-    assert row["pictures"] == [image if suffix == ".jsonl" else image["bytes"]]
+    turn = {"role": "user", "content": [{"type": "image"}, WHAT]}
+    for record in found:
+        assert isinstance(record.prompt, tuple)
+        assert [turn_.turn() for turn_ in record.prompt] == [turn]
+        assert (record.chosen, record.rejected) == ("It is.", "No.")
+    (picture,) = found[1].images
+    expected = tmp_path / image if suffix == ".jsonl" else buffer.getvalue()
+    assert picture.source == expected
+
+
+WHAT = {"type": "text", "text": "What?"}

@@ -27,10 +27,6 @@ from jaxalign.errors import UserError, did_you_mean
 __all__ = ["LAYOUTS", "Layout", "check_name", "objects", "read", "recognise"]
 
 
-PICTURES = "pictures"
-"""Where a converted row keeps its images until a model can see them."""
-
-
 class Layout(NamedTuple):
     """How rows of a kind are recognised, and what makes records of them."""
 
@@ -152,25 +148,15 @@ def read(source: Any, layout: str | None = None) -> Iterator[tuple[Any, str]]:
     if known == "feedback":
         yield from rows
         return
-    kept, pictures, dropped = 0, 0, collections.Counter[str]()
+    kept, dropped = 0, collections.Counter[str]()
     for made, where in LAYOUTS[known].convert(objects(rows)):
         if isinstance(made, Dropped):
             dropped[made.reason] += 1
         else:
             kept += 1
-            # No family sees yet: the pictures stay in the row, the text is read.
-            if images := made.pop("images", None):
-                made[PICTURES] = images
-                pictures += 1
             yield made, where
     counts = ", ".join([f"{kept} records", *_reasons(dropped)])
-    said = name_of(source)
-    progress.say(f"{said}: read as layout {known}: {counts}")
-    if pictures:
-        progress.say(
-            f"{said}: {pictures} records have pictures, which are kept, but no "
-            "vision-language model family is supported yet: their texts alone are read"
-        )
+    progress.say(f"{name_of(source)}: read as layout {known}: {counts}")
 
 
 def _reasons(dropped: Mapping[str, int]) -> Iterator[str]:
