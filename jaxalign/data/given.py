@@ -32,7 +32,8 @@ def rows_of(source: Any) -> Iterator[tuple[Any, str]]:
 
     Numpy arrays and scalars become lists and numbers, bytes texts, dicts of lists
     lists of dicts (as tensorflow-datasets has a sequence of objects), None and, in a
-    table, NaN no value. An iterable is read as it is asked for, and once.
+    table, NaN no value. Pictures stay as they are; those of ``datasets`` are not
+    decoded. An iterable is read as it is asked for, and once.
 
     Raises:
       UserError: it gives no rows: one row alone, several splits, or no iterable.
@@ -49,8 +50,8 @@ def rows_of(source: Any) -> Iterator[tuple[Any, str]]:
     elif hasattr(source, "to_pylist"):  # Arrow
         rows, framed = source.to_pylist(), True
     elif isinstance(source, Iterable) or hasattr(source, "__getitem__"):
-        rows = source
         framed = type(source).__module__.split(".")[0] == "datasets"
+        rows = _undecoded(source) if framed else source
     else:
         raise UserError(f"got {name}: expected {ROWS}, or a file")
     for number, row in enumerate(_sequence(rows), 1):
@@ -61,6 +62,20 @@ def rows_of(source: Any) -> Iterator[tuple[Any, str]]:
                 kept = {k: v for k, v in row.items() if not _is_missing(v)}
                 row = tables.without_filled(kept)
         yield row, where
+
+
+def _undecoded(data: Any) -> Any:
+    """Iterate over a data set of ``datasets``, pictures as their files' bytes."""
+    import datasets
+
+    pictures = any(
+        isinstance(getattr(feature, "feature", feature), datasets.Image)
+        for feature in (data.features or {}).values()
+    )
+    if not pictures or (getattr(data, "format", None) or {}).get("type") == "custom":
+        return data
+    tables = data.with_format("arrow").iter(batch_size=64)
+    return (row for table in tables for row in table.to_pylist())
 
 
 def _no_rows(source: Mapping[Any, Any], name: str) -> str:
@@ -113,7 +128,7 @@ def plain_row(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
       UserError: bytes that are no UTF-8, or lists of different lengths where objects
         are meant.
     """
-    if not any(_is_raw(value) for value in row.values()):
+    if not any(_is_raw(v) for k, v in row.items() if k not in tfds_rows.PICTURES):
         return row
     return tfds_rows.plain(row, where)
 

@@ -146,7 +146,7 @@ def _listed(columns: Rendered, where: str) -> dict[str, Any]:
         return {"image": image}
     if images is None:
         return {}
-    if isinstance(images, np.ndarray) and images.ndim == 4:
+    if isinstance(images, np.ndarray) and (images.ndim == 4 or images.dtype.hasobject):
         images = list(images)
     if not isinstance(images, list | tuple):
         raise UserError(

@@ -38,12 +38,7 @@ def read_rows(source: Any) -> Iterator[tuple[Any, str]]:
     if not isinstance(source, str | Path):
         yield from given.rows_of(source)
         return
-    source = str(source)
-    if len(source) > _LONGEST or source.lstrip()[:1] in ("{", "["):
-        raise UserError(
-            f"got a text of {len(source)} characters: expected the name of "
-            f"{tables.SOURCES}. Give rows themselves as objects, {given.ROWS}"
-        )
+    source = _name(source)
     if source.startswith("tfds:"):
         from jaxalign.data import tfds_rows
 
@@ -67,6 +62,16 @@ def read_rows(source: Any) -> Iterator[tuple[Any, str]]:
                 yield from _json_rows(path)
 
 
+def _name(source: str | Path) -> str:
+    name = str(source)
+    if len(name) > _LONGEST or name.lstrip()[:1] in ("{", "["):
+        raise UserError(
+            f"got a text of {len(name)} characters: expected the name of "
+            f"{tables.SOURCES}. Give rows themselves as objects, {given.ROWS}"
+        )
+    return name
+
+
 def image_base(source: Any, image_dir: str | Path | None = None) -> Path | None:
     """Return where the relative paths of a source's pictures start.
 
@@ -86,7 +91,7 @@ def image_base(source: Any, image_dir: str | Path | None = None) -> Path | None:
         return Path(image_dir)
     if not isinstance(source, str | Path):
         return Path()
-    source = str(source)
+    source = _name(source)
     if source.startswith(("tfds:", "hf:")) or Path(source).is_dir():
         return None
     files = _files(source)

@@ -5,10 +5,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxalign.errors import UserError
 
 
-__all__ = ["MISSING", "located", "plain", "read"]
+__all__ = ["MISSING", "PICTURES", "located", "plain", "read"]
+
+PICTURES = ("images", "image")
+"""Columns whose bytes are no texts, and whose arrays no lists."""
 
 MISSING = "missing_columns"
 """Names the columns that a row lacks: such a data set has no nulls."""
@@ -33,18 +38,14 @@ def read(source: str) -> Iterator[tuple[Any, str]]:
     import tensorflow_datasets as tfds
 
     directory, split = located(source)
-    encoded = False
     try:
         if directory is None:
-            name = source.split(":")[1]
-            data: Any = tfds.data_source(name, split=split)
+            builder: Any = tfds.builder(source.split(":")[1])
+            builder.download_and_prepare()
         else:
-            builder: Any = tfds.builder_from_directory(directory)
-            features = builder.info.features
-            images = features["images"] if "images" in features else None
-            encoded = isinstance(getattr(images, "feature", None), tfds.features.Image)
-            skip = {"images": _AsStored()} if encoded else None
-            data = builder.as_data_source(split, decoders=skip)
+            builder = tfds.builder_from_directory(directory)
+        skip = _skipped(builder.info.features)
+        data: Any = builder.as_data_source(split, decoders=skip or None)
     except Exception as error:  # tfds raises many kinds, all about its arguments
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{source}: tensorflow-datasets says: {reason}") from None
@@ -52,7 +53,7 @@ def read(source: str) -> Iterator[tuple[Any, str]]:
         numbers = list(range(begin, min(begin + _AT_ONCE, len(data))))
         for number, raw in zip(numbers, data.__getitems__(numbers), strict=True):
             where = f"{source}:row {number + 1}"
-            row = plain(raw, where, encoded)
+            row = plain(raw, where, encoded=bool(skip))
             if isinstance(row.get("where"), str):
                 where = f"{where} ({row['where']})"
             yield row, where
@@ -88,6 +89,20 @@ def located(source: str) -> tuple[Path | None, str]:
     return directory, split
 
 
+def _skipped(features: Any) -> dict[str, Any]:
+    """Return what leaves encoded images as they are, by column."""
+    import tensorflow_datasets as tfds
+
+    skip: dict[str, Any] = {}
+    for name in PICTURES:
+        feature = features[name] if name in features else None
+        if isinstance(feature, tfds.features.Image):
+            skip[name] = tfds.decode.SkipDecoding()
+        elif isinstance(getattr(feature, "feature", None), tfds.features.Image):
+            skip[name] = _AsStored()
+    return skip
+
+
 class _AsStored:
     """A decoder that decodes nothing: tfds' own cannot do so in a sequence."""
 
@@ -100,19 +115,19 @@ class _AsStored:
 
 
 def plain(
-    row: Mapping[str, Any], where: str, encoded: bool | None = None
+    row: Mapping[str, Any], where: str, *, encoded: bool = True
 ) -> dict[str, Any]:
     """Turn what tfds returns (bytes, arrays, dicts of lists) into plain values.
+
+    Pictures stay what they are: encoded bytes, or arrays.
 
     Args:
       row: of a data source.
       where: its place, for messages.
-      encoded: whether images are kept as they are; default if they are bytes.
+      encoded: whether bytes of a picture are its file's; else they are its path.
     Raises:
       UserError: bytes that are no UTF-8, or no record's layout.
     """
-    if encoded is None:
-        encoded = any(isinstance(image, bytes) for image in row.get("images", ()) or ())
     try:
         return _untensored(row, encoded)
     except UnicodeDecodeError as error:
@@ -126,7 +141,7 @@ def plain(
 
 def _untensored(row: Mapping[str, Any], encoded: bool) -> dict[str, Any]:
     plain: dict[str, Any] = {
-        str(k): list(v) if encoded and k == "images" else _plain(v)
+        str(k): _pictures(v, encoded) if k in PICTURES else _plain(v)
         for k, v in row.items()
     }
     for column in _LISTS:
@@ -141,10 +156,27 @@ def _untensored(row: Mapping[str, Any], encoded: bool) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if v is not None and k not in absent}
 
 
+def _pictures(value: Any, encoded: bool) -> Any:
+    if isinstance(value, bytes):
+        return value if encoded else value.decode("utf-8")
+    if isinstance(value, list | tuple) or _holds_objects(value):
+        return [_pictures(one, encoded) for one in value]
+    if isinstance(value, Mapping):
+        return {k: v if k == "bytes" else _plain(v) for k, v in value.items()}
+    return value
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.hasobject
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, Mapping):
+        if value.get("type") in ("image", b"image") and "image" in value:
+            rest = {str(k): _plain(v) for k, v in value.items() if k != "image"}
+            return {**rest, "image": _pictures(value["image"], True)}
         return {str(k): _plain(v) for k, v in value.items()}
     if hasattr(value, "tolist"):
         return _plain(value.tolist())

@@ -1,5 +1,6 @@
 """Rows from anywhere: all give the records that a file of them gives."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxalign.data import chat, pairs, records
 from jaxalign.errors import UserError
@@ -201,3 +203,74 @@ def test_what_takes_records_takes_rows(make_tokenizer, tmp_path) -> None:
 def test_what_is_no_rows_is_said(rows, match) -> None:
     with pytest.raises(UserError, match=match):
         records.from_rows(rows)
+
+
+def picture(size: tuple[int, int] = (3, 2)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    return file.getvalue()
+
+
+SEEN = {"prompt": "<image>", "chosen": "a", "rejected": "b"}
+
+
+def seen(data: bytes, many: bool) -> Any:
+    """A set of ``datasets`` with an Image column."""
+    datasets = pytest.importorskip("datasets")
+    stored = {"bytes": data, "path": None}
+    feature = datasets.List(datasets.Image()) if many else datasets.Image()
+    name, value = ("images", [stored]) if many else ("image", stored)
+    texts = dict.fromkeys(SEEN, datasets.Value("string"))
+    features = datasets.Features({**texts, name: feature})
+    return datasets.Dataset.from_list([{**SEEN, name: value}] * 3, features=features)
+
+
+SEEN_FORMS: dict[str, Callable[[Any], Any]] = {
+    "dataset": lambda data: data,
+    "stream": lambda data: data.to_iterable_dataset(),
+    "numpy": lambda data: data.with_format("numpy"),
+    "pandas": lambda data: data.to_pandas(),
+    "arrow": lambda data: data.with_format("arrow")[:],
+}
+
+
+@pytest.mark.parametrize("form", SEEN_FORMS)
+@pytest.mark.parametrize("many", [True, False])
+def test_pictures_of_datasets_are_not_decoded(
+    form: str, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture()
+    given = SEEN_FORMS[form](seen(data, many))
+    monkeypatch.setattr("datasets.Image.decode_example", None)
+    found = records.from_rows(given)
+    assert [r.images[0].source for r in found] == [data] * 3
+
+
+def test_pictures_that_are_decoded_already(tmp_path: Path) -> None:
+    data = seen(picture(), many=True)
+    array = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    of_tfds = {"prompt": b"<image>", "chosen": b"a", "rejected": b"b"}
+    for rows in (
+        list(data),
+        list(data.with_format("numpy")),
+        data.with_transform(lambda batch: batch),
+        [{**of_tfds, "images": np.stack([array])}],
+        [{**of_tfds, "image": array}],
+    ):
+        record = records.from_rows(rows)[0]
+        assert record.images[0].open().size == (3, 2)
+    assert (np.asarray(record.images[0].open()) == array).all()
+
+
+def test_bytes_of_pictures_stay_bytes_beside_bytes_of_texts() -> None:
+    data = picture()
+    row = {"chosen": b"a", "rejected": b"b"}
+    part = {"type": b"image", "image": data}
+    turn = {"role": b"user", "content": [part, {"type": b"text", "text": b"Q"}]}
+    given = [
+        {**row, "prompt": b"<image>", "images": np.array([data], object)},
+        {**row, "prompt": b"<image>", "image": {"bytes": data, "path": b"x"}},
+        {**row, "prompt": [turn]},
+    ]
+    for record in records.from_rows(given):
+        assert record.images[0].source == data

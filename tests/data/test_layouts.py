@@ -532,3 +532,32 @@ def test_a_layouts_pictures_are_the_records(suffix: str, tmp_path: Path) -> None
 
 
 WHAT = {"type": "text", "text": "What?"}
+
+
+LLAMAFACTORY: dict[str, dict[str, Any]] = {
+    "alpaca": {"instruction": "<image>What <image>is it?", **ANSWERS},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "<image>What <image>is it?"}],
+        "chosen": {"from": "gpt", "value": "It is."},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+}
+
+
+@pytest.mark.parametrize("name", LLAMAFACTORY)
+def test_llamafactorys_placeholders_become_parts(name: str) -> None:
+    row = LLAMAFACTORY[name]
+    (record,) = records.from_rows([{**row, "images": ["/a.png", "/b.png"]}])
+    assert isinstance(record.prompt, tuple)
+    assert record.prompt[-1].turn()["content"] == [
+        {"type": "image"},
+        {"type": "text", "text": "What "},
+        {"type": "image"},
+        {"type": "text", "text": "is it?"},
+    ]
+    assert [str(p.source) for p in record.images] == ["/a.png", "/b.png"]
+    (plain,) = records.from_rows([row])
+    assert isinstance(plain.prompt, tuple)
+    assert plain.prompt[-1].content == "<image>What <image>is it?"
+    with pytest.raises(UserError, match=r"2 image part\(s\): got 1"):
+        records.from_rows([{**row, "images": ["/a.png"]}])

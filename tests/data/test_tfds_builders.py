@@ -518,9 +518,9 @@ def test_builds_every_layout_and_reads_it_back(tmp_path: Path) -> None:
         ]
     assert found[0][1] == f"{built['rlaif_v'].source('train')}:row 1 (v.parquet:row 1)"
     assert found[1][0]["idx"] == "7"
-    # No vision-language model is there yet, but other columns can be read for one.
-    with pytest.raises(UserError, match=r"\(v.parquet:row 1\): field images: got 1 i"):
-        records.read(built["rlaif_v"].source("train"))
+    first, second = records.read(built["rlaif_v"].source("train"))
+    assert (first.images[0].source, first.images[0].size()) == (png(), (3, 2))
+    assert "(v.parquet:row 2): field images[0]" in second.images[0].where
 
 
 PAIR = {"prompt": "Größe?", "chosen": "好 ja.", "rejected": "no"}

@@ -2,7 +2,7 @@
 
 https://llamafactory.readthedocs.io/en/latest/getting_started/data_preparation.html: a
 pair has ``chosen`` and ``rejected``, KTO a boolean ``kto_tag``, supervised data has
-neither.
+neither. Where a row has ``images``, ``<image>`` in a text stands for one of them.
 """
 
 import json
@@ -84,13 +84,37 @@ def sharegpt(row: Mapping[str, Any], where: str = "row") -> dict[str, Any] | Dro
 def convert(rows: Iterable[Row]) -> Iterator[Converted]:
     """Convert row by row, of Alpaca's columns."""
     for row, where in rows:
-        yield Converted(alpaca(row, where), where)
+        yield Converted(_shown(alpaca(row, where), row), where)
 
 
 def convert_sharegpt(rows: Iterable[Row]) -> Iterator[Converted]:
     """Convert row by row, of ShareGPT's turns."""
     for row, where in rows:
-        yield Converted(sharegpt(row, where), where)
+        yield Converted(_shown(sharegpt(row, where), row), where)
+
+
+def _shown(
+    made: dict[str, Any] | Dropped, row: Mapping[str, Any]
+) -> dict[str, Any] | Dropped:
+    """Return a record with its row's pictures, each in its placeholder's place."""
+    images = row.get("images")
+    if isinstance(made, Dropped) or images is None or not len(images):
+        return made
+    turns = [{**t, "content": _parts(t.get("content"))} for t in made["prompt"]]
+    return {**made, "prompt": turns, "images": images}
+
+
+def _parts(content: Any) -> Any:
+    if not isinstance(content, str) or PLACEHOLDER not in content:
+        return content
+    first, *others = content.split(PLACEHOLDER)
+    parts = [{"type": "text", "text": first}]
+    for said in others:
+        parts += [{"type": "image"}, {"type": "text", "text": said}]
+    return [part for part in parts if part.get("text") != ""]
+
+
+PLACEHOLDER = "<image>"
 
 
 def _labelled(made: dict[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

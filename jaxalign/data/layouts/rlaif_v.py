@@ -28,9 +28,8 @@ ORIGIN = ("ds_name", "origin_dataset", "origin_split", "idx", "image_path")
 def record(row: Mapping[str, Any], where: str = "row") -> dict[str, Any] | Dropped:
     """Make a feedback record of a row.
 
-    ``images`` holds one image: its encoded bytes as they are in the row, or else its
-    path, also as it is in the row. There are no segments: the data set scores whole
-    answers.
+    ``images`` holds one image as it is in the row: encoded bytes, or else its path.
+    There are no segments: the data set scores whole answers.
 
     Returns:
       The record, or why there is none: equal answers.
