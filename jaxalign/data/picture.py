@@ -1,5 +1,6 @@
 """Pictures of records: where one comes from, its size, and opening it safely."""
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -68,6 +69,18 @@ class Picture(NamedTuple):
           UserError: see :meth:`read`.
         """
         return hashlib.sha256(self.read()).hexdigest()
+
+    def data_url(self) -> str:
+        """Return the file as a data URL, which texts can hold.
+
+        Raises:
+          UserError: see :meth:`open`.
+        """
+        from PIL import Image
+
+        with self._header() as image:
+            kind = Image.MIME.get(image.format, "image/png")
+        return f"data:{kind};base64,{base64.b64encode(self.read()).decode('ascii')}"
 
     def size(self) -> tuple[int, int]:
         """Return width and height as :meth:`open` gives them, from the header alone.

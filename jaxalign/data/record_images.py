@@ -24,11 +24,14 @@ import numpy as np
 
 from jaxalign.data.columns import Rendered, shown
 from jaxalign.data.messages import ImagePart, Message, TextPart
-from jaxalign.data.picture import Picture
+from jaxalign.data.picture import Picture, Stretch
 from jaxalign.errors import UserError
 
 
-__all__ = ["as_picture", "placed", "refuse_image_parts"]
+__all__ = ["COLUMNS", "as_json", "as_picture", "placed", "refuse_image_parts"]
+
+COLUMNS = ("images", "image")
+"""Columns that have a row's pictures."""
 
 Turns = tuple[Message, ...]
 
@@ -117,6 +120,8 @@ def as_picture(value: Any, where: str, image_dir: Path | None) -> Picture:
             return as_picture(value["path"], where, image_dir)
         case bytes() | bytearray() | memoryview():
             return Picture(bytes(value), where)
+        case Stretch():
+            return Picture(value, where)
         case str() if value[:5].lower() == "data:":
             return Picture(_from_data_url(value, where), where)
         case str() | Path():
@@ -126,6 +131,21 @@ def as_picture(value: Any, where: str, image_dir: Path | None) -> Picture:
         case _ if hasattr(value, "__array__"):
             return Picture(_encoded(_of_array(np.asarray(value), where), where), where)
     raise UserError(f"{where}: expected {_PICTURE}: got {shown(value)}")
+
+
+def as_json(value: Any) -> str:
+    """Return a picture that JSON cannot hold as a data URL, for ``json.dumps``.
+
+    Raises:
+      TypeError: it is none, as ``json.dumps`` says of what it cannot write.
+    """
+    try:
+        picture = as_picture(value, "a picture", Path())
+        if isinstance(picture.source, Path):
+            return str(value)
+        return picture.data_url()
+    except UserError as error:
+        raise TypeError(str(error)) from None
 
 
 _PICTURE = (

@@ -34,7 +34,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxalign.data import layouts
+from jaxalign.data import layouts, record_images
 from jaxalign.data.columns import (
     CompletionColumns,
     PairColumns,
@@ -51,14 +51,13 @@ from jaxalign.data.completions import Completion, read_completion, texts_of
 from jaxalign.data.given import name_of
 from jaxalign.data.messages import Message, check_text, check_turn
 from jaxalign.data.picture import Picture
-from jaxalign.data.record_images import placed
 from jaxalign.data.rows import image_base
 from jaxalign.data.segments import read_segments
 from jaxalign.errors import UserError
 
 
 __all__ = [
-    "TEMPLATE_COLUMNS",
+    "PROMPT_COLUMNS",
     "Completion",
     "Message",
     "Prompt",
@@ -74,8 +73,8 @@ __all__ = [
     "texts_of",
 ]
 
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns that decide how a row's prompt is rendered."""
+PROMPT_COLUMNS = ("tools", "chat_template_kwargs", *record_images.COLUMNS)
+"""What a record that is made of a prompt needs of its row, beside the prompt."""
 
 _NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 _HERE = Path()
@@ -93,6 +92,8 @@ class Prompt(NamedTuple):
     """What the chat template is given beside the conversation, such as ``tools``."""
     images: tuple[Picture, ...] = ()
     """One for each image part of a conversation, in the order of these."""
+    image_columns: Mapping[str, Any] = _NO_KWARGS
+    """The columns of these as they stood in the file."""
 
 
 class Record(NamedTuple):
@@ -321,7 +322,8 @@ def parse_prompt(
     row = read_columns(PromptColumns, columns, where)
     prompt, images = _prompt(row, where, image_dir)
     given, kwargs = columns["prompt"], _template_kwargs(row, where)
-    return Prompt(prompt, given, where, kwargs, images)
+    kept = {k: columns[k] for k in record_images.COLUMNS if columns.get(k) is not None}
+    return Prompt(prompt, given, where, kwargs, images, kept)
 
 
 def aspects_of(records: Iterable[Record] | Any) -> tuple[str, ...]:
@@ -352,7 +354,7 @@ def _prompt(
     else:
         for i, message in enumerate(prompt):
             check_turn(message, f"prompt[{i}]", where)
-    return placed(columns, where, image_dir)
+    return record_images.placed(columns, where, image_dir)
 
 
 def _template_kwargs(columns: Rendered, where: str) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "requests_of",
 ]
 
+_HERE = Path()
 RESPONSES = ("chosen", "rejected", "completion")
 
 
@@ -50,7 +51,12 @@ class Item(NamedTuple):
     """Those that have a segment."""
 
 
-def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
+def read_item(
+    columns: Any,
+    where: str,
+    aspects: tuple[str, ...] = (),
+    image_dir: Path | None = _HERE,
+) -> Item:
     """Validate a record with segments, scored or not.
 
     A column ``references`` (list of texts) holds accepted answers, for judges that
@@ -60,13 +66,14 @@ def read_item(columns: Any, where: str, aspects: tuple[str, ...] = ()) -> Item:
       columns: of the record.
       where: file and line, for messages.
       aspects: what its segments are to be scored on.
+      image_dir: where relative paths of pictures start.
     Raises:
       UserError: it is malformed, or a response has no segments column.
     """
     if not isinstance(columns, Mapping):
         records.parse(columns, where)  # says what is wrong
     plain = {k: v for k, v in columns.items() if not k.endswith("_segments")}
-    record = records.parse(plain, where)
+    record = records.parse(plain, where, image_dir)
     one_sided = columns.get("completion") is not None
     names = RESPONSES[2:] if one_sided else RESPONSES[:2]
     for name in RESPONSES:

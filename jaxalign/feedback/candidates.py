@@ -101,7 +101,7 @@ def parse_samples(
     found = []
     for row in rows:
         prompt = row["prompt"]
-        given = prompt if isinstance(prompt, str) else tuple(prompt)
+        given = prompt if isinstance(prompt, str) else tuple(map(_turn, prompt))
         asked = prompt if isinstance(prompt, str) else Message(**prompt[-1]).text
         known = references[row["index"]] if references is not None else ()
         candidates = [
@@ -113,9 +113,15 @@ def parse_samples(
             )
             for completion in row["completions"]
         ]
-        columns = {name: row[name] for name in records.TEMPLATE_COLUMNS if name in row}
+        columns = {name: row[name] for name in records.PROMPT_COLUMNS if name in row}
         found.append(SampledPrompt(prompt, candidates, columns))
     return found
+
+
+def _turn(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a turn whose image parts carry no pictures, for judges to read."""
+    parted = isinstance(given.get("content"), list)
+    return Message(**given).turn() if parted else given
 
 
 def judge_candidates(
@@ -280,7 +286,7 @@ def from_lines(path: str | Path) -> list[JudgedPrompt]:
             row = json.loads(line)
             made = [_judged(candidate) for candidate in row["candidates"]]
             texts = tuple(candidate["text"] for candidate in row["candidates"])
-            kept = {k: row[k] for k in records.TEMPLATE_COLUMNS if k in row}
+            kept = {k: row[k] for k in records.PROMPT_COLUMNS if k in row}
             found.append(JudgedPrompt(row["prompt"], texts, tuple(made), kept))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -150,6 +150,8 @@ class RLAIFConfig:
       model: Hugging Face checkpoint that the policy starts from.
       prompts: file of prompts, ``{"prompt": text or messages}`` a line.
       out: directory of the run; the same command again goes on in it.
+      image_dir: where relative paths of pictures start, of the gate's prompts too;
+        default beside each file of prompts.
       judge: who judges.
       gate: when a round is accepted.
       rounds: how many.
@@ -180,6 +182,7 @@ class RLAIFConfig:
     rounds: int = 2
     seed: int = 0
     store: str | None = None
+    image_dir: str | None = None
     generation: GenerationOptions = dataclasses.field(default_factory=GenerationOptions)
     segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
     decomposer: DecomposerConfig = dataclasses.field(default_factory=DecomposerConfig)

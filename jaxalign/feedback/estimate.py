@@ -115,9 +115,8 @@ def _candidates(
         return
     sentences = config.generation.max_new_tokens // counter.tokens(_SENTENCE) or 1
     text = (_SENTENCE * sentences).strip()
-    for prompt, known in zip(
-        records.read_prompts(one.prompts), references, strict=True
-    ):
+    prompts = records.read_prompts(one.prompts, image_dir=config.image_dir)
+    for prompt, known in zip(prompts, references, strict=True):
         line = {"index": 0, "prompt": prompt.given, "completions": [{"text": text}]}
         (sampled,) = candidates.parse_samples([line], config.segmenter, [known])
         (candidate,) = sampled.candidates

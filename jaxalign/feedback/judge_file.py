@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from jaxalign import event_loops, progress
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts
+from jaxalign.data.record_images import as_json
+from jaxalign.data.rows import image_base
 from jaxalign.errors import UserError
 from jaxalign.feedback import annotate
 from jaxalign.feedback.annotate import Item
@@ -38,6 +40,8 @@ class JudgeFileConfig:
       out: JSON Lines file to write, one record each, in order.
       layout: of the rows, see ``jaxalign.data.layouts``; default what their columns
         say.
+      image_dir: where relative paths of pictures start; default beside the data file.
+        Paths are written as they are: OUT is read with the same directory.
       judge: which judge, and its options.
       store: SQLite file that keeps every judgement; default ``OUT.store.db``.
     """
@@ -47,6 +51,7 @@ class JudgeFileConfig:
     judge: JudgeConfig
     store: str | None = None
     layout: str | None = None
+    image_dir: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -164,10 +169,10 @@ def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
 
 
 def _items(config: JudgeFileConfig) -> Iterator[Item]:
-    some = False
+    some, base = False, image_base(config.data, config.image_dir)
     for columns, where in layouts.read(config.data, config.layout):
         some = True
-        yield annotate.read_item(columns, where, config.judge.scored_aspects)
+        yield annotate.read_item(columns, where, config.judge.scored_aspects, base)
     if not some:
         raise UserError(
             f"{config.data} holds no record: expected one JSON object a line"
@@ -239,7 +244,7 @@ def _in_lots(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _line(record: dict[str, Any], source: str) -> str:
     try:
-        return json.dumps(record)
+        return json.dumps(record, default=as_json)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{source}: a column cannot be written as JSON: {error}. Take it out"

@@ -33,8 +33,8 @@ def check_prompts(config: RLAIFConfig) -> None:
     """Refuse gate prompts that are trained on."""
     train, held = (
         {
-            json.dumps(prompt.given, sort_keys=True)
-            for prompt in records.read_prompts(path)
+            _known(prompt)
+            for prompt in records.read_prompts(path, image_dir=config.image_dir)
         }
         for path in (config.prompts, config.gate.prompts)
     )
@@ -44,3 +44,9 @@ def check_prompts(config: RLAIFConfig) -> None:
             f"also in {config.prompts}: a gate needs prompts that are held out. Take "
             "them out of one of the files"
         )
+
+
+def _known(prompt: records.Prompt) -> str:
+    """Return what tells a prompt from others: its words and its pictures."""
+    words = json.dumps(prompt.given, sort_keys=True, default=lambda picture: "")
+    return f"{words} {[p._replace(where='') for p in prompt.images]}"

@@ -263,6 +263,7 @@ def _sample(
                 model=config.model,
                 adapter=None if adapter is None else str(adapter),
                 data=prompts,
+                image_dir=config.image_dir,
                 out=str(part),
                 chat_template_kwargs=config.chat_template_kwargs,
                 dtype=config.dtype,
@@ -339,12 +340,11 @@ def _train(
     if (here / "adapter").exists():
         return
     progress.say(f"training: {here / 'run'}")
-    options = config.train_config(
-        str(here / "pairs.jsonl"),
-        str(here / "run"),
-        number,
-        None if adapter is None else str(adapter),
-    )
+    data, out, policy = here / "pairs.jsonl", here / "run", adapter and str(adapter)
+    options = config.train_config(str(data), str(out), number, policy)
+    # The pictures' paths are those of the prompts that the pairs are made of.
+    base = rows.image_base(config.prompts, config.image_dir)
+    options = dataclasses.replace(options, image_dir=base and str(base))
     run = train(options, preemption=preemption)
     _whole(here / "adapter", lambda part: publish.publish_run(run, part, form="peft"))
 

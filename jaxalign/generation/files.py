@@ -17,6 +17,7 @@ from jaxalign.checkpoints.renderer import template_kwargs_of
 from jaxalign.configs import to_dict
 from jaxalign.data import layouts, records, rows
 from jaxalign.data.columns import check_template_kwargs
+from jaxalign.data.record_images import as_json
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
@@ -163,7 +164,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         for index, completions in _in_order(completed(engine, left)):
             tokens += sum(len(c.tokens) for c in completions)
             line = done + index
-            file.write(json.dumps(_line(line, prompts[line], completions)) + "\n")
+            file.write(_line(line, prompts[line], completions) + "\n")
             file.flush()
             show(line + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
@@ -195,11 +196,12 @@ def _in_order(
             following += 1
 
 
-def _line(index: int, prompt: Prompt, completions: list[Completion]) -> dict[str, Any]:
-    return {
+def _line(index: int, prompt: Prompt, completions: list[Completion]) -> str:
+    line = {
         "index": index,
         "prompt": prompt.given,
         **_template_columns(prompt),
+        **prompt.image_columns,
         "completions": [
             {
                 "text": completion.text,
@@ -210,6 +212,7 @@ def _line(index: int, prompt: Prompt, completions: list[Completion]) -> dict[str
             for completion in completions
         ],
     }
+    return json.dumps(line, default=as_json)
 
 
 def _template_columns(prompt: Prompt) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts, records
+from jaxalign.data.record_images import as_json
+from jaxalign.data.rows import image_base
 from jaxalign.errors import UserError
 from jaxalign.feedback.segmenters.config import SegmenterConfig, segment
 from jaxalign.whole_file import whole
@@ -15,6 +17,7 @@ from jaxalign.whole_file import whole
 
 __all__ = ["SegmentReport", "SegmentConfig", "segment_file", "segment_row"]
 
+_HERE = Path()
 _RESPONSES = ("chosen", "rejected", "completion")
 
 
@@ -26,11 +29,14 @@ class SegmentConfig:
       segmenter: how they are cut.
       layout: of the rows, see ``jaxalign.data.layouts``; default what their columns
         say.
+      image_dir: where relative paths of pictures start; default beside the records.
+        Paths are written as they are: OUT is read with the same directory.
       replace: take away segments that have scores; else a record with some is refused.
     """
 
     segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
     layout: str | None = None
+    image_dir: str | None = None
     replace: bool = False
 
     def __post_init__(self) -> None:
@@ -65,15 +71,16 @@ def segment_file(source: str, out: Path, config: SegmentConfig) -> SegmentReport
             f"{out}: the records are written as JSON Lines: give a name that ends in "
             ".jsonl"
         )
+    base = image_base(source, config.image_dir)
     lines = []
     responses = segments = 0
     for row, where in layouts.read(source, config.layout):
-        made = segment_row(row, config, where)
+        made = segment_row(row, config, where, base)
         for name in _RESPONSES:
             if (spans := made.get(f"{name}_segments")) is not None:
                 responses, segments = responses + 1, segments + len(spans)
         try:
-            lines.append(json.dumps(made) + "\n")
+            lines.append(json.dumps(made, default=as_json) + "\n")
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{where}: a column cannot be written as JSON: {error}. Leave it out, "
@@ -86,7 +93,12 @@ def segment_file(source: str, out: Path, config: SegmentConfig) -> SegmentReport
     return SegmentReport(responses, segments)
 
 
-def segment_row(row: Any, config: SegmentConfig, where: str = "record") -> dict:
+def segment_row(
+    row: Any,
+    config: SegmentConfig,
+    where: str = "record",
+    image_dir: Path | None = _HERE,
+) -> dict:
     """Return a row with segments ``{"start", "end"}`` beside each of its responses.
 
     Raises:
@@ -99,9 +111,9 @@ def segment_row(row: Any, config: SegmentConfig, where: str = "record") -> dict:
         if not config.replace:
             for column in columns:
                 _refuse_scores(row.get(column), column, where)
-        # What is replaced need not be valid, and pictures are not looked at.
-        plain = {k: v for k, v in row.items() if k not in (*columns, "images")}
-    record = records.parse(plain, where)
+        # What is replaced need not be valid.
+        plain = {k: v for k, v in row.items() if k not in columns}
+    record = records.parse(plain, where, image_dir)
     names = ("completion",) if record.rejected is None else ("chosen", "rejected")
     made = dict(row)
     for name, completion in zip(names, record.completions, strict=True):
