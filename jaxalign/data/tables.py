@@ -1,10 +1,11 @@
 """Rows of Arrow tables: Parquet files, saved ``datasets``, data sets of the hub."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data import stored_pictures
 from jaxalign.data.messages import without_nulls
 from jaxalign.errors import UserError
 
@@ -18,6 +19,8 @@ __all__ = [
     "without_filled",
 ]
 
+
+_ROWS = 1024  # at once
 
 SOURCES = (
     "a .jsonl, .jsonl.gz, .json, .csv or .parquet file, a pattern of such files, a "
@@ -38,7 +41,18 @@ def parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-        yield from _numbered(table.iter_batches(), path)
+        size, schema = path.stat().st_size, table.schema_arrow
+        stored = stored_pictures.byte_columns(schema)
+        if not stored or size < stored_pictures.LARGE:
+            yield from _numbered(table.iter_batches(), path)
+            return
+
+        def batches(names: Sequence[str], most: int | None) -> Iterator[Any]:
+            return table.iter_batches(batch_size=most or _ROWS, columns=list(names))
+
+        key = f"{path.absolute()}\0{path.stat().st_mtime_ns}\0{size}"
+        found = stored_pictures.rows(batches, schema.names, stored, key)
+        yield from _placed(found, path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file: {error}") from None
 
@@ -54,9 +68,30 @@ def saved_rows(directory: Path) -> Iterator[tuple[Any, str]]:
     for path in saved_files(directory):
         try:
             with pyarrow.memory_map(str(path)) as file:
-                yield from _numbered(pyarrow.ipc.open_stream(file), path)
+                yield from _saved(file, path)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: not a readable Arrow file: {error}") from None
+
+
+def _saved(file: Any, path: Path) -> Iterator[tuple[Any, str]]:
+    import pyarrow
+
+    size, schema = file.size(), pyarrow.ipc.open_stream(file).schema
+    stored = stored_pictures.byte_columns(schema)
+
+    def batches(names: Sequence[str], most: int | None) -> Iterator[Any]:
+        file.seek(0)
+        for batch in pyarrow.ipc.open_stream(file):
+            part = batch.select(list(names))
+            for start in range(0, part.num_rows, most or _ROWS):
+                yield part.slice(start, most or _ROWS)
+
+    if not stored or size < stored_pictures.LARGE:
+        yield from _numbered(batches(schema.names, None), path)
+        return
+    key = f"{path.absolute()}\0{path.stat().st_mtime_ns}\0{size}"
+    found = stored_pictures.rows(batches, schema.names, stored, key)
+    yield from _placed(found, path)
 
 
 def saved_files(directory: Path) -> list[Path]:
@@ -118,18 +153,28 @@ def hub_rows(source: str) -> Iterator[tuple[Any, str]]:
             "hub cannot be reached, fetch it elsewhere, save_to_disk it, and give the "
             "directory"
         ) from None
-    batches = (
-        batch for part in table.iter(batch_size=1024) for batch in part.to_batches()
-    )
-    yield from _numbered(batches, source)
+    stored = stored_pictures.byte_columns(data.features.arrow_schema)
+    if not stored or table.data.nbytes < stored_pictures.LARGE:
+        yield from _numbered(table.iter(batch_size=_ROWS), source)
+        return
+
+    def batches(names: Sequence[str], most: int | None) -> Iterator[Any]:
+        return table.select_columns(list(names)).iter(batch_size=most or _ROWS)
+
+    key = f"{source}\0{data._fingerprint}"
+    found = stored_pictures.rows(batches, table.column_names, stored, key)
+    yield from _placed(found, source)
 
 
 def _numbered(batches: Iterable[Any], place: str | Path) -> Iterator[tuple[Any, str]]:
-    number = 0
-    for batch in batches:
-        for row in batch.to_pylist():
-            number += 1
-            yield without_filled(row), f"{place}:row {number}"
+    return _placed((row for batch in batches for row in batch.to_pylist()), place)
+
+
+def _placed(
+    rows: Iterable[Mapping[str, Any]], place: str | Path
+) -> Iterator[tuple[Any, str]]:
+    for number, row in enumerate(rows, 1):
+        yield without_filled(row), f"{place}:row {number}"
 
 
 def without_filled(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxalign.data.layouts.foreign import (
     text,
     user_turn,
 )
+from jaxalign.data.picture import Stretch
 from jaxalign.errors import UserError
 
 
@@ -55,7 +56,7 @@ def convert(rows: Iterable[Row]) -> Iterator[Converted]:
         yield Converted(record(row, where), where)
 
 
-def _image(row: Mapping[str, Any], where: str) -> bytes | str:
+def _image(row: Mapping[str, Any], where: str) -> bytes | str | Stretch:
     image = row.get("image")
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
@@ -63,7 +64,7 @@ def _image(row: Mapping[str, Any], where: str) -> bytes | str:
         image = row.get("image_path")
     if isinstance(image, bytes):
         _check_image(image, where)
-    elif not isinstance(image, str) or not image:
+    elif not isinstance(image, str | Stretch) or not image:
         raise UserError(
             f"{where}: field image: expected {{bytes, path}}, bytes or a path, or a "
             f"path in image_path: got {type(image).__name__}"

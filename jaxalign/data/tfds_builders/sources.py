@@ -9,6 +9,7 @@ from typing import Any
 from jaxalign.data import records
 from jaxalign.data.layouts import LAYOUTS, Converted, Dropped, rlaif_v
 from jaxalign.data.layouts.table import check_name, objects
+from jaxalign.data.picture import Stretch
 from jaxalign.data.rows import read_rows
 from jaxalign.errors import UserError
 
@@ -48,6 +49,8 @@ def convert(layout: str, source: str | Path) -> Iterator[Converted]:
     folder = f"{Path(source).parent}/"
     for made, where in LAYOUTS[layout].convert(objects(read_rows(source))):
         if isinstance(made, dict):
+            if made.get("images"):
+                made["images"] = [_file(image) for image in made["images"]]
             _check(made, where)
             made = {k: made[k] for k in _KEPT if made.get(k) is not None}
             made["where"] = where.replace(folder, "")
@@ -93,9 +96,15 @@ def records_of(
         raise UserError(f"{source} gives no record in the layout {layout}: {counts}")
 
 
+def _file(image: Any) -> Any:
+    """Return encoded bytes or a path, of what a table has."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    return image.read() if isinstance(image, Stretch) else image
+
+
 def _check(record: Mapping[str, Any], where: str) -> None:
-    # Images are checked here: a data set may hold what no model can be trained on yet.
-    records.parse({k: v for k, v in record.items() if k != "images"}, where)
+    records.parse(record, where)
     images = record.get("images") or []
     if not isinstance(images, list) or not all(
         isinstance(image, str | bytes) for image in images
