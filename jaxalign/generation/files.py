@@ -111,9 +111,8 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     """
     out = Path(config.out)
     check_target(out)
-    prompts = records.read_prompts(
-        config.data, config.layout, image_dir=config.image_dir
-    )
+    folder = config.image_dir
+    prompts = records.read_prompts(config.data, config.layout, image_dir=folder)
     dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
     options = dict(template_kwargs_of(config.chat_template_kwargs, config.adapter))
     config = dataclasses.replace(config, dtype=dtype, chat_template_kwargs=options)
