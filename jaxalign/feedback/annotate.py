@@ -55,7 +55,7 @@ def read_item(
     columns: Any,
     where: str,
     aspects: tuple[str, ...] = (),
-    image_dir: Path | None = _HERE,
+    image_dir: Path = _HERE,
 ) -> Item:
     """Validate a record with segments, scored or not.
 

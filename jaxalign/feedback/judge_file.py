@@ -169,7 +169,8 @@ def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
 
 
 def _items(config: JudgeFileConfig) -> Iterator[Item]:
-    some, base = False, image_base(config.data, config.image_dir)
+    # No picture is opened here, so that none needs a place.
+    some, base = False, image_base(config.data, config.image_dir) or Path()
     for columns, where in layouts.read(config.data, config.layout):
         some = True
         yield annotate.read_item(columns, where, config.judge.scored_aspects, base)

@@ -71,7 +71,8 @@ def segment_file(source: str, out: Path, config: SegmentConfig) -> SegmentReport
             f"{out}: the records are written as JSON Lines: give a name that ends in "
             ".jsonl"
         )
-    base = image_base(source, config.image_dir)
+    # No picture is opened here, so that none needs a place.
+    base = image_base(source, config.image_dir) or _HERE
     lines = []
     responses = segments = 0
     for row, where in layouts.read(source, config.layout):
@@ -97,7 +98,7 @@ def segment_row(
     row: Any,
     config: SegmentConfig,
     where: str = "record",
-    image_dir: Path | None = _HERE,
+    image_dir: Path = _HERE,
 ) -> dict:
     """Return a row with segments ``{"start", "end"}`` beside each of its responses.
 
