@@ -43,37 +43,37 @@ class Patcher(Protocol):
 
     @property
     def placeholder(self) -> str:
-        """What a chat template prints for a picture, and a plain text holds."""
+        """Return what a chat template prints for a picture, and a plain text holds."""
         ...
 
     @property
     def token(self) -> str:
-        """What stands for one feature in :attr:`PictureLayout.text`."""
+        """Return what stands for one feature in :attr:`PictureLayout.text`."""
         ...
 
     @property
     def token_id(self) -> int:
-        """Its token."""
+        """Return its token."""
         ...
 
     @property
     def merge(self) -> int:
-        """A unit is ``merge * merge`` patches."""
+        """Return the edge of a unit: ``merge * merge`` patches."""
         ...
 
     @property
     def patch_values(self) -> int:
-        """Numbers of a patch."""
+        """Return how many numbers a patch has."""
         ...
 
     @property
     def axes(self) -> int:
-        """3 where positions are those of multimodal rotary, else 1."""
+        """Return 3 where positions are those of multimodal rotary, else 1."""
         ...
 
     @property
     def settings(self) -> str:
-        """All that decides the numbers, as text: the options and Pillow's version.
+        """Return all that decides the numbers: the options and Pillow's version.
 
         It is part of every key that features are kept under.
         """
