@@ -91,7 +91,9 @@ def their_images(patcher: Any, made: Any) -> np.ndarray:
     pixels = np.asarray(made["pixel_values"])
     if not isinstance(patcher, AnySize):
         pixels = pixels.reshape(-1, *pixels.shape[-3:])
-        rows, columns = (size // patcher.patch * patcher.patch for size in pixels.shape[2:])
+        rows, columns = (
+            size // patcher.patch * patcher.patch for size in pixels.shape[2:]
+        )
         return pixels[:, :, :rows, :columns]
     ((_, rows, columns),) = made["image_grid_thw"]
     # Blocks of 2 x 2 patches row by row, of two equal frames.
@@ -175,7 +177,9 @@ def test_two_hundred_pictures(family: str, sides, shared_data, capsys) -> None:
     worst, count, refused = 0.0, 0, []
     for name, image in pictures(shared_data):
         width, height = image.size
-        if isinstance(patcher, AnySize) and max(width, height) > 200 * min(width, height):
+        if isinstance(patcher, AnySize) and max(width, height) > 200 * min(
+            width, height
+        ):
             with pytest.raises(ValueError, match="200"):
                 patcher.patches(published.opened(image))
             with pytest.raises(ValueError, match="200"):
