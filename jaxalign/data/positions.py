@@ -48,12 +48,11 @@ def multimodal_positions(
             f"{len(places)} tokens are {token_id}, for pictures of {sizes} features"
         )
     positions = np.zeros((len(tokens), 3), int)
-    done = start = 0
-    for first, size, (rows, columns) in zip(
-        np.cumsum([0, *sizes[:-1]]), sizes, grids, strict=True
-    ):
-        begin = int(places[first])
-        if places[first + size - 1] != begin + size - 1:
+    done = start = seen = 0
+    for size, (rows, columns) in zip(sizes, grids, strict=True):
+        begin = int(places[seen])
+        seen += size
+        if places[seen - 1] != begin + size - 1:
             raise ValueError(
                 f"the {size} tokens of a picture do not follow each other at {begin}"
             )
