@@ -171,7 +171,7 @@ def test_a_handful_of_sizes(family: str, sides) -> None:
 
 @pytest.mark.parity
 @pytest.mark.data
-@pytest.mark.parametrize("family", published.FAMILIES)
+@pytest.mark.parametrize("family", ["smolvlm-256m", "llava-1.5", "qwen2.5-vl"])
 def test_two_hundred_pictures(family: str, sides, shared_data, capsys) -> None:
     patcher, processor, tokenizer = sides(family)
     worst, count, refused = 0.0, 0, []
