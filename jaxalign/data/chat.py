@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data import spans
+from jaxalign.data import picture_text, spans
 from jaxalign.data.conversation import Rendering, Turn
+from jaxalign.data.patches import PictureLayout
+from jaxalign.data.picture import Picture
+from jaxalign.data.picture_tokens import NO_PLACES, picture_tokens, positions_of
 from jaxalign.data.records import Record, Segment, as_records, aspects_of, texts_of
 from jaxalign.data.rendering import Encoding, Renderer, as_renderer
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer, special_ids
@@ -65,12 +68,30 @@ class TokenizedPair(NamedTuple):
     weight: float = 1.0
     """What the pair's loss is multiplied by."""
     learn_prompt: bool = False
-    """Whether the prompt's tokens count as the first response's completion tokens."""
+    """Whether the prompt's tokens count as the first response's completion tokens;
+    those of pictures never do."""
+    images: tuple[Picture, ...] = ()
+    """The prompt's pictures."""
+    layouts: tuple[PictureLayout, ...] = ()
+    """What each of them becomes."""
+    feature_places: np.ndarray = NO_PLACES
+    """[f] index in ``prompt`` of the token of every feature of theirs, in order."""
+    stretches: tuple[tuple[int, int], ...] = ()
+    """Tokens (begin, end) in ``prompt`` of each picture's text."""
+    units: int = 0
+    """How many units of patches they take in a row."""
+    feature_grids: tuple[tuple[int, int], ...] | None = None
+    """Rows and columns of their features, where positions are multimodal rotary's."""
 
     @property
     def length(self) -> int:
         """Return the places that the pair takes in a row."""
         return len(self.prompt) + len(self.chosen.tokens) + len(self.rejected.tokens)
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """Return [m, 3] of the prompt, for multimodal rotary; None: 0, 1, 2, ..."""
+        return positions_of(len(self.prompt), self.feature_places, self.feature_grids)
 
     @property
     def longest(self) -> int:
@@ -121,7 +142,8 @@ def tokenize(
       chunk: records that are tokenised in one call.
     Raises:
       UserError: the tokenizer has no chat template but the record is a conversation;
-        the template changes a completion; a prompt has no token of its own.
+        the template changes a completion; a prompt has no token of its own; a record
+        has pictures and the model does not see, or more or fewer than places for them.
     """
     records, renderer = as_records(records), as_renderer(renderer)
     renderer.check_used(record.prompt for record in records)
@@ -132,9 +154,12 @@ def tokenize(
     if end_of_turn:
         eos = renderer.tokenizer.eos_token_id
         cut = functools.partial(_until_end, eos=eos, special=special)
+    sizes: Sequence[Any] = [None] * len(records)
+    if renderer.patcher is not None:
+        sizes = picture_text.sizes_of(records)
     for begin in range(0, len(records), chunk):
         part = records[begin : begin + chunk]
-        rendered = [renderer.completions(record) for record in part]
+        rendered = list(map(renderer.completions, part, sizes[begin : begin + chunk]))
         encodings = iter(renderer.encode(list(itertools.chain(*rendered))))
         for record, renderings in zip(part, rendered, strict=True):
             responses = [
@@ -147,7 +172,16 @@ def tokenize(
                 )
                 for side, rendering in zip(_SIDES, renderings, strict=False)
             ]
-            yield _pair(record, renderings, responses, aspects)
+            pair = _pair(record, renderings, responses, aspects)
+            if renderer.patcher is not None:
+                found = picture_tokens(
+                    *(pair.prompt, responses[0].spans, renderings[0]),
+                    renderer.patcher,
+                    record.where,
+                    branches=(pair.chosen.tokens, pair.rejected.tokens),
+                )
+                pair = pair._replace(images=record.images, **found._asdict())
+            yield pair
 
 
 _SIDES = ("chosen", "rejected")
@@ -229,7 +263,8 @@ def _learnt(
     with it.
     """
     if rendering.marked is not None:
-        return np.array(rendering.marked[:count], bool)
+        before = len(encoding.tokens) - len(rendering.marked)
+        return np.array([*[False] * before, *rendering.marked][:count], bool)
     learnt = np.zeros(count, bool)
     for number, turn in enumerate(rendering.turns):
         begin = spans.first_completion_token(encoding.spans, turn.start)

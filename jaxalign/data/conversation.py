@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign import progress
+from jaxalign.data.patches import PictureLayout
 from jaxalign.data.placement import Placement, align, place_at_end
 from jaxalign.data.records import Completion, Message
 from jaxalign.data.template import MARK, Template
@@ -38,7 +39,12 @@ class Rendering(NamedTuple):
     """Whether it is of plain texts and not of a conversation."""
     marked: tuple[bool, ...] | None = None
     """What of a completion of several turns the template marks as ``generation``, by
-    token; None where it marks nothing."""
+    token; None where it marks nothing. Where pictures' text has been put in, they are
+    those of the last tokens."""
+    layouts: tuple[PictureLayout, ...] = ()
+    """What its pictures have become."""
+    stretches: tuple[tuple[int, int], ...] = ()
+    """Characters (begin, end) of each picture's text."""
 
 
 def ending(messages: Sequence[Message]) -> str:

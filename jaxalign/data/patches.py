@@ -4,7 +4,7 @@ A family says both by a :class:`Patcher`. The text depends on the picture's size
 so that lengths, packing and segments are known before any picture is decoded.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -38,6 +38,7 @@ class Patches(NamedTuple):
     none (a class token)."""
 
 
+@runtime_checkable
 class Patcher(Protocol):
     """How a family makes patches of pictures."""
 

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data import spans
+from jaxalign.data import picture_text, spans
 from jaxalign.data.conversation import Conversation, Rendering, Turn, ending
+from jaxalign.data.patches import Patcher, PictureLayout
+from jaxalign.data.picture_tokens import NO_PLACES, picture_tokens, positions_of
 from jaxalign.data.placement import Placement
-from jaxalign.data.records import Message, Prompt, Record, parse_prompt
-from jaxalign.data.template import MARK, Template
+from jaxalign.data.records import Completion, Message, Prompt, Record, parse_prompt
+from jaxalign.data.template import MARK, Template, has_pictures
 from jaxalign.data.tokenizer import Tokenizer, special_ids
 from jaxalign.errors import UserError
 
 
-__all__ = ["Encoding", "Renderer", "as_renderer"]
+__all__ = ["Encoding", "PromptEncoding", "Renderer", "as_renderer"]
 
 
 def _as_prompt(prompt: Prompt | str | Sequence[Any]) -> Prompt:
@@ -41,6 +43,19 @@ class Encoding(NamedTuple):
     """The characters of each token, see :func:`jaxalign.data.spans.tile_spans`."""
 
 
+class PromptEncoding(NamedTuple):
+    """A prompt as tokens that a completion follows, with its pictures."""
+
+    tokens: list[int]
+    positions: np.ndarray | None
+    """[n, 3] for multimodal rotary; None: 0, 1, 2, ... What follows goes on with the
+    largest of all + 1."""
+    feature_places: np.ndarray
+    """Index of the token of every feature of the pictures, in order."""
+    layouts: tuple[PictureLayout, ...]
+    """What became of each picture."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Renderer:
     """How a checkpoint writes prompts and records, and reads them as tokens.
@@ -49,10 +64,12 @@ class Renderer:
       tokenizer: of the checkpoint, with its chat template.
       template_kwargs: what the chat template is given beside the conversation, such as
         ``{"enable_thinking": False}``; a record's own come first.
+      patcher: what becomes of pictures; None where the model does not see.
     """
 
     tokenizer: Tokenizer
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    patcher: Patcher | None = None
 
     @property
     def has_template(self) -> bool:
@@ -61,7 +78,13 @@ class Renderer:
 
     @functools.cached_property
     def _template(self) -> Template:
-        return Template(self.tokenizer, self.template_kwargs)
+        placeholder = None if self.patcher is None else self.patcher.placeholder
+        return Template(self.tokenizer, self.template_kwargs, placeholder)
+
+    @functools.cached_property
+    def _known(self) -> dict[PictureLayout, PictureLayout]:
+        """Every layout that a picture has had: there are far fewer than pictures."""
+        return {}
 
     def check_used(self, prompts: Iterable[str | Sequence[Message]]) -> None:
         """Refuse options of the template where no prompt goes through it.
@@ -81,12 +104,14 @@ class Renderer:
 
         ``prompt`` may be a record's too. Where the last turn is the assistant's, the
         text ends with it, to be gone on with; unless ``prompt.template_kwargs`` says
-        otherwise.
+        otherwise. In a picture's place stands the family's placeholder.
 
         Raises:
-          UserError: a conversation without a chat template, or one that it refuses.
+          UserError: a conversation without a chat template, or one that it refuses; or
+            a picture, and the model does not see.
         """
         prompt = _as_prompt(prompt)
+        self._check_pictures(prompt)
         if isinstance(prompt.text, str):
             return prompt.text
         options = dict(prompt.template_kwargs)
@@ -103,14 +128,63 @@ class Renderer:
         further special tokens; of a text what the tokenizer's own call gives.
 
         Raises:
-          UserError: see :meth:`prompt_text`.
+          UserError: see :meth:`prompt_encoding`.
+        """
+        return self.prompt_encoding(prompt).tokens
+
+    def prompt_encoding(
+        self,
+        prompt: Prompt | str | Sequence[Message],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> PromptEncoding:
+        """Return the tokens that a completion follows, and where pictures are in them.
+
+        Args:
+          prompt: see :meth:`prompt_tokens`.
+          sizes: width and height of each picture; None: read from their headers.
+        Raises:
+          UserError: see :meth:`prompt_text`; or the prompt has not as many places for
+            pictures as pictures.
         """
         prompt = _as_prompt(prompt)
         text, plain = self.prompt_text(prompt), isinstance(prompt.text, str)
-        out = self.tokenizer(text, add_special_tokens=plain, verbose=False)
-        return list(out["input_ids"])
+        patcher = self.patcher
+        if patcher is None:
+            out = self.tokenizer(text, add_special_tokens=plain, verbose=False)
+            return PromptEncoding(list(out["input_ids"]), None, NO_PLACES, ())
+        layouts = picture_text.layouts_of(prompt.images, patcher, self._known, sizes)
+        expanded = picture_text.expand(text, layouts, patcher, prompt.where)
+        encoding = self._encoded([expanded.text], plain=plain)[0]
+        found = picture_tokens(*encoding, expanded, patcher, prompt.where)
+        places, grids = found.feature_places, found.feature_grids
+        positions = positions_of(len(encoding.tokens), places, grids)
+        return PromptEncoding(encoding.tokens, positions, places, layouts)
 
-    def completions(self, record: Record) -> tuple[Rendering, ...]:
+    def _check_pictures(self, prompt: Prompt, said: Sequence[Completion] = ()) -> None:
+        """Refuse pictures that are not seen, and texts that hold what stands for one.
+
+        Raises:
+          UserError: with the place of the prompt or its completions.
+        """
+        turns = [turn for c in said if not isinstance(c, str) for turn in c]
+        texts = [c for c in said if isinstance(c, str)]
+        if not isinstance(prompt.text, str):
+            turns += prompt.text
+        if self.patcher is None:
+            if prompt.images or has_pictures(turns):
+                name = getattr(self.tokenizer, "name_or_path", "") or "the model"
+                raise UserError(
+                    f"{prompt.where}: the record has {len(prompt.images)} picture(s), "
+                    f"but {name} does not see: it takes texts only. Use a "
+                    "vision-language model, or take the pictures out"
+                )
+            return
+        texts += [turn.text for turn in turns]
+        picture_text.check_unsaid(texts, self.patcher, prompt.where)
+
+    def completions(
+        self, record: Record, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Rendering, ...]:
         """Return a record's prompt with each of its completions.
 
         What a template prints of the whole conversation, where that begins with its
@@ -119,40 +193,62 @@ class Renderer:
         whose generation prompt opens a thinking block are of that kind, and those that
         leave out what stands in one.)
 
+        Args:
+          record: of the data.
+          sizes: width and height of each picture; None: read from their headers.
         Raises:
-          UserError: see :meth:`prompt_text`; or the template changes a completion.
+          UserError: see :meth:`prompt_encoding`; or the template changes a completion,
+            or one has a picture.
         """
-        if isinstance(record.prompt, str):
-            return tuple(
-                _plain(record.prompt, completion)
+        where = record.where
+        prompt, images = record.prompt, record.images
+        self._check_pictures(
+            Prompt(prompt, None, where, images=images), record.completions
+        )
+        if isinstance(prompt, str):
+            renderings = tuple(
+                _plain(prompt, completion)
                 for completion in record.completions
                 if isinstance(completion, str)
             )
-        conversation = Conversation(
-            self._template, record.prompt, record.template_kwargs, record.where
+        else:
+            conversation = Conversation(
+                self._template, prompt, record.template_kwargs, where
+            )
+            renderings = tuple(map(conversation.rendering, record.completions))
+        if self.patcher is None:
+            return renderings
+        layouts = picture_text.layouts_of(images, self.patcher, self._known, sizes)
+        return tuple(
+            picture_text.expand_rendering(rendering, layouts, self.patcher, where)
+            for rendering in renderings
         )
-        return tuple(map(conversation.rendering, record.completions))
 
     def encode(self, renderings: Sequence[Rendering]) -> list[Encoding]:
         """Tokenise renderings, those of a kind in one call."""
         encodings: dict[int, Encoding] = {}
         for plain in (False, True):
             places = [i for i, r in enumerate(renderings) if r.plain == plain]
-            if not places:
-                continue
-            out = self.tokenizer(
-                [renderings[i].text for i in places],
-                add_special_tokens=plain,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            for i, tokens, offsets in zip(
-                places, out["input_ids"], out["offset_mapping"], strict=True
-            ):
-                tiled = spans.tile_spans(renderings[i].text, offsets)
-                encodings[i] = Encoding(tokens, tiled)
+            if places:
+                texts = [renderings[i].text for i in places]
+                found = self._encoded(texts, plain=plain)
+                encodings.update(zip(places, found, strict=True))
         return [encodings[i] for i in range(len(renderings))]
+
+    def _encoded(self, texts: Sequence[str], *, plain: bool) -> list[Encoding]:
+        out = self.tokenizer(
+            texts,
+            add_special_tokens=plain,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [
+            Encoding(tokens, spans.tile_spans(text, offsets))
+            for text, tokens, offsets in zip(
+                texts, out["input_ids"], out["offset_mapping"], strict=True
+            )
+        ]
 
     def stop_tokens(self) -> frozenset[int]:
         """Return the tokens that end a completion: EOS and the template's end of turn.

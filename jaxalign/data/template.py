@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.records import Message
+from jaxalign.data.messages import ImagePart, Message, TextPart
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 
 
-__all__ = ["MARK", "Template"]
+__all__ = ["MARK", "Template", "has_pictures"]
 
 # Stands for a turn's text while we find out what the template prints around it.
 MARK = "\u2063jaxalign\u2063completion\u2063"
@@ -26,10 +26,13 @@ class Template:
     Attributes:
       tokenizer: of the checkpoint.
       options: what the template is given beside the conversation.
+      placeholder: what a text holds in the place of a picture; None where the model
+        does not see.
     """
 
     tokenizer: Tokenizer
     options: Mapping[str, Any]
+    placeholder: str | None = None
 
     @property
     def exists(self) -> bool:
@@ -55,7 +58,7 @@ class Template:
             )
         if not messages:
             return ""
-        turns = [_turn(message, self._prints) for message in messages]
+        turns = [self._turn(message) for message in messages]
         return self._apply(turns, where, options)
 
     def marks(
@@ -69,7 +72,7 @@ class Template:
         if not _GENERATION.search(str(getattr(self.tokenizer, "chat_template", ""))):
             return None
         out = self.tokenizer.apply_chat_template(
-            [_turn(message, self._prints) for message in messages],
+            [self._turn(message) for message in messages],
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -91,6 +94,48 @@ class Template:
                 found.add(type(content))
         return frozenset(found)
 
+    @functools.cached_property
+    def _prints_pictures(self) -> bool:
+        """Whether a part that is a picture becomes the placeholder."""
+        parts = [{"type": "image"}, {"type": "text", "text": MARK}]
+        turns = [{"role": "user", "content": parts}]
+        try:
+            text = self._apply(turns, "the chat template", {})
+        except UserError:
+            return False
+        return MARK in text and str(self.placeholder) in text
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """Return a turn with its content in the form that the template prints."""
+        turn, prints = message.turn(), self._prints
+        if has_pictures([message]) and isinstance(message.content, list):
+            return {**turn, "content": self._with_pictures(message.content)}
+        content = turn.get("content")
+        if content is None or type(content) in prints or not prints:
+            return turn
+        return {**turn, "content": self._with_text(message.text)}
+
+    def _with_text(self, text: str) -> Any:
+        return text if str in self._prints else [{"type": "text", "text": text}]
+
+    def _with_pictures(self, parts: Sequence[TextPart | ImagePart]) -> Any:
+        """Return content with pictures: as parts, or with placeholders in the text.
+
+        A line break follows such a placeholder, as in LLaVA's prompts.
+        """
+        if self._prints_pictures:
+            return [
+                {"type": "image"}
+                if isinstance(part, ImagePart)
+                else {"type": "text", "text": part.text}
+                for part in parts
+            ]
+        pieces = [
+            f"{self.placeholder}\n" if isinstance(part, ImagePart) else part.text
+            for part in parts
+        ]
+        return self._with_text("".join(pieces))
+
     def _apply(
         self, turns: list[dict[str, Any]], where: str, options: Mapping[str, Any]
     ) -> str:
@@ -107,11 +152,11 @@ class Template:
             ) from None
 
 
-def _turn(message: Message, prints: frozenset[type]) -> dict[str, Any]:
-    """Return a turn with its content in the form that the template prints."""
-    turn = message.turn()
-    content = turn.get("content")
-    if content is None or type(content) in prints or not prints:
-        return turn
-    parts = [{"type": "text", "text": message.text}]
-    return {**turn, "content": message.text if str in prints else parts}
+def has_pictures(messages: Iterable[Message]) -> bool:
+    """Tell whether any turn has a part that is a picture."""
+    return any(
+        isinstance(part, ImagePart)
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
