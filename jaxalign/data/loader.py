@@ -10,12 +10,21 @@ import numpy as np
 from absl import flags
 
 from jaxalign.data import packing
+from jaxalign.data.image_rows import Seeing
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.types import PreferenceBatch
 
 
-__all__ = ["BatchPlan", "StepSource", "batch_shape", "make_iterator", "single_batch"]
+__all__ = [
+    "BatchPlan",
+    "StepSource",
+    "batch_shape",
+    "filled",
+    "make_iterator",
+    "row_units",
+    "single_batch",
+]
 
 
 def batch_shape(
@@ -24,11 +33,20 @@ def batch_shape(
     row_length: int,
     pack: bool = True,
     pairs: int | None = None,
+    row_patches: int | None = None,
 ) -> packing.BatchShape:
     """Return the sizes that hold every one of the data sets.
 
+    Args:
+      datasets: of one run; where one has pictures, the rows of all have places for
+        patches.
+      row_length: places of a row.
+      pack: whether a row holds as many pairs as fit, or one.
+      pairs: most pairs of a row; default a bound that almost never binds.
+      row_patches: places of a row for patches; default a number that seldom binds,
+        found from the data.
     Raises:
-      UserError: a pair is longer than a row.
+      UserError: a pair is longer than a row, or has more patches.
     """
     lengths = np.concatenate([data.lengths for data in datasets])
     longest = int(lengths.max())
@@ -45,7 +63,47 @@ def batch_shape(
         pairs=pairs,
         segments=max(data.num_segments for data in datasets),
         aspects=max(1, *(len(data.aspects) for data in datasets)),
+        patches=_patches_per_row(datasets, lengths, row_length, pairs, row_patches),
     )
+
+
+def _patches_per_row(
+    datasets: Sequence[PairDataset],
+    lengths: np.ndarray,
+    row_length: int,
+    pairs: int,
+    row_patches: int | None,
+) -> int:
+    """Return the places of a row for patches, whole units; 0 without pictures."""
+    units = np.concatenate([data.units for data in datasets])
+    patcher = next((d.patcher for d in datasets if d.patcher is not None), None)
+    largest = int(units.max())
+    if patcher is None or not largest:
+        if row_patches is not None:
+            raise UserError(
+                f"row_patches {row_patches} has no effect: no record has a picture. "
+                "Leave it out"
+            )
+        return 0
+    unit = patcher.merge * patcher.merge
+    if row_patches is None:
+        found = packing.units_per_row(
+            lengths, units, row_length=row_length, pairs=pairs
+        )
+        return found * unit
+    if largest * unit > row_patches:
+        data, number = next(
+            (data, int(data.units.argmax()))
+            for data in datasets
+            if int(data.units.max()) == largest
+        )
+        raise UserError(
+            f"{data.pairs[number].images[0].where}: the pictures of this record have "
+            f"{largest * unit} patches, but a row has {row_patches}: raise "
+            f"--row_patches to {largest * unit} at least, leave it out, or make the "
+            "pictures smaller (--max_pixels)"
+        )
+    return row_patches // unit * unit
 
 
 class BatchPlan(NamedTuple):
@@ -112,6 +170,8 @@ class StepSource:
             seed=self.plan.seed,
             epoch=epoch,
             shuffle=self.plan.shuffle,
+            units=self.data.units,
+            row_units=row_units(self.data, self.shape),
         )
 
     def _end_of_epoch(self, epoch: int) -> int:
@@ -151,6 +211,7 @@ class StepSource:
                 self.shape,
                 ref_logps=self.ref_logps,
                 token_weights=self.token_weights,
+                seeing=_seeing(self.data),
             )
             for m in range(self.plan.accumulation)
         ]
@@ -158,7 +219,10 @@ class StepSource:
 
     def __repr__(self) -> str:
         # Grain stores this beside the iterator's state and compares it on restore.
-        return f"StepSource({self.plan}, {self.shape}, pairs={len(self.data.pairs)})"
+        shape = f"{self.shape}"
+        if not self.shape.patches:  # runs of texts began before rows had pictures
+            shape = shape.replace(", patches=0", "")
+        return f"StepSource({self.plan}, {shape}, pairs={len(self.data.pairs)})"
 
 
 def make_iterator(
@@ -201,6 +265,8 @@ def single_batch(
         seed=0,
         epoch=0,
         shuffle=False,
+        units=data.units,
+        row_units=row_units(data, shape),
     )
     if rows is not None and len(plan) > rows:
         raise UserError(
@@ -208,4 +274,25 @@ def single_batch(
             f"rows={rows}. Give more rows or longer ones"
         )
     plan = plan + [()] * ((rows or len(plan)) - len(plan))
-    return packing.build_rows(data.pairs, plan, shape)
+    return packing.build_rows(data.pairs, plan, shape, seeing=_seeing(data))
+
+
+def filled(
+    rows: Sequence[packing.Row], data: PairDataset, shape: packing.BatchShape
+) -> str:
+    """Say how many rows there are and how full they are, of tokens and of patches."""
+    fill = packing.fill(rows, data.lengths, shape.row_length)
+    said = f"{len(rows)} of {shape.row_length}, {fill:.1%} full"
+    if shape.patches:
+        fill = packing.fill(rows, data.units, row_units(data, shape))
+        said += f"; {shape.patches} patches a row, {fill:.1%} full"
+    return said
+
+
+def row_units(data: PairDataset, shape: packing.BatchShape) -> int:
+    """Return the units of patches that a row has places for."""
+    return 0 if data.patcher is None else shape.patches // data.patcher.merge**2
+
+
+def _seeing(data: PairDataset) -> Seeing | None:
+    return None if data.patcher is None else Seeing(data.patcher, data.pixels)

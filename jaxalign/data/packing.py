@@ -10,11 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.data import filling, image_rows
 from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.data.image_rows import Seeing
 from jaxalign.types import Completions, ModelInputs, PreferenceBatch
 
 
-__all__ = ["BatchShape", "build_rows", "fill", "pairs_per_row", "plan_rows"]
+__all__ = [
+    "BatchShape",
+    "build_rows",
+    "fill",
+    "pairs_per_row",
+    "plan_rows",
+    "units_per_row",
+]
 
 Row = tuple[int, ...]
 
@@ -26,6 +35,8 @@ class BatchShape(NamedTuple):
     pairs: int
     segments: int
     aspects: int
+    patches: int = 0
+    """Places of a row for patches, a multiple of those of a unit; 0: no pictures."""
 
 
 def pairs_per_row(lengths: np.ndarray, row_length: int) -> int:
@@ -46,11 +57,15 @@ def plan_rows(
     epoch: int,
     shuffle: bool = True,
     window: int = 256,
+    units: np.ndarray | None = None,
+    row_units: int = 0,
 ) -> list[Row]:
     """Group pairs into rows so that the rows are as full as they can be.
 
     Out of a window of pairs drawn in random order, each row takes the longest one and
     then the set of others that fills the rest best (subset sum, exact, by bit sets).
+    Where their pictures are more than the row has room for, the set that fills the rest
+    best within that room.
 
     Args:
       lengths: places that each pair takes; none above row_length.
@@ -60,6 +75,8 @@ def plan_rows(
       epoch: from 0; every epoch has another order and other rows.
       shuffle: False keeps the order of the data as far as packing allows.
       window: pairs to choose from.
+      units: units of patches that each pair takes; None: none has pictures.
+      row_units: units of a row; none of a pair's above it.
     Returns:
       Indices of the pairs of each row, every pair exactly once.
     """
@@ -67,6 +84,8 @@ def plan_rows(
     order = rng.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     if pairs == 1:
         return [(int(i),) for i in order]
+    if units is None:
+        units = np.zeros(len(lengths), np.int64)
     waiting = iter(order)
     # Ascending by length; the drawn position breaks ties, so that equal lengths mix.
     pool: list[tuple[int, int, int]] = []
@@ -81,8 +100,11 @@ def plan_rows(
     draw()
     while pool:
         longest = pool.pop()
-        others = _best_fill(
-            [length for length, _, _ in pool], row_length - longest[0], pairs - 1
+        others = filling.fill_within(
+            [length for length, _, _ in pool],
+            [int(units[index]) for _, _, index in pool],
+            (row_length - longest[0], row_units - int(units[longest[2]])),
+            pairs - 1,
         )
         rows.append((longest[2], *(pool[i][2] for i in others)))
         for i in sorted(others, reverse=True):
@@ -93,29 +115,26 @@ def plan_rows(
     return sorted(rows, key=min)
 
 
-def _best_fill(lengths: Sequence[int], capacity: int, most: int) -> list[int]:
-    """Return the items whose lengths sum to as much of the capacity as possible.
+def units_per_row(
+    lengths: np.ndarray, units: np.ndarray, *, row_length: int, pairs: int
+) -> int:
+    """Return units of patches for a row, few of which would hold more.
 
-    ``lengths`` ascend. Bit n of a set says that the sum n can be reached with the items
-    so far. More than ``most`` items are avoided by leaving out the shortest.
+    Rows are planned as if there were room for all pictures; of 95 % of the rows all
+    fit, and the largest pair's do.
     """
-    full = (1 << (capacity + 1)) - 1
-    reachable = [1]
-    # Longest first, so that a fill made of few items is found before one of many.
-    fitting = [i for i in reversed(range(len(lengths))) if lengths[i] <= capacity]
-    for i in fitting:
-        reachable.append((reachable[-1] | (reachable[-1] << lengths[i])) & full)
-        if reachable[-1] >> capacity & 1:
-            break
-    rest = reachable[-1].bit_length() - 1
-    chosen = []
-    for step in range(len(reachable) - 1, 0, -1):
-        if not reachable[step - 1] >> rest & 1:
-            item = fitting[step - 1]
-            chosen.append(item)
-            rest -= lengths[item]
-    chosen.sort(key=lambda i: lengths[i], reverse=True)
-    return chosen[:most]
+    rows = plan_rows(
+        *(lengths,),
+        row_length=row_length,
+        pairs=pairs,
+        seed=0,
+        epoch=0,
+        units=units,
+        row_units=int(units.sum()),
+    )
+    sums = [int(units[list(row)].sum()) for row in rows]
+    usual = int(np.quantile(sums, 0.95, method="higher"))
+    return max(usual, int(units.max()))
 
 
 def fill(rows: Sequence[Row], lengths: np.ndarray, row_length: int) -> float:
@@ -131,6 +150,7 @@ def build_rows(
     *,
     ref_logps: Sequence[np.ndarray] | None = None,
     token_weights: Sequence[np.ndarray] | None = None,
+    seeing: Seeing | None = None,
 ) -> PreferenceBatch:
     """Lay out rows as a batch of numpy arrays. An empty row is all padding.
 
@@ -142,6 +162,7 @@ def build_rows(
         its rejected completion tokens.
       token_weights: a weight for each of the same tokens; default what the records
         came with.
+      seeing: what becomes of pictures; None where the model does not see.
     """
     first = pairs[:1]
     batch = _padding(
@@ -151,11 +172,14 @@ def build_rows(
         weighted=token_weights is not None
         or any(pair.chosen.weights is not None for pair in first),
         referenced=ref_logps is not None,
+        seeing=seeing,
     )
     for r, row in enumerate(rows):
         used = _Used()
         for slot, index in enumerate(row):
             pair, before = pairs[index], used
+            if seeing is not None and pair.images:
+                _lay_pictures(batch, r, pair, before, seeing)
             used = _lay_pair(batch, (r, slot), pair, before)
             wanted = r, slice(before.completions, used.completions)
             if batch.token_weights is not None:
@@ -172,12 +196,28 @@ class _Used(NamedTuple):
 
     tokens: int = 0
     completions: int = 0
+    units: int = 0
+    """Of patches."""
+    images: int = 0
+    """Tiles of pictures count one each."""
 
 
 def _padding(
-    rows: int, shape: BatchShape, *, labelled: bool, weighted: bool, referenced: bool
+    rows: int,
+    shape: BatchShape,
+    *,
+    labelled: bool,
+    weighted: bool,
+    referenced: bool,
+    seeing: Seeing | None,
 ) -> Any:
     """Return a :class:`PreferenceBatch` of numpy arrays in which nothing is laid."""
+    axes: tuple[int, ...] = ()
+    images = None
+    if seeing is not None:
+        axes = () if seeing.patcher.axes == 1 else (seeing.patcher.axes,)
+        if shape.patches:
+            images = image_rows.no_images(rows, shape.patches, seeing.patcher)
     t, p, s, a = shape.row_length, shape.pairs, shape.segments, shape.aspects
 
     def full(value: Any, dtype: Any, *sizes: int) -> Any:
@@ -186,9 +226,10 @@ def _padding(
     return PreferenceBatch(
         inputs=ModelInputs(
             tokens=full(0, np.int32, t),
-            positions=full(0, np.int32, t),
+            positions=full(0, np.int32, t, *axes),
             sequence_ids=full(0, np.int32, t),
             branch_ids=full(0, np.int32, t),
+            images=images,
         ),
         completions=Completions(
             source=full(0, np.int32, t),
@@ -203,6 +244,18 @@ def _padding(
         weights=full(1.0, np.float32, p),
         labels=full(False, bool, p) if labelled else None,
         token_weights=full(0, np.float32, t) if weighted else None,
+    )
+
+
+def _lay_pictures(
+    batch: Any, row: int, pair: TokenizedPair, used: _Used, seeing: Seeing
+) -> None:
+    """Lay a pair's pictures behind those that a row holds."""
+    image_rows.place_pictures(
+        *(batch.inputs.images, row, pair, seeing),
+        begin=used.tokens,
+        units=used.units,
+        count=used.images,
     )
 
 
@@ -224,14 +277,24 @@ def _lay_pair(
     length = len(pair.prompt)
     prompt = r, slice(begin, begin + length)
     inputs.tokens[prompt] = pair.prompt
-    inputs.positions[prompt] = np.arange(length)
-    used = used._replace(tokens=begin + length)
+    positions, start = inputs.positions, length
+    own = pair.positions
+    if own is None:
+        own = _from(positions, 0, length)
+    else:
+        start = int(own.max()) + 1
+    positions[prompt] = own
+    used = used._replace(
+        tokens=begin + length,
+        units=used.units + pair.units,
+        images=used.images + sum(len(layout.grids) for layout in pair.layouts),
+    )
     if pair.learn_prompt:
         used = _want_prompt(batch.completions, at, pair, begin, used)
     for side, branch in enumerate((pair.chosen, pair.rejected)):
         places = r, slice(used.tokens, used.tokens + len(branch.tokens))
         inputs.tokens[places] = branch.tokens
-        inputs.positions[places] = length + np.arange(len(branch.tokens))
+        positions[places] = _from(positions, start, len(branch.tokens))
         inputs.branch_ids[places] = side + 1
         last = begin + length - 1
         used = _want_branch(batch.completions, (*at, side), branch, last, used)
@@ -249,13 +312,17 @@ def _lay_pair(
 def _want_prompt(
     completions: Any, at: tuple[int, int], pair: TokenizedPair, begin: int, used: _Used
 ) -> _Used:
-    """Ask for a prompt's own tokens, but for the first one, which nothing predicts."""
+    """Ask for a prompt's own tokens, but for the first one, which nothing predicts.
+
+    Nor are features of pictures predicted.
+    """
     r, slot = at
     tokens = np.concatenate([pair.prompt, pair.chosen.tokens[: pair.chosen.lead]])
-    count = len(tokens) - 1
+    places = np.setdiff1d(np.arange(1, len(tokens)), pair.feature_places)
+    count = len(places)
     wanted = r, slice(used.completions, used.completions + count)
-    completions.source[wanted] = begin + np.arange(count)
-    completions.target[wanted] = tokens[1:]
+    completions.source[wanted] = begin + places - 1
+    completions.target[wanted] = tokens[places]
     completions.response[wanted] = 2 * slot
     return used._replace(completions=used.completions + count)
 
@@ -286,7 +353,13 @@ def _want_branch(
     completions.target[wanted] = branch.tokens[branch.places]
     completions.response[wanted] = 2 * slot + side
     completions.segment[wanted] = branch.segments
-    return _Used(end, used.completions + count)
+    return used._replace(tokens=end, completions=used.completions + count)
+
+
+def _from(positions: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Return positions of a text, the same on all axes that the array has."""
+    one = start + np.arange(count)
+    return one if positions.ndim == 2 else one[:, None]
 
 
 def _weights_of(pair: TokenizedPair) -> np.ndarray:

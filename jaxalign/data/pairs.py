@@ -8,8 +8,10 @@ import numpy as np
 
 from jaxalign.data import chat, forms
 from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.data.image_rows import Pixels
+from jaxalign.data.patches import Patcher
 from jaxalign.data.records import Record, as_records, aspects_of
-from jaxalign.data.rendering import Renderer
+from jaxalign.data.rendering import Renderer, as_renderer
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 from jaxalign.types import Form
@@ -29,6 +31,10 @@ class PairDataset(NamedTuple):
     aspects: tuple[str, ...]
     report: dict[str, int]
     """Counts of what a person should know: dropped, truncated, unscored ..."""
+    patcher: Patcher | None = None
+    """What becomes of pictures; None where the model does not see."""
+    pixels: Pixels | None = None
+    """Gives a picture's patches; None: it is opened each time that its row is built."""
 
     @property
     def num_segments(self) -> int:
@@ -50,6 +56,11 @@ class PairDataset(NamedTuple):
         """Return the places that each pair takes in a row."""
         return np.array([pair.length for pair in self.pairs], np.int64)
 
+    @property
+    def units(self) -> np.ndarray:
+        """Return the units of patches that each pair takes in a row."""
+        return np.array([pair.units for pair in self.pairs], np.int64)
+
 
 def prepare(
     records: Sequence[Record] | Any,
@@ -70,8 +81,8 @@ def prepare(
       renderer: of the checkpoint; its fast Hugging Face tokenizer will do.
       max_length: most tokens of a prompt with either response; None for no limit.
       overflow: ``drop`` leaves such a pair out and counts it; ``truncate`` cuts the
-        prompt's head, then the completions' tails, and the scores of cut segments;
-        ``error`` refuses.
+        prompt's head, then the completions' tails, and the scores of cut segments, but
+        no picture; ``error`` refuses.
       aspects: names of the score axis; default those of the records.
       form: what the objective reads, see ``types.Form``.
       end_of_turn: False leaves the end of turn out (a step is not an ending).
@@ -82,7 +93,7 @@ def prepare(
     """
     if max_length is not None and max_length < 2:
         raise UserError(f"max_length must be at least 2: got {max_length}")
-    records = as_records(records)
+    records, renderer = as_records(records), as_renderer(renderer)
     aspects = aspects_of(records) if aspects is None else aspects
     shaped, origins = forms.shape(records, form)
     tokenized: Iterable[TokenizedPair] = chat.tokenize(
@@ -103,7 +114,8 @@ def prepare(
                 )
             cut = truncate(pair, max_length) if overflow == "truncate" else None
             if cut is None:
-                report["dropped_too_long"] += 1
+                pictures = overflow == "truncate" and pair.images
+                report["dropped_" + "images_" * bool(pictures) + "too_long"] += 1
                 continue
             report["truncated"] += 1
             pair = cut
@@ -126,7 +138,7 @@ def prepare(
         )
     _check_uniform(pairs)
     report["pairs"] = len(pairs)
-    return PairDataset(pairs, indices, aspects, dict(report))
+    return PairDataset(pairs, indices, aspects, dict(report), renderer.patcher)
 
 
 def _check_uniform(pairs: Sequence[TokenizedPair]) -> None:
@@ -147,19 +159,38 @@ def _check_uniform(pairs: Sequence[TokenizedPair]) -> None:
 def truncate(pair: TokenizedPair, max_length: int) -> TokenizedPair | None:
     """Cut a pair to max_length tokens a response, the prompt's head first.
 
-    One prompt token always stays, to predict the first completion token. A segment
-    that loses a token loses its scores.
+    One prompt token always stays, to predict the first completion token, and so does
+    every token of a picture's text: what is cut is the text before, between and behind
+    pictures, from the head on. A segment that loses a token loses its scores.
 
     Returns:
       The cut pair, or None where no completion token would be left.
     """
-    excess = pair.longest - max_length
-    prompt = pair.prompt[min(max(excess, 0), len(pair.prompt) - 1) :]
-    room = max_length - len(prompt)
+    pair = _without_head(pair, pair.longest - max_length)
+    room = max_length - len(pair.prompt)
     chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
     if chosen is None or rejected is None:
         return None
-    return pair._replace(prompt=prompt, chosen=chosen, rejected=rejected)
+    return pair._replace(chosen=chosen, rejected=rejected)
+
+
+def _without_head(pair: TokenizedPair, excess: int) -> TokenizedPair:
+    """Cut up to ``excess`` of a prompt's tokens, none of a picture and not the last."""
+    text = np.ones(len(pair.prompt), bool)
+    for begin, end in pair.stretches:
+        text[begin:end] = False
+    text[-1:] = False
+    kept = np.ones(len(pair.prompt), bool)
+    kept[np.flatnonzero(text)[: max(excess, 0)]] = False
+    cut = np.cumsum(~kept, dtype=np.int32)
+    return pair._replace(
+        prompt=pair.prompt[kept],
+        feature_places=pair.feature_places - cut[pair.feature_places],
+        stretches=tuple(
+            (begin - int(cut[begin]), end - int(cut[begin]))
+            for begin, end in pair.stretches
+        ),
+    )
 
 
 def _cut(branch: Branch, room: int) -> Branch | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxalign.data import packing
+from jaxalign.data import filling, packing
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.types import PreferenceBatch
 
@@ -86,11 +86,11 @@ def test_best_fill_equals_brute_force(
         for subset in itertools.combinations(lengths, n)
     ]
     best = max(total for total in sums if total <= capacity)
-    chosen = packing._best_fill(lengths, capacity, len(lengths))
+    chosen = filling.best_fill(lengths, capacity, len(lengths))
     assert len(set(chosen)) == len(chosen)
     assert sum(lengths[i] for i in chosen) == best
     # A limit leaves out the shortest of them.
-    assert packing._best_fill(lengths, capacity, most) == chosen[:most]
+    assert filling.best_fill(lengths, capacity, most) == chosen[:most]
     assert [lengths[i] for i in chosen] == sorted(
         (lengths[i] for i in chosen), reverse=True
     )
@@ -232,7 +232,8 @@ def test_last_token_of_a_response_sees_all_of_it(
                 assert batch.inputs.tokens[r, seen].tolist() == expected
         # The rest of the row is padding, which sees nothing and is seen by nobody.
         assert (batch.inputs.sequence_ids[r, :place] > 0).all()
-        for ids in batch.inputs:
+        assert batch.inputs.images is None
+        for ids in batch.inputs[:4]:
             assert not ids[r, place:].any()
         assert seen_by(batch, r, SHAPE.row_length - 1) == []
 
