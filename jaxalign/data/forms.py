@@ -64,6 +64,7 @@ def _singles(record: Record, form: Form) -> list[Record]:
             label=label,
             weight=record.weight,
             template_kwargs=record.template_kwargs,
+            images=record.images,
         )
 
     if form == "completions":
@@ -75,23 +76,21 @@ def _with_mismatch(records: Sequence[Record]) -> list[Record]:
     """Give each record the completion of the next one that has another prompt.
 
     That depends on the data alone, so neither packing nor the size of a batch changes
-    what the KL estimate of KTO is made of.
+    what the KL estimate of KTO is made of. It goes with the record's own pictures.
     """
     count = len(records)
     others: list[int] = [0] * count
+    asked = [(r.prompt, tuple(p.source for p in r.images)) for r in records]
     # From the end, the next record with another prompt is the next one, or its own.
-    start = next(
-        (i for i in range(1, count) if records[i].prompt != records[0].prompt), None
-    )
+    start = next((i for i in range(1, count) if asked[i] != asked[0]), None)
     if start is None:
         raise UserError(
             f"all {count} record(s) have the same prompt, but the KL estimate of kto "
             "needs completions of other prompts. Use objective.name bco, or add prompts"
         )
-    others[count - 1] = start if records[count - 1].prompt == records[0].prompt else 0
+    others[count - 1] = start if asked[count - 1] == asked[0] else 0
     for i in reversed(range(count - 1)):
-        same = records[i].prompt == records[i + 1].prompt
-        others[i] = others[i + 1] if same else i + 1
+        others[i] = others[i + 1] if asked[i] == asked[i + 1] else i + 1
     return [
         record._replace(rejected=records[other].chosen)
         for record, other in zip(records, others, strict=True)

@@ -7,19 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data.chat import TokenizedPair
+from jaxalign.data.patches import Patcher
 from jaxalign.errors import UserError
 
 
 __all__ = ["cache_key", "read", "write"]
 
 
-def cache_key(pairs: Sequence[TokenizedPair], reference: str, settings: str) -> str:
+def cache_key(
+    pairs: Sequence[TokenizedPair],
+    reference: str,
+    settings: str,
+    patcher: Patcher | None = None,
+) -> str:
     """Return a hash of all that the numbers depend on.
 
     Args:
-      pairs: their token ids count, and so the tokenizer and template do.
+      pairs: their token ids count, and so the tokenizer and template do; of pictures
+        what their files hold.
       reference: fingerprint of the reference model.
       settings: what else changes numbers, such as the dtype.
+      patcher: what makes patches of pictures.
     """
     digest = hashlib.sha256(f"{reference}|{settings}|{len(pairs)}".encode())
     for pair in pairs:
@@ -30,6 +38,10 @@ def cache_key(pairs: Sequence[TokenizedPair], reference: str, settings: str) -> 
             digest.update(side.tokens.astype("<i4").tobytes())
             if side.learnt is not None:
                 digest.update(side.learnt.tobytes())
+        for picture in pair.images:
+            digest.update(hashlib.sha256(picture.read()).digest())
+    if patcher is not None and any(pair.images for pair in pairs):
+        digest.update(patcher.settings.encode())
     return digest.hexdigest()
 
 

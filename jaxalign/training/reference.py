@@ -65,7 +65,10 @@ class Scorer(NamedTuple):
                 self.shape,
                 path=self.directory and self.directory / f"{what}{suffix}.npz",
                 key=reference_cache.cache_key(
-                    data.pairs, self.sources.get(name, ""), _settings(self.config)
+                    data.pairs,
+                    self.sources.get(name, ""),
+                    _settings(self.config),
+                    data.patcher,
                 ),
                 batch_rows=self.config.batch_rows,
                 mesh=self.mesh,

@@ -98,6 +98,23 @@ def test_a_mismatched_completion_is_of_another_prompt() -> None:
         shaped("labelled_kl", PAIR, GOOD)
 
 
+def test_pictures_go_with_their_record_and_make_prompts_differ() -> None:
+    # The same question on two pictures: each is another prompt, and the mismatched
+    # completion goes with the record's own picture.
+    rows = [
+        {"prompt": "Q:", "completion": said, "label": True, "images": [picture]}
+        for said, picture in ((" a", b"1"), (" b", b"2"), (" c", b"2"))
+    ]
+    found, _ = forms.shape(parse(*rows), "labelled_kl")
+    assert [(r.chosen, r.rejected, r.images[0].source) for r in found] == [
+        (" a", " b", b"1"),
+        (" b", " a", b"2"),
+        (" c", " a", b"2"),
+    ]
+    single, _ = forms.shape(parse({**PAIR, "images": [b"1", b"2"]}), "completions")
+    assert [p.source for p in single[0].images] == [b"1", b"2"]
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tiny_llama):
     return chat.load_tokenizer(str(tiny_llama))

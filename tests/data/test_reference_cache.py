@@ -7,7 +7,9 @@ import pytest
 
 from jaxalign.data import reference_cache
 from jaxalign.data.chat import Branch, TokenizedPair
+from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
+from tests.data.mosaic import Mosaic
 
 
 LOGPS = [np.array([-1.5, -0.25], np.float32), np.array([-3.0], np.float32)]
@@ -50,6 +52,26 @@ def test_key_changes_with_all_that_changes_numbers() -> None:
         variants[name] = reference_cache.cache_key([one, other], "model", "f32")
     assert len(set(variants.values())) == len(variants)
     assert variants["same"] == reference_cache.cache_key(data, "model", "f32")
+
+
+def test_key_is_of_what_pictures_files_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    seen = PAIR._replace(images=(Picture(path, "f:1"),))
+    first, second = Mosaic(9), Mosaic(9, settings="pillow 14")
+    keys = [
+        reference_cache.cache_key([PAIR], "model", "f32"),
+        reference_cache.cache_key([seen], "model", "f32", first),
+        reference_cache.cache_key([seen], "model", "f32", second),
+    ]
+    path.write_bytes(b"two")
+    keys.append(reference_cache.cache_key([seen], "model", "f32", first))
+    assert len(set(keys)) == 4
+    # Where the file lies changes nothing, and no text's key depends on a patcher.
+    elsewhere = PAIR._replace(images=(Picture(b"two", "g:2"),))
+    again = reference_cache.cache_key([elsewhere], "model", "f32", first)
+    assert again == keys[-1]
+    assert reference_cache.cache_key([PAIR], "model", "f32", first) == keys[0]
 
 
 def test_key_does_not_depend_on_feedback() -> None:
