@@ -67,6 +67,8 @@ class ScoreConfig:
       token_logps: whether to write every completion token.
       batch_rows: rows that are computed at once.
       row_length: places of a row; default the longest pair.
+      row_patches: places of a row for patches of pictures; default a number that
+        seldom binds, found from the data.
       dtype: of weights and computation; ``auto`` keeps weights as they are stored,
         ``fastest`` is what this device multiplies faster.
       quantize: how both models' frozen linear weights are held, see ``jaxalign train``;
@@ -86,6 +88,7 @@ class ScoreConfig:
     token_logps: bool = False
     batch_rows: int = 1
     row_length: int | None = None
+    row_patches: int | None = None
     dtype: DType = "float32"
     quantize: Quantize | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -115,6 +118,8 @@ class ScoreConfig:
             )
         if self.row_length is not None and self.row_length < 2:
             raise UserError(f"row_length must be at least 2: got {self.row_length}")
+        if self.row_patches is not None and self.row_patches < 1:
+            raise UserError(f"row_patches must be at least 1: got {self.row_patches}")
 
 
 class PolicyAndReference(NamedTuple):
@@ -184,6 +189,7 @@ def score(config: ScoreConfig) -> Path:
             token_logps=config.token_logps,
             batch_rows=config.batch_rows,
             row_length=config.row_length,
+            row_patches=config.row_patches,
             put=functools.partial(sharding.put_batch, mesh=mesh),
         ):
             file.write(json.dumps(result) + "\n")
@@ -198,6 +204,7 @@ def score_records(
     token_logps: bool = False,
     batch_rows: int = 1,
     row_length: int | None = None,
+    row_patches: int | None = None,
     put: Any = lambda batch: batch,
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of every pair, in the order of the data.
@@ -207,7 +214,11 @@ def score_records(
       completions), and for each side its tokens, log-probabilities and segments;
       ``reward`` is a segment's, ``weight`` its coefficient without beta.
     """
-    shape = loader.batch_shape([data], row_length=row_length or int(data.lengths.max()))
+    shape = loader.batch_shape(
+        [data],
+        row_length=row_length or int(data.lengths.max()),
+        row_patches=row_patches,
+    )
     source = loader.StepSource(
         data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
     )

@@ -61,6 +61,8 @@ class TrainConfig:
       num_train_epochs: times that every pair is seen.
       batch_rows: rows of a micro-batch, over all devices.
       row_length: places of a row; a pair takes prompt + chosen + rejected.
+      row_patches: places of a row for patches of pictures; default a number that
+        seldom binds, found from the data and printed.
       max_length: most tokens of a prompt with either response.
       gradient_accumulation_steps: micro-batches of a step.
       packing: whether a row holds as many pairs as fit, or one.
@@ -106,6 +108,7 @@ class TrainConfig:
     num_train_epochs: int = 1
     batch_rows: int = 4
     row_length: int = 2048
+    row_patches: int | None = None
     max_length: int = 1024
     gradient_accumulation_steps: int = 1
     packing: bool = True
@@ -157,8 +160,10 @@ class TrainConfig:
             raise UserError(
                 f"router_weight must be 0 or more: got {self.router_weight}"
             )
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"max_steps must be at least 1: got {self.max_steps}")
+        for field in ("max_steps", "row_patches"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"{field} must be at least 1: got {value}")
         rows = self.mesh.rows
         if self.batch_rows % rows:
             raise UserError(

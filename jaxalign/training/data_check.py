@@ -91,6 +91,7 @@ def check_data(source: str, config: DataCheckConfig) -> Iterator[str]:
     form = objective.needs(config.objective).form if refusal is None else _form(found)
     whole = _prepared(found, renderer, config, form, None, "drop")
     yield from _lengths(whole)
+    yield from _pictures(whole)
     overflow: Overflow = "drop" if config.overflow == "error" else config.overflow
     try:
         fitting = _prepared(found, renderer, config, form, config.max_length, overflow)
@@ -168,6 +169,20 @@ def _lengths(data: PairDataset) -> Iterator[str]:
             yield f"{name:26}" + "".join(f"{value:8.0f}" for value in shown)
 
 
+def _pictures(data: PairDataset) -> Iterator[str]:
+    """Yield what pictures take, of a place for a picture in the data each."""
+    layouts = [layout for pair in data.pairs for layout in pair.layouts]
+    if data.patcher is None or not layouts:
+        return
+    unit = data.patcher.merge**2
+    tokens = [end - begin for pair in data.pairs for begin, end in pair.stretches]
+    patches = [data.patcher.units(layout) * unit for layout in layouts]
+    yield (
+        f"{len(layouts)} pictures: {np.mean(tokens):.0f} tokens a picture, most "
+        f"{max(tokens)}; {np.mean(patches):.0f} patches, most {max(patches)}"
+    )
+
+
 def _left_out(
     found: Sequence[Record],
     whole: PairDataset,
@@ -200,14 +215,17 @@ def _rows(data: PairDataset, config: DataCheckConfig) -> Iterator[str]:
     shape = loader.batch_shape(
         [data], row_length=config.row_length, pack=config.packing
     )
-    rows = packing.plan_rows(
-        data.lengths, row_length=shape.row_length, pairs=shape.pairs, seed=0, epoch=0
-    )
+    source = loader.StepSource(data, shape, loader.BatchPlan(1, 1, 0), num_epochs=1)
+    rows = source.rows_of_epoch(0)
     fill = packing.fill(rows, data.lengths, shape.row_length)
-    yield (
+    said = (
         f"{len(data.pairs)} kept, in {len(rows)} rows of {shape.row_length} places, "
         f"{fill:.0%} full"
     )
+    if shape.patches:
+        fill = packing.fill(rows, data.units, loader.row_units(data, shape))
+        said += f"; {shape.patches} patches a row, {fill:.0%} full"
+    yield said
 
 
 def _example(
@@ -219,7 +237,7 @@ def _example(
         ("chosen", pair.chosen, record.chosen_segments),
         ("rejected", pair.rejected, record.rejected_segments),
     )
-    yield _decoded(tokenizer, pair.prompt)
+    yield _prompt(tokenizer, pair)
     for name, branch, segments in sides:
         if not len(branch.tokens):
             continue
@@ -228,6 +246,17 @@ def _example(
         for number, segment in enumerate(segments or (), 1):
             scores = ", ".join(f"{k} {v:g}" for k, v in segment.scores.items())
             yield f"  {number}: {scores}"
+
+
+def _prompt(tokenizer: Tokenizer, pair: TokenizedPair) -> str:
+    """Return a prompt's text with the size of each picture in its place."""
+    shown, done = [], 0
+    for (begin, end), layout in zip(pair.stretches, pair.layouts, strict=True):
+        grids = ", ".join(f"{rows} x {columns}" for rows, columns in layout.grids)
+        shown.append(_decoded(tokenizer, pair.prompt[done:begin]))
+        shown.append(f"⟨picture of {end - begin} tokens: {grids} patches⟩")
+        done = end
+    return "".join([*shown, _decoded(tokenizer, pair.prompt[done:])])
 
 
 def _marked(tokenizer: Tokenizer, branch: Branch) -> str:

@@ -216,6 +216,7 @@ def _prepared(
         [data for data in (train_data, eval_data) if data is not None],
         row_length=config.row_length,
         pack=config.packing,
+        row_patches=config.row_patches,
     )
     for part in (train_data, eval_data):
         if part is not None and model is not None:

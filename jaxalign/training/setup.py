@@ -19,7 +19,7 @@ from jaxalign.checkpoints import adapter_files, fastest, runs
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.configs import read_yaml
-from jaxalign.data import packing
+from jaxalign.data import loader
 from jaxalign.models import decoder
 from jaxalign.objectives import objective as objective_lib
 from jaxalign.objectives.options import ObjectiveConfig
@@ -128,8 +128,7 @@ def open_session(
     """
     config, data, source = inputs.config, inputs.data, inputs.source
     rows = source.rows_of_epoch(0)
-    fill = packing.fill(rows, data.train.lengths, data.shape.row_length)
-    progress.say(f"rows: {len(rows)} of {data.shape.row_length}, {fill:.1%} full")
+    progress.say(f"rows: {loader.filled(rows, data.train, data.shape)}")
     tx = inputs.objects.tx
     schedule = None
     if tx is None:

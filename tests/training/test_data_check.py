@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jaxalign.cli.main import main
+from jaxalign.data.rendering import Renderer
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.training import data_check
 from tests import synthetic
+from tests.data.mosaic import seeing
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: Any, code: int = 0) -> str:
@@ -85,3 +90,28 @@ def test_what_training_would_refuse_is_shown_and_refused(
     with pytest.raises(SystemExit) as stop:
         main(["data", "look", str(path)])
     assert stop.value.code == 2 and usage in capsys.readouterr().err
+
+
+def test_what_pictures_take_is_shown(
+    tiny_llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, patcher = seeing(load_tokenizer(tiny_llama))
+    renderer = Renderer(tokenizer, patcher=patcher)
+    monkeypatch.setattr(data_check, "open_renderer", lambda *_: renderer)
+    given = rows(3)
+    # 2 x 2 patches are one feature between two frames; 4 x 10 in two tiles are twice
+    # 2 x 2 features, with three frames and a line break.
+    for row, size in zip(given, ((8, 8), (40, 16)), strict=False):
+        Image.new("RGB", size).save(tmp_path / f"{size[0]}.png")
+        row["images"] = [str(tmp_path / f"{size[0]}.png")]
+    path = synthetic.write_jsonl(tmp_path / "f.jsonl", given)
+    out = shown(capsys, path, "--model", tiny_llama, "--row_length", 128)
+    # (3 + 12) / 2 tokens, (4 + 32) / 2 patches.
+    assert "2 pictures: 8 tokens a picture, most 12; 18 patches, most 32" in out
+    assert "in 1 rows of 128 places" in out
+    assert "% full; 36 patches a row, 100% full" in out
+    assert "⟨picture of 3 tokens: 2 x 2 patches⟩\nIs it? 0" in out
+    assert "⟨picture of 12 tokens: 4 x 4, 4 x 4 patches⟩\nIs it? 1" in out
