@@ -397,7 +397,7 @@ def test_rows_stay_full_where_patches_bind() -> None:
     assert packing.fill(rows, lengths, 2048) > 0.94
 
 
-def test_the_default_budget_holds_95_percent_of_the_rows() -> None:
+def test_the_default_budget_holds_most_rows_and_the_largest_pair() -> None:
     # Three pairs a row: 98 rows or more have three units, two may have 1 + 1 + 7.
     lengths, units = np.full(300, 10), np.ones(300, np.int64)
     units[[5, 250]] = 7
