@@ -7,6 +7,7 @@ import pydoc
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -64,6 +65,43 @@ def modules() -> list[types.ModuleType]:
         if package
         for name in names.split()
     ]
+
+
+def opened(package: types.ModuleType) -> Iterator[types.ModuleType]:
+    """Yield all modules that completion reaches from a package, and the package."""
+    yield package
+    for name in dir(package):
+        value = getattr(package, name)
+        if inspect.ismodule(value):
+            yield from opened(value)
+
+
+def test_completion_shows_the_public_names_of_every_module_and_no_others() -> None:
+    found = {module.__name__: module for module in opened(jaxalign)}
+    assert {module.__name__ for module in modules()} <= found.keys()
+    assert "jaxalign.feedback.decompose.claims" in found  # a module of a module
+    del found["jaxalign"]  # its version is listed too
+    for name, module in found.items():
+        assert dir(module) == sorted(module.__all__), name
+        assert all(hasattr(module, public) for public in dir(module)), name
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import jaxalign.objectives.dpo2d as m",
+        "from jaxalign.objectives import dpo2d as m",
+        "from jaxalign.objectives.dpo2d import DPO2DConfig as c; import sys; "
+        "m = sys.modules[c.__module__]",
+        "import jaxalign.objectives.objective, jaxalign; m = jaxalign.objectives.dpo2d",
+    ],
+)
+def test_dir_is_the_same_however_a_module_was_imported(statement) -> None:
+    code = f"{statement}\nprint(dir(m) == sorted(m.__all__), 'jnp' in dir(m))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["True", "False"]
 
 
 def test_public_names_of_modules_have_docstrings() -> None:
