@@ -20,6 +20,11 @@ def nca_pair_loss(
     """Return ``-log s(b H_w) - [log s(-b H_w) + log s(-b H_l)] / 2`` with b = beta.
 
     [Noise contrastive alignment](https://arxiv.org/abs/2402.05369) of two responses.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))  # H, p, p_ref, |y|
+    >>> print(f"{nca_pair_loss(w, w, beta=0.1):.4f}")  # the reference itself: 2 log 2
+    1.3863
     """
     chex.assert_equal_shape([*chosen, *rejected])
     log_s = jax.nn.log_sigmoid
@@ -34,6 +39,12 @@ def bco_pair_loss(
 
     [Binary classifier optimization](https://arxiv.org/abs/2404.04656) of both responses
     of a pair, without its reward shift.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{bco_pair_loss(w, l, beta=0.1):.4f}")  # -log s(1) + log 2
+    1.0064
     """
     chex.assert_equal_shape([*chosen, *rejected])
     log_s = jax.nn.log_sigmoid
@@ -46,6 +57,12 @@ def apo_zero_loss(
     """Return ``1 - s(beta H_w) + s(beta H_l)``: chosen up, rejected down.
 
     [Anchored preference optimization](https://arxiv.org/abs/2408.06266), eq. 7.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{apo_zero_loss(w, l, beta=0.1):.4f}")  # 1 - s(1) + s(0)
+    0.7689
     """
     chex.assert_equal_shape([*chosen, *rejected])
     s = jax.nn.sigmoid
@@ -58,6 +75,12 @@ def apo_down_loss(
     """Return ``s(beta H_w) + 1 - s(beta (H_w - H_l))``: both down, rejected further.
 
     [Anchored preference optimization](https://arxiv.org/abs/2408.06266), eq. 8.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{apo_down_loss(w, l, beta=0.1):.4f}")  # s(1) + 1 - s(1)
+    1.0000
     """
     chex.assert_equal_shape([*chosen, *rejected])
     s = jax.nn.sigmoid

@@ -13,7 +13,10 @@ __all__ = ["aggregate_aspects", "check_aspect_weights", "resolve_aspect_weights"
 
 
 def check_aspect_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights that are negative, not finite, or all 0."""
+    """Refuse weights that are negative, not finite, or all 0.
+
+    >>> check_aspect_weights({"helpfulness": 1.0, "safety": 3.0})
+    """
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise UserError(
@@ -64,6 +67,10 @@ def aggregate_aspects(
 
     A score of NaN is an aspect that was not judged. Where none of the weighted ones
     was, the result is NaN.
+
+    >>> scores = jnp.array([[4.0, 2.0], [4.0, jnp.nan]])  # the second aspect not judged
+    >>> aggregate_aspects(scores, jnp.array([1.0, 3.0])).tolist()
+    [2.5, 4.0]
     """
     judged = ~jnp.isnan(scores)
     weight = jnp.where(judged, weights, 0.0)

@@ -20,7 +20,12 @@ __all__ = [
 
 
 def masked_mean(values: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Mean:
-    """Return the mean over the places where the mask is true."""
+    """Return the mean over the places where the mask is true.
+
+    >>> mean = masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False]))
+    >>> float(mean.value)
+    2.0
+    """
     return Mean(jnp.where(mask, values, 0.0).sum(), mask.astype(jnp.float32).sum())
 
 

@@ -29,7 +29,11 @@ __all__ = [
 def logistic_loss(
     logits: Float[Array, "*batch"], label_smoothing: float
 ) -> Float[Array, "*batch"]:
-    """Return ``-(1 - e) log sigmoid(z) - e log sigmoid(-z)``."""
+    """Return ``-(1 - e) log sigmoid(z) - e log sigmoid(-z)``.
+
+    >>> print(f"{logistic_loss(jnp.array(1.0), 0.0):.4f}")  # log(1 + 1/e)
+    0.3133
+    """
     positive = -jax.nn.log_sigmoid(logits)
     if label_smoothing == 0:
         return positive
@@ -80,6 +84,11 @@ def sigmoid_loss(
     [DPO](https://arxiv.org/abs/2305.18290), eq. 7, see :func:`dpo_loss`.
     [LD-DPO](https://arxiv.org/abs/2409.06411) is the same where the tokens beyond the
     shorter response weigh less, see ``policy.tail_weights``.
+
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{sigmoid_loss(w, l, beta=0.1):.4f}")
+    0.3133
     """
     chex.assert_equal_shape([*chosen, *rejected])
     return dpo_loss(
@@ -97,6 +106,10 @@ def exo_pair_loss(
 
     The reverse KL from the label's distribution, e > 0.
     [EXO](https://arxiv.org/abs/2402.00856), eq. 16.
+
+    >>> w = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))  # H, p, p_ref, |y|
+    >>> print(f"{exo_pair_loss(w, w, beta=0.1, label_smoothing=0.5):.4f}")  # equal
+    0.0000
     """
     chex.assert_equal_shape([*chosen, *rejected])
     z = beta * (chosen.logratios - rejected.logratios)
@@ -113,6 +126,11 @@ def robust_loss(
 
     Unbiased where a share e < 0.5 of the labels is the wrong way round.
     [Provably robust DPO](https://arxiv.org/abs/2403.00409).
+
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{robust_loss(w, l, beta=0.1, label_smoothing=0.1):.4f}")
+    0.1883
     """
     chex.assert_equal_shape([*chosen, *rejected])
     z = beta * (chosen.logratios - rejected.logratios)
@@ -127,6 +145,11 @@ def discopop_loss(
     """Return ``(1 - m) (-log s(z)) + m exp(-z)`` with ``m = s(z / tau)``.
 
     [DiscoPOP](https://arxiv.org/abs/2406.08414), eq. 5.
+
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{discopop_loss(w, l, beta=0.1, discopop_tau=0.05):.4f}")  # exp(-1)
+    0.3679
     """
     chex.assert_equal_shape([*chosen, *rejected])
     z = beta * (chosen.logratios - rejected.logratios)
@@ -143,6 +166,11 @@ def sigmoid_norm_loss(
 
     DPO a token, TRL's loss type of that name; from
     [Tulu 3](https://arxiv.org/abs/2411.15124).
+
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 10.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{sigmoid_norm_loss(w, l, beta=1.0):.4f}")  # -log s(10 / 10)
+    0.3133
     """
     chex.assert_equal_shape([*chosen, *rejected])
     mean_w = chosen.logratios / chosen.lengths
@@ -157,6 +185,11 @@ def dpop_loss(
 
     A chosen response must not fall below the reference.
     [DPO-Positive](https://arxiv.org/abs/2402.13228).
+
+    >>> w = Responses(*jnp.array([-10.0, -25.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([-20.0, -27.0, -7.0, 4.0]))
+    >>> print(f"{dpop_loss(w, l, beta=0.1, lambda_=2.0):.4f}")  # -log s(1 - 2)
+    1.3133
     """
     chex.assert_equal_shape([*chosen, *rejected])
     z = beta * (chosen.logratios - rejected.logratios)
@@ -170,6 +203,11 @@ def rpo_loss(
     """Return ``-log s(z) - alpha p_w / |y_w|``.
 
     [Iterative reasoning preference optimization](https://arxiv.org/abs/2404.19733).
+
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{rpo_loss(w, l, beta=0.1, alpha=1.0):.4f}")  # 0.3133 + 5 / 4
+    1.5633
     """
     chex.assert_equal_shape([*chosen, *rejected])
     z = beta * (chosen.logratios - rejected.logratios)
@@ -182,6 +220,11 @@ def r_dpo_loss(
     """Return ``-log s(z + alpha (|y_w| - |y_l|))``.
 
     A length regulariser. [R-DPO](https://arxiv.org/abs/2403.19159).
+
+    >>> w = Responses(*jnp.array([10.0, -5.0, -15.0, 14.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> print(f"{r_dpo_loss(w, l, beta=0.1, alpha=-0.1):.4f}")  # log 2
+    0.6931
     """
     chex.assert_equal_shape([*chosen, *rejected])
     z = beta * (chosen.logratios - rejected.logratios)

@@ -52,6 +52,13 @@ def token_logps(
         or 16 a row where there are more rows.
     Returns:
       Natural logarithms, 0 for padding. Not summed, not weighted.
+    Example:
+      >>> def head(w, hidden): return hidden @ w
+      >>> none = jnp.zeros((1, 1), jnp.int32)
+      >>> first = Completions(source=none, target=none, response=none, segment=none)
+      >>> logp = token_logps(head, jnp.zeros((2, 4)), jnp.ones((1, 3, 2)), first)
+      >>> print(f"{logp[0, 0]:.4f}")  # log 1/4: four words, equal logits
+      -1.3863
     """
 
     def one(variables: Any, states: Array, aux: Any, fixed: Any) -> tuple[Array]:
@@ -234,7 +241,12 @@ def _head_is_trained(logits_fn: LogitsFn, variables: Any, hidden: Array) -> bool
 def bucket_sums(
     values: Float[Array, "b c"], index: Int[Array, "b c"], buckets: int
 ) -> Float[Array, "b k"]:
-    """Sum each row's values by index; negative indices go nowhere."""
+    """Sum each row's values by index; negative indices go nowhere.
+
+    >>> values, index = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[0, -1, 1]])
+    >>> bucket_sums(values, index, 2).tolist()
+    [[1.0, 4.0]]
+    """
     index = jnp.where(index < 0, buckets, index)
 
     def row(v: Array, i: Array) -> Array:
@@ -252,13 +264,22 @@ def response_sums(
       values: one number a completion token.
       completions: which response each is of.
       pairs: of a row.
+    Example:
+      >>> row = jnp.zeros((1, 3), jnp.int32)
+      >>> which = Completions(row, row, jnp.array([[0, 1, 1]]), row)
+      >>> response_sums(jnp.array([[1.0, 2.0, 4.0]]), which, pairs=1).tolist()
+      [[[1.0, 6.0]]]
     """
     sums = bucket_sums(values, completions.response, 2 * pairs)
     return sums.reshape(values.shape[0], pairs, 2)
 
 
 def token_positions(response: Int[Array, "b c"]) -> Int[Array, "b c"]:
-    """Return the place of each token in its own response, from 0."""
+    """Return the place of each token in its own response, from 0.
+
+    >>> token_positions(jnp.array([[0, 0, 1, 1, 1, -1]])).tolist()
+    [[0, 1, 0, 1, 2, 0]]
+    """
     index = jnp.broadcast_to(jnp.arange(response.shape[1]), response.shape)
     before = jnp.pad(response[:, :-1], [(0, 0), (1, 0)], constant_values=-2)
     start = jax.lax.cummax(jnp.where(response != before, index, 0), axis=1)
@@ -276,6 +297,11 @@ def segment_sums(
       values: one number a completion token.
       completions: which segment of which response owns each.
       shape: (pairs a row, segments a response).
+    Example:
+      >>> row = jnp.zeros((1, 3), jnp.int32)
+      >>> which = Completions(row, row, jnp.array([[0, 1, 1]]), jnp.array([[0, 1, -1]]))
+      >>> segment_sums(jnp.array([[1.0, 2.0, 4.0]]), which, (1, 2)).tolist()
+      [[[[1.0, 0.0], [0.0, 2.0]]]]
     """
     pairs, segments = shape
     owned = (completions.segment >= 0) & (completions.response >= 0)
@@ -287,6 +313,12 @@ def segment_sums(
 def segment_token_counts(
     completions: Completions, shape: tuple[int, int]
 ) -> Float[Array, "b p 2 s"]:
-    """Count the tokens of each segment."""
+    """Count the tokens of each segment.
+
+    >>> row = jnp.zeros((1, 3), jnp.int32)
+    >>> which = Completions(row, row, jnp.array([[0, 1, 1]]), jnp.array([[0, 1, -1]]))
+    >>> segment_token_counts(which, (1, 2)).tolist()
+    [[[[1.0, 0.0], [0.0, 1.0]]]]
+    """
     ones = jnp.ones(completions.target.shape, jnp.float32)
     return segment_sums(ones, completions, shape)

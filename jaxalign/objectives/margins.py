@@ -41,6 +41,12 @@ def ipo_loss(
 
     Averaged over tokens as in TRL; beta is the paper's tau.
     [IPO](https://arxiv.org/abs/2310.12036), eq. 17.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([20.0, -5.0, -25.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -7.0, -7.0, 4.0]))
+    >>> float(ipo_loss(w, l, beta=0.1))  # 20 / 4 is the margin asked for, 1 / 0.2
+    0.0
     """
     chex.assert_equal_shape([*chosen, *rejected])
     mean_w = chosen.logratios / chosen.lengths
@@ -55,6 +61,12 @@ def sppo_hard_loss(
 
     The chosen response is taken to win with certainty.
     [SPPO](https://arxiv.org/abs/2405.00675), eq. 4.7.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([5.0, -5.0, -10.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([-3.0, -10.0, -7.0, 4.0]))
+    >>> float(sppo_hard_loss(w, l, beta=0.1))  # (5 - 5)^2 + (-3 + 5)^2
+    4.0
     """
     chex.assert_equal_shape([*chosen, *rejected])
     target = 0.5 / beta

@@ -73,6 +73,10 @@ def members(config: MixConfig) -> list[tuple[float, ObjectiveConfig]]:
 
     Raises:
       UserError: an option that no member has, or that one refuses.
+    Example:
+      >>> mixed = MixConfig(mix={"dpo": 1.0, "sft": 0.2})
+      >>> [(weight, member.name) for weight, member in members(mixed)]
+      [(1.0, 'dpo'), (0.2, 'sft')]
     """
     given = {
         field.name: getattr(config, field.name)

@@ -63,6 +63,9 @@ def make(config: ObjectiveConfig, aspects: Aspects = None) -> Objective:
         None to see what the objective needs before there is any data.
     Raises:
       UserError: the data lacks an aspect that the config names.
+    Example:
+      >>> make(CONFIGS["kto"]()).needs.reference
+      True
     """
     if isinstance(config, OwnObjective):
         return config.make(aspects)
@@ -74,6 +77,9 @@ def members(config: ObjectiveConfig) -> list[tuple[float, ObjectiveConfig]]:
 
     Raises:
       UserError: an option that no member has, or that one refuses.
+    Example:
+      >>> [(weight, one.name) for weight, one in members(CONFIGS["kto"]())]
+      [(1.0, 'kto')]
     """
     if isinstance(config, OwnObjective):
         return [(1.0, config)]
@@ -81,18 +87,30 @@ def members(config: ObjectiveConfig) -> list[tuple[float, ObjectiveConfig]]:
 
 
 def needs(config: ObjectiveConfig) -> Needs:
-    """Return what an objective asks of data and model."""
+    """Return what an objective asks of data and model.
+
+    >>> needs(CONFIGS["kto"]()).form, needs(CONFIGS["dpo2d"]()).segments
+    ('labelled_kl', True)
+    """
     return make(config).needs
 
 
 def weight_models(config: ObjectiveConfig) -> dict[str, str]:
-    """Return the checkpoints that token weights come from, by their option's name."""
+    """Return the checkpoints that token weights come from, by their option's name.
+
+    >>> weight_models(CONFIGS["kto"]())
+    {}
+    """
     models = make(config).weight_models
     return {} if models is None else models.paths
 
 
 def beta_of(config: ObjectiveConfig) -> float:
-    """Return the temperature of the rewards that are reported; 1 without any."""
+    """Return the temperature of the rewards that are reported; 1 without any.
+
+    >>> beta_of(CONFIGS["dpo"](beta=0.3)), beta_of(CONFIGS["sft"]())
+    (0.3, 1.0)
+    """
     beta = make(config).beta
     return 1.0 if beta is None else beta
 

@@ -29,6 +29,13 @@ def aot_loss(
     ``-log s(beta (policy margin of rank k - reference margin of rank k))``, smoothed as
     DPO is. The mask says which pairs there are; a pair has the loss of its rank.
     [Distributional preference alignment](https://arxiv.org/abs/2406.05882), paired.
+
+    >>> import jax.numpy as jnp
+    >>> same = jnp.array([-3.0, -7.0])
+    >>> sides = Responses(0 * same, same, same, jnp.full(2, 4.0))
+    >>> losses = aot_loss(sides, sides, beta=0.1, mask=jnp.array([True, True]))
+    >>> print([f"{x:.4f}" for x in losses])  # policy = reference: log 2
+    ['0.6931', '0.6931']
     """
     chex.assert_equal_shape([*chosen, *rejected, mask])
     better = chosen.logps - rejected.logps
@@ -49,6 +56,13 @@ def aot_unpaired_loss(
     ``-log s(beta (H_w of rank k - H_l of rank k))``, smoothed as DPO is. The mask says
     which pairs there are; a pair has the loss of its chosen response's rank.
     [Distributional preference alignment](https://arxiv.org/abs/2406.05882), unpaired.
+
+    >>> import jax.numpy as jnp
+    >>> two = jnp.array([0.0, 10.0])
+    >>> w = Responses(two, two - 20, jnp.full(2, -20.0), jnp.full(2, 4.0))
+    >>> losses = aot_unpaired_loss(w, w, beta=0.1, mask=jnp.array([True, True]))
+    >>> print([f"{x:.4f}" for x in losses])  # the same distribution: log 2
+    ['0.6931', '0.6931']
     """
     chex.assert_equal_shape([*chosen, *rejected, mask])
     return _sorted_loss(

@@ -21,7 +21,14 @@ class ObjectiveConfig(Protocol):
 
 
 def check_common(beta: float, label_smoothing: float) -> None:
-    """Refuse a temperature or a smoothing that makes no loss."""
+    """Refuse a temperature or a smoothing that makes no loss.
+
+    >>> check_common(beta=0.1, label_smoothing=0.0)
+    >>> check_common(beta=-1.0, label_smoothing=0.0)
+    Traceback (most recent call last):
+        ...
+    jaxalign.errors.UserError: objective.beta must be a positive number: got -1.0
+    """
     if not 0 < beta < float("inf"):
         raise UserError(f"objective.beta must be a positive number: got {beta}")
     if not 0 <= label_smoothing <= 0.5:

@@ -110,7 +110,11 @@ else:
 
 
 def names() -> tuple[Name, ...]:
-    """Return the names of the pairwise objectives."""
+    """Return the names of the pairwise objectives.
+
+    >>> names()[:3]
+    ('dpo', 'sigmoid', 'hinge')
+    """
     return tuple(LOSSES)
 
 
@@ -197,7 +201,11 @@ _LARGEST = 1e30
 
 
 def make(config: PairwiseConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of a loss of whole pairs."""
+    """Return the objective of a loss of whole pairs.
+
+    >>> make(PairwiseConfig(name="simpo")).needs.reference
+    False
+    """
     del aspects
     loss = LOSSES[config.name]
     options: dict[str, Any] = {name: getattr(config, name) for name in loss.options}

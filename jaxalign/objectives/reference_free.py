@@ -26,6 +26,12 @@ def simpo_loss(
     """Return ``-log s(beta (p_w / |y_w| - p_l / |y_l|) - gamma)``, smoothed as DPO is.
 
     [SimPO](https://arxiv.org/abs/2405.14734), eq. 6.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([0.0, -4.0, 0.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -8.0, 0.0, 4.0]))
+    >>> print(f"{simpo_loss(w, l, beta=2.0, gamma=1.0):.4f}")  # -log s(2 - 1)
+    0.3133
     """
     chex.assert_equal_shape([*chosen, *rejected])
     margin = beta * (chosen.mean_logps - rejected.mean_logps)
@@ -43,6 +49,12 @@ def cpo_loss(
     """Return ``-log s(beta (p_w - p_l)) + alpha NLL_w``, smoothed as DPO is.
 
     [Contrastive preference optimization](https://arxiv.org/abs/2401.08417).
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([0.0, -4.0, 0.0, 4.0]))  # H, p, p_ref, |y|
+    >>> l = Responses(*jnp.array([0.0, -14.0, 0.0, 4.0]))
+    >>> print(f"{cpo_loss(w, l, beta=0.1, alpha=0.0):.4f}")  # -log s(1)
+    0.3133
     """
     chex.assert_equal_shape([*chosen, *rejected])
     logits = beta * (chosen.logps - rejected.logps)
@@ -56,6 +68,11 @@ def orpo_loss(
 
     o is the log-odds of the mean token log-probability; beta is the paper's lambda.
     [ORPO](https://arxiv.org/abs/2403.07691), eq. 6 and 7.
+
+    >>> import jax.numpy as jnp
+    >>> w = Responses(*jnp.array([0.0, -4.0, 0.0, 4.0]))  # H, p, p_ref, |y|
+    >>> print(f"{orpo_loss(w, w, beta=1.0):.4f}")  # 4 / 4 + log 2
+    1.6931
     """
     chex.assert_equal_shape([*chosen, *rejected])
     mean_w, mean_l = chosen.mean_logps, rejected.mean_logps

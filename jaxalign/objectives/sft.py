@@ -31,7 +31,11 @@ class SFTConfig:
 
 
 def make(config: SFTConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of supervised fine-tuning."""
+    """Return the objective of supervised fine-tuning.
+
+    >>> make(SFTConfig()).needs.form
+    'completions'
+    """
     del aspects
     needs = Needs(
         form="completions", reference=False, prompt=not config.completion_only_loss

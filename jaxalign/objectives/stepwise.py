@@ -74,6 +74,13 @@ def sdpo_loss(
       chosen_mask: which segments there are; a place counts where both sides have one.
       rejected_mask: the same of the other response.
       beta: temperature.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, l = jnp.array([4.0, 6.0, 9.0]), jnp.array([0.0, 0.0, 0.0])
+      >>> two, three = jnp.array([True, True, False]), jnp.array([True, True, True])
+      >>> loss = sdpo_loss(w, l, chosen_mask=three, rejected_mask=two, beta=0.1)
+      >>> print(f"{loss:.4f}")  # the third has no counterpart: -log s(1)
+      0.3133
     """
     chex.assert_equal_shape(
         [chosen_logratios, rejected_logratios, chosen_mask, rejected_mask]
@@ -84,7 +91,11 @@ def sdpo_loss(
 
 
 def make_step_dpo(config: StepDPOConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of Step-DPO."""
+    """Return the objective of Step-DPO.
+
+    >>> make_step_dpo(StepDPOConfig()).needs.segments
+    False
+    """
     del aspects
 
     def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
@@ -95,7 +106,11 @@ def make_step_dpo(config: StepDPOConfig, aspects: Aspects = None) -> Objective:
 
 
 def make_sdpo(config: SDPOConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of SDPO."""
+    """Return the objective of SDPO.
+
+    >>> make_sdpo(SDPOConfig()).needs.segments
+    True
+    """
     del aspects
 
     def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:

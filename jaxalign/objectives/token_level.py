@@ -62,6 +62,11 @@ def tdpo1_loss(
 
     Returns:
       One loss a pair; not averaged, not masked.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> ten, two, none = jnp.array(10.0), jnp.array(2.0), jnp.array(0.0)
+      >>> print(f"{tdpo1_loss(ten + 2, none, none, two, beta=0.1):.4f}")  # -log s(1)
+      0.3133
     """
     chex.assert_equal_shape(
         [chosen_logratios, rejected_logratios, chosen_kl, rejected_kl]
@@ -84,6 +89,12 @@ def tdpo2_loss(
 
     H and K are those of :func:`tdpo1_loss`.
     [Token-level DPO](https://arxiv.org/abs/2404.11999), eq. 16.
+
+    >>> import jax.numpy as jnp
+    >>> ten, two, none = jnp.array(10.0), jnp.array(2.0), jnp.array(0.0)
+    >>> loss = tdpo2_loss(ten + 1, none, none, two, beta=0.1, alpha=0.5)
+    >>> print(f"{loss:.4f}")  # -log s(1)
+    0.3133
     """
     chex.assert_equal_shape(
         [chosen_logratios, rejected_logratios, chosen_kl, rejected_kl]
@@ -94,7 +105,11 @@ def tdpo2_loss(
 
 
 def make(config: TDPOConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of TDPO 1 or 2."""
+    """Return the objective of TDPO 1 or 2.
+
+    >>> make(TDPOConfig()).needs.kl
+    True
+    """
     del aspects
     loss = functools.partial(tdpo1_loss, beta=config.beta)
     if config.alpha is not None:

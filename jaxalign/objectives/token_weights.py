@@ -150,6 +150,11 @@ def tis_dpo_loss(
       chosen_weighted: sum of weight × log-ratio over the preferred response.
       rejected_weighted: the same of the other one.
       beta: temperature.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = tis_dpo_loss(jnp.array(12.0), jnp.array(2.0), beta=0.1)
+      >>> print(f"{loss:.4f}")  # -log s(1)
+      0.3133
     """
     chex.assert_equal_shape([chosen_weighted, rejected_weighted])
     return -jax.nn.log_sigmoid(beta * (chosen_weighted - rejected_weighted))
@@ -179,6 +184,11 @@ def sepo_loss(
 
     [Selective preference optimization](https://arxiv.org/abs/2408.13518); it has no
     reference.
+
+    >>> import jax.numpy as jnp
+    >>> loss = sepo_loss(jnp.array(-1.0), jnp.array(-2.0), beta=1.0)
+    >>> print(f"{loss:.4f}")  # -log s(1)
+    0.3133
     """
     chex.assert_equal_shape([chosen_mean, rejected_mean])
     return -jax.nn.log_sigmoid(beta * (chosen_mean - rejected_mean))

@@ -89,6 +89,12 @@ def kto_loss(
       undesirable_weight: w_U.
     Returns:
       One loss a completion; not averaged, not masked.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> two = jnp.array([10.0, -10.0])
+      >>> loss = kto_loss(two, jnp.array([True, False]), jnp.array(0.0), beta=0.1)
+      >>> print([f"{x:.4f}" for x in loss])  # 1 - s(1) of either
+      ['0.2689', '0.2689']
     """
     chex.assert_equal_shape([logratios, labels])
     anchor = jax.lax.stop_gradient(jnp.maximum(kl, 0.0))
@@ -119,6 +125,12 @@ def bco_loss(
       mask: which completions exist.
     Returns:
       One loss a completion; not averaged, not masked.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> two = jnp.array([10.0, -10.0])
+      >>> loss = bco_loss(two, jnp.array([True, False]), beta=0.1)
+      >>> print([f"{x:.4f}" for x in loss])  # delta = 0: -log s(1) of either
+      ['0.3133', '0.3133']
     """
     chex.assert_equal_shape([logratios, labels])
     rewards = beta * logratios
@@ -138,7 +150,11 @@ def bco_loss(
 
 
 def make_kto(config: KTOConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of KTO."""
+    """Return the objective of KTO.
+
+    >>> make_kto(KTOConfig()).needs.form
+    'labelled_kl'
+    """
     del aspects
     needs = Needs(form="labelled_kl", coupled=True)
 
@@ -158,7 +174,11 @@ def make_kto(config: KTOConfig, aspects: Aspects = None) -> Objective:
 
 
 def make_bco(config: BCOConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of BCO."""
+    """Return the objective of BCO.
+
+    >>> make_bco(BCOConfig()).needs.form
+    'labelled'
+    """
     del aspects
     needs = Needs(form="labelled", coupled=True)
 
