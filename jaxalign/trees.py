@@ -28,7 +28,12 @@ __all__ = [
 
 
 def path_string(key_path: Sequence[Any]) -> str:
-    """Join a JAX key path with slashes."""
+    """Join a JAX key path with slashes.
+
+    >>> (path, leaf), *_ = jax.tree_util.tree_leaves_with_path({"mlp": {"up": 1}})
+    >>> path_string(path)
+    'mlp/up'
+    """
     return "/".join(
         str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
         for k in key_path
@@ -55,7 +60,11 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def map_with_paths(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Map ``fn(path, leaf, *leaves)`` over a tree."""
+    """Map ``fn(path, leaf, *leaves)`` over a tree.
+
+    >>> map_with_paths(lambda path, leaf: f"{path}={leaf}", {"mlp": {"up": 1}})
+    {'mlp': {'up': 'mlp/up=1'}}
+    """
     return jax.tree_util.tree_map_with_path(
         lambda key_path, *leaves: fn(path_string(key_path), *leaves), tree, *rest
     )
@@ -170,10 +179,20 @@ def combine(*trees: Any) -> Any:
 
 
 def num_params(tree: Any) -> int:
-    """Count the numbers in a tree."""
+    """Count the numbers in a tree.
+
+    >>> import jax.numpy as jnp
+    >>> num_params({"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)})
+    9
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: Any) -> int:
-    """Count the bytes of a tree."""
+    """Count the bytes of a tree.
+
+    >>> import jax.numpy as jnp
+    >>> num_bytes({"kernel": jnp.zeros((2, 3), jnp.bfloat16)})
+    12
+    """
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

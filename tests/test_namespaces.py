@@ -118,6 +118,96 @@ def test_public_names_of_modules_have_docstrings() -> None:
     assert not lacking
 
 
+# What has no example by itself: parts of commands and programs, which take what only
+# those hold (slots, packed batches, file headers, a run's session).
+WITHOUT_EXAMPLE = {
+    "adapters.adapter": "PeftConfig",
+    "adapters.prefix": "attend",
+    "checkpoints.adapter_files": "AdapterFiles fingerprint groups_of is_stock "
+    "read_start save_adapter write_start",
+    "checkpoints.adapter_start": "make place shapes",
+    "checkpoints.contents": "fingerprint headers read_tensor reader tensor_infos",
+    "checkpoints.convert": "convert",
+    "checkpoints.export": "check_mergeable copy_index copy_rest save_hf split_headers "
+    "write",
+    "checkpoints.fetch": "Asset fetch",
+    "checkpoints.gguf": "already_converted convert_llama_gguf",
+    "checkpoints.load": "check compute_dtype load open_config",
+    "checkpoints.policy": "open_policy open_run",
+    "checkpoints.renderer": "open_renderer",
+    "checkpoints.runs": "read_settings read_sources",
+    "checkpoints.state": "StateStore",
+    "checkpoints.tensors": "TensorReader entries fingerprint list_files open_file "
+    "raw_header read_tensor sample",
+    "data.chat": "tokenize",
+    "data.loader": "StepSource batch_shape make_iterator single_batch",
+    "data.packing": "build_rows",
+    "data.pairs": "prepare truncate",
+    "data.records": "as_records aspects_of parse parse_prompt read read_prompts",
+    "data.reference_cache": "write",
+    "data.rendering": "Renderer as_renderer",
+    "data.rows": "fingerprint",
+    "data.tokenizer": "load_tokenizer special_ids special_tokens",
+    "feedback.candidates": "judge_candidates_async read_samples",
+    "feedback.config": "RLAIFConfig",
+    "feedback.rounds": "decomposer_of rlaif store_path",
+    "generation.completions": "event finished",
+    "generation.engine": "Engine completed generate",
+    "generation.sampling": "sample",
+    "generation.steps": "admit advance choose empty prefill scores step vocab_size",
+    "generation.structure": "Grammars",
+    "generation.text_model": "cut fingerprint text_with",
+    "judging.estimate": "lines_of",
+    "judging.store": "Store",
+    "judging.writing": "WritingJudge",
+    "models.config": "DecoderConfig ModelConfig",
+    "models.decoder": "Decoder keys_and_values make_model param_shapes",
+    "models.layers": "Block traits",
+    "models.quantised": "place",
+    "objectives.diagnostics": "completion_metrics label_metrics mismatched_kl "
+    "pair_metrics segment_metrics",
+    "objectives.dpo2d": "DPO2DConfig make pair_details segment_weights select_segments",
+    "objectives.logps": "token_logps_and_kl",
+    "objectives.objective": "loss_of_tokens pair_losses score score_under",
+    "objectives.options": "fill refuse_others",
+    "objectives.policy": "pair_logps policy_and_kl score_tokens tail_weights",
+    "objectives.record": "per_pair",
+    "reports.run": "held_out_figures write_report",
+    "training.config": "check_branches",
+    "training.describe": "table",
+    "training.evaluation": "make_evaluate",
+    "training.loop": "TrainingDiverged",
+    "training.metrics": "MetricsLog",
+    "training.publish": "model_card",
+    "training.reference": "estimated_weights reference_logps reference_of "
+    "starting_reference",
+    "training.run_directory": "claim keep_config read_config",
+    "training.setup": "open_session",
+    "training.start": "expected_model expected_start given_layout lay_out load_start",
+    "training.step": "from_saved init make_eval_step to_saved",
+}
+
+
+def test_what_is_public_shows_an_example() -> None:
+    """By a doctest, or where a model would have to be loaded, by a block of code."""
+    lacking: dict[str, str] = {}
+    for module in modules():
+        names = [
+            name
+            for name in module.__all__
+            if getattr(value := getattr(module, name), "__module__", "")
+            == module.__name__
+            and (inspect.isfunction(value) or (inspect.isclass(value)))
+            # Of plain data its fields are all there is to see, of a protocol its form.
+            and not hasattr(value, "_fields")
+            and not getattr(value, "_is_protocol", False)
+            and not any(sign in (value.__doc__ or "") for sign in (">>>", "Example::"))
+        ]
+        if names:
+            lacking[module.__name__.removeprefix("jaxalign.")] = " ".join(sorted(names))
+    assert lacking == WITHOUT_EXAMPLE
+
+
 def test_one_name_means_one_thing() -> None:
     """Classes: a name that two modules have is the very same class."""
     owners: dict[str, Any] = {}
@@ -148,8 +238,32 @@ print(json.dumps([took, early, xla_bridge.backends_are_initialized()]))
     assert took < 1 and early == [] and touched is False
 
 
+def screen_of(value: Any) -> list[str]:
+    """Return what help shows before the methods, on a terminal of 100 columns."""
+    said = pydoc.plain(pydoc.render_doc(value)).partition("Methods defined here")[0]
+    return [
+        line[at : at + 100]
+        for line in said.splitlines()
+        for at in range(0, max(len(line), 1), 100)
+    ]
+
+
 def test_what_help_says_of_an_objective_fits_a_screen() -> None:
     for config in jaxalign.objectives.objective.CONFIGS.values():
-        said = pydoc.plain(pydoc.render_doc(config))
-        text, _, _ = said.partition("Methods defined here")
-        assert "Attributes:" in text and len(text.splitlines()) <= 45, config
+        screen = screen_of(config)
+        assert any("Attributes:" in line for line in screen)
+        assert len(screen) <= 50, config
+
+
+def test_what_help_says_of_a_loss_fits_a_screen() -> None:
+    losses = {
+        name: value
+        for module in modules()
+        if module.__name__.startswith("jaxalign.objectives.")
+        for name, value in vars(module).items()
+        if name in module.__all__ and name.endswith("_loss")
+    }
+    assert {"dpo2d_loss", "dpo_loss", "simpo_loss", "kto_loss"} <= losses.keys()
+    for loss in losses.values():
+        screen = screen_of(loss)
+        assert len(screen) <= 50 and any(">>>" in line for line in screen), loss

@@ -50,7 +50,11 @@ _FIXED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoAdapter:
-    """No adapter: base weights are trained, chosen by ``trainable``."""
+    """No adapter: base weights are trained, chosen by ``trainable``.
+
+    >>> NoAdapter().name
+    'none'
+    """
 
     name: Literal["none"] = "none"
 
@@ -89,7 +93,11 @@ CONFIGS: dict[str, type] = {
 
 
 def parts(config: Adapter, num_layers: int) -> Parts:
-    """Return the LoRA and the prefix that an adapter to be made consists of."""
+    """Return the LoRA and the prefix that an adapter to be made consists of.
+
+    >>> parts(LoRAConfig(rank=8), num_layers=4).prefix is None
+    True
+    """
     if isinstance(config, HLPTConfig):
         return hybrid.parts(config, num_layers)
     return Parts(
@@ -99,12 +107,20 @@ def parts(config: Adapter, num_layers: int) -> Parts:
 
 
 def averages_ahead(config: Adapter) -> bool:
-    """Tell whether an adapter to be made has the gate that reads later tokens."""
+    """Tell whether an adapter to be made has the gate that reads later tokens.
+
+    >>> averages_ahead(LoRAConfig()), averages_ahead(LoRAConfig(gate="mean"))
+    (False, True)
+    """
     return getattr(config, "gate", None) == "mean" or getattr(config, "faithful", False)
 
 
 def dropout(config: Adapter) -> float:
-    """Return the share of LoRA's inputs that training drops."""
+    """Return the share of LoRA's inputs that training drops.
+
+    >>> dropout(LoRAConfig(dropout=0.1)), dropout(NoAdapter())
+    (0.1, 0.0)
+    """
     return getattr(config, "dropout", 0.0)
 
 
@@ -117,6 +133,13 @@ def groups(config: Adapter, params: Any, num_layers: int) -> tuple[Any, ...]:
       num_layers: of the model.
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> up = {"kernel": jnp.ones((4, 2, 3))}
+      >>> params = {"layers_0_4": {"mlp": {"up_proj": up}}}
+      >>> config = LoRAConfig(targets=("up_proj",), layers="top:1")
+      >>> groups(config, params, num_layers=4)
+      ((0, 3), (3, 4))
     """
     check_params(params, "adapter.groups")
     made = parts(config, num_layers)
@@ -166,6 +189,13 @@ def init(
       text: keys and values that a prefix starts from, see ``prefix.init``.
     Returns:
       ``{"lora": ..., "prefix": ..., "saved": ...}``, without what the adapter lacks.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> up = {"kernel": jnp.ones((4, 2, 3))}
+      >>> params = {"layers_0_4": {"mlp": {"up_proj": up}}}
+      >>> config, sizes = LoRAConfig(targets=("up_proj",)), {}
+      >>> list(init(jax.random.key(0), params, config, num_layers=4, sizes=sizes))
+      ['lora']
     """
     check_params(params, "adapter.init")
     made = parts(config, num_layers)
@@ -184,7 +214,11 @@ def init(
 
 
 def trained(variables: Mapping[str, Any]) -> Any:
-    """Mark the leaves that training an adapter changes: its own, save constants."""
+    """Mark the leaves that training an adapter changes: its own, save constants.
+
+    >>> trained({"params": {"w": 1.0}, "lora": {"a": 1.0, "b": 0.0, "scale": 2.0}})
+    {'lora': {'a': True, 'b': True, 'scale': False}, 'params': {'w': False}}
+    """
 
     if not set(variables) <= {"params", *COLLECTIONS}:
         check_variables(variables, "adapter.trained")
@@ -206,6 +240,10 @@ def trained_mask(
       shapes: of the base weights as plain arrays, so that the mask does not depend on
         how they are held.
       patterns: of the base weights, see ``trees.mask_from_patterns``.
+    Example:
+      >>> variables = {"params": {"norm": 1.0, "up": 2.0}}
+      >>> trained_mask(variables, variables["params"], ["up"])
+      {'params': {'norm': False, 'up': True}}
     """
     check_variables(variables, "adapter.trained_mask")
     check_params(shapes, "adapter.trained_mask")
@@ -215,6 +253,10 @@ def trained_mask(
 
 
 def reads_ahead(collections: Any) -> bool:
-    """Tell whether a gate averages over the whole sequence, later tokens included."""
+    """Tell whether a gate averages over the whole sequence, later tokens included.
+
+    >>> reads_ahead({"lora": {"gate_token": {"w": 1.0}}})
+    False
+    """
     name = gates.FEATURE_GATES[-1]
     return any(path.split("/")[-1] == name for path in trees.paths(collections))

@@ -53,6 +53,9 @@ def init(
       stack: leading axes, those of the layers.
       features: of the input.
       key: consumed.
+    Example:
+      >>> init("static", (2,), 4, jax.random.key(0))
+      {'gate': Array([1., 1.], dtype=float32)}
     """
     if kind == "none":
         return {}
@@ -81,6 +84,10 @@ def value(
       A number for a static gate, [*n, 1] for the others.
     Raises:
       ValueError: a mean where rows are not known (the head works on loose tokens).
+    Example:
+      >>> leaves = init("token", (), 3, jax.random.key(0))
+      >>> value(leaves, jnp.ones((2, 3))).tolist()  # starts at a half for every input
+      [[0.5], [0.5]]
     """
     if "gate" in leaves:
         return leaves["gate"].astype(jnp.float32)
@@ -100,7 +107,12 @@ def value(
 
 
 def row_means(sequence_ids: Int[Array, "b t"], branch_ids: Int[Array, "b t"]) -> Mean:
-    """Return what averages over packed rows, see ``types.ModelInputs``."""
+    """Return what averages over packed rows, see ``types.ModelInputs``.
+
+    >>> mean = row_means(jnp.array([[1, 1, 0]]), jnp.array([[0, 1, 0]]))
+    >>> mean("gate_token", jnp.array([[2.0, 4.0, 9.0]])).tolist()
+    [[2.0, 3.0, 9.0]]
+    """
 
     def mean(name: str, values: Float[Array, "b t"]) -> Float[Array, "b t"]:
         if name == "mean_gate":

@@ -54,6 +54,9 @@ class HLPTConfig:
         whole sequence, later tokens included, and multiply the prefix's keys and
         values. It cannot share a prompt between two responses, so it trains with
         objectives of single completions, such as sft.
+
+    >>> HLPTConfig().layers, HLPTConfig().prefix_layers
+    ('bottom:0.75', 'rest')
     """
 
     name: Literal["hlpt"] = "hlpt"
@@ -101,7 +104,11 @@ class HLPTConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class H2LPTConfig(HLPTConfig):
-    """Options of H2LPT: those of HLPT with the middle half of the layers left alone."""
+    """Options of H2LPT: those of HLPT with the middle half of the layers left alone.
+
+    >>> H2LPTConfig().layers, H2LPTConfig().prefix_layers
+    ('bottom:0.375', 'top:0.125')
+    """
 
     name: Literal["h2lpt"] = "h2lpt"  # pyright: ignore[reportIncompatibleVariableOverride]
     layers: str = "bottom:0.375"
@@ -113,6 +120,10 @@ def parts(config: HLPTConfig, num_layers: int) -> Parts:
 
     Raises:
       UserError: no layer is left for the prefix.
+    Example:
+      >>> made = parts(HLPTConfig(), num_layers=4)
+      >>> made.lora.layers, made.prefix.prefix_layers
+      ('bottom:0.75', '3')
     """
     if config.prefix_layers != "rest":
         return _parts(config, config.prefix_layers)

@@ -61,6 +61,9 @@ class LoRAConfig:
       modules_to_save: what is trained whole beside the update, as PEFT's field of that
         name: ``lm_head``, ``embed_tokens``, ``norm``, or regular expressions for a
         whole path, ``.*_layernorm``. The base keeps its own, which is the reference.
+
+    >>> LoRAConfig(rank=8, targets=("q_proj", "v_proj"), layers="top:4").alpha
+    32.0
     """
 
     name: Literal["lora"] = "lora"
@@ -127,6 +130,11 @@ def layer_choices(
       scope: whose layers: "" the decoder's, ``vision`` the tower's.
     Raises:
       UserError: a target, layer or pattern that is not there or is chosen twice.
+    Example:
+      >>> up = {"kernel": jnp.ones((4, 2, 3))}
+      >>> params = {"layers_0_4": {"mlp": {"up_proj": up}}}
+      >>> layer_choices(params, LoRAConfig(targets=("up_proj",), layers="top:2"))
+      [(2, 3)]
     """
     layers: dict[Any, set[int]] = {}
     for site, size in _sizes(params, config).items():
@@ -152,6 +160,13 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
       UserError: variables instead of their parameters; groups that were cut elsewhere;
         a target, layer or pattern that is not there or is chosen twice; an option that
         the embeddings cannot have.
+    Example:
+      >>> up = {"kernel": jnp.ones((4, 2, 3))}
+      >>> params = {"layers_0_4": {"mlp": {"up_proj": up}}}
+      >>> config = LoRAConfig(rank=1, targets=("up_proj",))
+      >>> made = init(jax.random.key(0), params, config)["layers_0_4"]["mlp"]["up_proj"]
+      >>> {name: leaf.shape for name, leaf in made.items()}
+      {'a': (4, 2, 1), 'b': (4, 1, 3), 'scale': (4,)}
     """
     sizes = _sizes(params, config)
     adapters: dict[str, Any] = {}

@@ -117,6 +117,11 @@ def apply(
       kernel: W [fan_in, fan_out], or codes of it, which DoRA measures.
       mean: see ``gates.value``.
       dropped: x with dropout, for the update alone.
+    Example:
+      >>> x, w, ones = jnp.array([[1.0, 2.0]]), jnp.eye(2), jnp.ones((2, 1))
+      >>> leaves = {"a": ones, "b": ones.T, "scale": jnp.array(2.0)}
+      >>> apply(x @ w, x, leaves, kernel=w).tolist()  # x W + scale (x A) B
+      [[7.0, 8.0]]
     """
     a, b = _factors(leaves)
     gate = gates.value(leaves, x, mean)
@@ -149,6 +154,11 @@ def apply_experts(
       x: inputs, sorted by expert.
       leaves: of the layer's adapter: a [e, fan_in, rank], b [e, rank, fan_out].
       sizes: rows of each expert.
+    Example:
+      >>> x, a, b = jnp.ones((3, 2)), jnp.ones((2, 2, 1)), jnp.ones((2, 1, 2))
+      >>> leaves = {"a": a, "b": b, "scale": jnp.array(0.5)}
+      >>> apply_experts(0 * x, x, leaves, jnp.array([1, 2])).tolist()
+      [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
     a, b = _factors(leaves)
     scale = leaves["scale"] * leaves.get("gate", 1.0)
@@ -168,6 +178,10 @@ def embed(
     """Return the update of the embeddings of tokens, ``scale A[tokens] B``.
 
     Of factors in ``dtype``, and not rounded.
+
+    >>> leaves = {"a": jnp.eye(2), "b": jnp.ones((2, 3)), "scale": jnp.array(2.0)}
+    >>> embed(jnp.array([1]), leaves, jnp.float32).tolist()
+    [[2.0, 2.0, 2.0]]
     """
     low = _scaled(leaves["a"][tokens], leaves["scale"]).astype(dtype)
     return products.matmul(low, leaves["b"])
@@ -204,6 +218,11 @@ def merge(params: Any, adapters: Any) -> Any:
 
     Raises:
       UserError: a gate that depends on the input, which no one weight can stand for.
+    Example:
+      >>> ones = jnp.ones((2, 1))
+      >>> leaves = {"a": ones, "b": ones.T, "scale": jnp.array(2.0)}
+      >>> merge({"up": {"kernel": jnp.eye(2)}}, {"up": leaves})["up"]["kernel"].tolist()
+      [[3.0, 2.0], [2.0, 3.0]]
     """
     _check(params, adapters, "low_rank.merge")
     return _map_adapted(_merged, params, adapters, 1)
@@ -218,6 +237,12 @@ def unmerge(params: Any, adapters: Any) -> Any:
     Raises:
       UserError: an adapter that cannot be merged, or DoRA, whose merged weight no
         longer tells the lengths of the base's columns.
+    Example:
+      >>> ones = jnp.ones((2, 1))
+      >>> leaves = {"a": ones, "b": ones.T, "scale": jnp.array(2.0)}
+      >>> merged = {"up": {"kernel": jnp.array([[3.0, 2.0], [2.0, 3.0]])}}
+      >>> unmerge(merged, {"up": leaves})["up"]["kernel"].tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
     """
     _check(params, adapters, "low_rank.unmerge")
     return _map_adapted(_unmerged, params, adapters, -1)

@@ -60,6 +60,9 @@ class PrefixConfig:
       positions: ``shifted`` lets the text begin at position P, as PEFT does;
         ``unshifted`` leaves it at 0.
       gate: how much each token gets of the prefix, see ``adapters.gates``.
+
+    >>> PrefixConfig(prefix_length=8, prefix_init="normal").positions
+    'shifted'
     """
 
     name: Literal["prefix"] = "prefix"
@@ -94,7 +97,11 @@ class PrefixConfig:
 
 
 def layer_choices(config: PrefixConfig, num_layers: int) -> list[tuple[int, ...]]:
-    """Return the set of layers that must not share a stack with others."""
+    """Return the set of layers that must not share a stack with others.
+
+    >>> layer_choices(PrefixConfig(prefix_layers="top:2"), num_layers=4)
+    [(2, 3)]
+    """
     return [selection.parse_layers(config.prefix_layers, num_layers)]
 
 
@@ -123,6 +130,13 @@ def init(
     Raises:
       UserError: the groups were cut elsewhere.
       ValueError: the text is missing.
+    Example:
+      >>> params = {"layers_0_2": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 4, 8))}}}}
+      >>> config = PrefixConfig(prefix_length=3, prefix_init="normal")
+      >>> sizes = {"width": 4, "kv_heads": 2, "head_dim": 2}
+      >>> made = init(jax.random.key(0), params, config, **sizes)
+      >>> jax.tree.leaves(made)[0].shape
+      (2, 2, 3, 2)
     """
     check_params(params, "prefix.init")
     groups = [g for g in map(stacks.group_of_name, params) if g is not None]

@@ -36,7 +36,12 @@ def put_rows(
     leaves: Mapping[str, Array],
     vocab_size: int,
 ) -> Float[Array, "*n d"]:
-    """Return embeddings with those of the saved tokens in their places."""
+    """Return embeddings with those of the saved tokens in their places.
+
+    >>> leaves = {ROWS[0]: jnp.ones((1, 2)), ROWS[1]: jnp.array([3])}
+    >>> put_rows(jnp.zeros((2, 2)), jnp.array([3, 4]), leaves, vocab_size=8).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
     rows, indices = (leaves[name] for name in ROWS)
     slots = jnp.full(vocab_size, -1, jnp.int32)
     slot = slots.at[indices].set(jnp.arange(len(indices), dtype=jnp.int32))[tokens]
@@ -49,7 +54,12 @@ def put_logits(
     hidden: Float[Array, "*n d"],
     leaves: Mapping[str, Array],
 ) -> Float[Array, "*n v"]:
-    """Return logits with those of the saved tokens in their places."""
+    """Return logits with those of the saved tokens in their places.
+
+    >>> leaves = {ROWS[0]: jnp.ones((1, 2)), ROWS[1]: jnp.array([1])}
+    >>> put_logits(jnp.zeros((1, 3)), jnp.ones((1, 2)), leaves).tolist()
+    [[0.0, 2.0, 0.0]]
+    """
     rows, indices = (leaves[name] for name in ROWS)
     own = products.einsum("...d,nd->...n", hidden, rows)
     return logits.at[..., indices].set(own.astype(logits.dtype))
@@ -65,6 +75,10 @@ def init(params: Any, modules: Sequence[str], adapted: Any) -> dict[str, Any]:
       adapted: the ``lora`` collection.
     Raises:
       UserError: a module that is not there, or that LoRA adapts.
+    Example:
+      >>> params = {"lm_head": {"kernel": jnp.ones((2, 5), jnp.bfloat16)}}
+      >>> str(init(params, ["lm_head"], {})["lm_head"]["kernel"].dtype)
+      'float32'
     """
     found = list(_weights(params))
     if "lm_head" not in params:

@@ -128,6 +128,8 @@ def check_regex(field: str, pattern: str) -> None:
 
     Raises:
       UserError: with the field that it is of.
+    Example:
+      >>> check_regex("adapter.targets", "q_proj|v_proj")
     """
     try:
         re.compile(pattern)
@@ -146,6 +148,8 @@ def check_targets(targets: Sequence[str], modules: Iterable[str]) -> None:
       modules: paths of the modules, such as ``mlp/down_proj``, ``vision/attn/qkv``.
     Raises:
       UserError: with the near names.
+    Example:
+      >>> check_targets(["q_proj", "mlp/.*"], ["self_attn/q_proj", "mlp/up_proj"])
     """
     if not targets:
         raise UserError("adapter.targets is empty: name at least one linear layer")

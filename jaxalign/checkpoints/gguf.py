@@ -164,7 +164,11 @@ def already_converted(out: Path, source_sha256: str, chat_template: str | None) 
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    """Return the SHA-256 of a file's bytes in hexadecimal.
+
+    >>> file_sha256(Path("/dev/null"))[:8]
+    'e3b0c442'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -23,6 +23,9 @@ def is_id(model: str | Path) -> bool:
     """Tell whether a model is named as ``owner/name`` or ``owner/name@revision``.
 
     What is there as a path is one, and so is what would lie in a directory that is.
+
+    >>> is_id("Qwen/Qwen3-0.6B"), is_id("/models/qwen")
+    (True, False)
     """
     path = Path(model)
     if not isinstance(model, str) or path.exists():
@@ -54,6 +57,9 @@ def directory_of(model: str | Path, *, weights: bool = True) -> Path:
     Raises:
       UserError: the hub has no such model, wants a token, cannot be reached or may not
         be; or it has no safetensors.
+    Example:
+      >>> directory_of("/")
+      PosixPath('/')
     """
     if not is_id(model):
         return Path(model)

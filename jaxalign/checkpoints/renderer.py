@@ -45,6 +45,9 @@ def template_kwargs_of(
       adapter: what is put on the model; only a run directory remembers.
     Raises:
       UserError: something else is asked for than the run was trained with.
+    Example:
+      >>> template_kwargs_of({"enable_thinking": False}, None)
+      {'enable_thinking': False}
     """
     if adapter is None or not runs.is_run(run := Path(adapter)):
         return given or {}

@@ -26,7 +26,11 @@ ADAPTER_START = "adapter_start.safetensors"
 
 
 def is_run(path: str | Path) -> bool:
-    """Tell whether a directory is a run's."""
+    """Tell whether a directory is a run's.
+
+    >>> is_run("/")
+    False
+    """
     path = Path(path)
     return (path / CONFIG).is_file()
 

@@ -142,6 +142,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
       UserError: it is not there, or is no JSON object.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "config.json"
+      >>> _ = path.write_text('{"model_type": "llama"}')
+      >>> read_json(path)
+      {'model_type': 'llama'}
     """
     try:
         value = json.loads(path.read_bytes())
@@ -251,7 +257,11 @@ def raw_header(path: Path) -> bytes:
 
 
 def framed(text: bytes) -> bytes:
-    """Return a header with its length in front."""
+    """Return a header with its length in front.
+
+    >>> framed(b"{}")
+    b'\\x02\\x00\\x00\\x00\\x00\\x00\\x00\\x00{}'
+    """
     return len(text).to_bytes(8, "little") + text
 
 

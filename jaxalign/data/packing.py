@@ -43,6 +43,9 @@ def pairs_per_row(lengths: np.ndarray, row_length: int) -> int:
     """Return a bound on the pairs of a row that almost never binds.
 
     Twice the pairs of mean length that fit, and no more than the shortest ones that do.
+
+    >>> pairs_per_row(np.array([2, 4]), row_length=12)
+    2
     """
     most = int(np.searchsorted(np.cumsum(np.sort(lengths)), row_length, side="right"))
     return max(1, min(most, 2 * -(-row_length // int(max(1, lengths.mean())))))
@@ -79,6 +82,9 @@ def plan_rows(
       row_units: units of a row; none of a pair's above it.
     Returns:
       Indices of the pairs of each row, every pair exactly once.
+    Example:
+      >>> plan_rows(np.array([5, 3, 6, 2]), row_length=8, pairs=2, seed=0, epoch=0)
+      [(0, 1), (2, 3)]
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
@@ -140,7 +146,11 @@ def units_per_row(
 
 
 def fill(rows: Sequence[Row], lengths: np.ndarray, row_length: int) -> float:
-    """Return the share of the rows' places that hold a token."""
+    """Return the share of the rows' places that hold a token.
+
+    >>> fill([(0, 1), (2,)], np.array([3, 4, 5]), row_length=8)
+    0.75
+    """
     used = sum(int(lengths[i]) for row in rows for i in row)
     return used / max(1, len(rows) * row_length)
 

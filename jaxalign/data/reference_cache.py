@@ -28,6 +28,9 @@ def cache_key(
       reference: fingerprint of the reference model.
       settings: what else changes numbers, such as the dtype.
       patcher: what makes patches of pictures.
+    Example:
+      >>> cache_key([], reference="weights", settings="float32")[:8]
+      '0fef8640'
     """
     digest = hashlib.sha256(f"{reference}|{settings}|{len(pairs)}".encode())
     for pair in pairs:
@@ -64,6 +67,14 @@ def read(path: Path, key: str) -> list[np.ndarray] | None:
 
     Raises:
       UserError: the file is broken, or of other data or another model.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "reference.npz"
+      >>> read(path, "key") is None
+      True
+      >>> write(path, "key", [np.array([-1.0, -2.0], np.float32)])
+      >>> [pair.tolist() for pair in read(path, "key")]
+      [[-1.0, -2.0]]
     """
     if not path.is_file():
         return None

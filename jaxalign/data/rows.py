@@ -34,6 +34,9 @@ def read_rows(source: Any) -> Iterator[tuple[Any, str]]:
         library ``datasets``.
     Raises:
       UserError: it cannot be read; the text names file and line.
+    Example:
+      >>> [(row["prompt"], where) for row, where in read_rows([{"prompt": "Q"}])]
+      [('Q', 'list row 1')]
     """
     if not isinstance(source, str | Path):
         yield from given.rows_of(source)
@@ -144,7 +147,11 @@ def _hash(path: Path) -> str:
 
 
 def hash_files(files: list[Path]) -> str:
-    """Return the SHA-256 of files' names and contents, in their order."""
+    """Return the SHA-256 of files' names and contents, in their order.
+
+    >>> hash_files([])[:8]
+    'e3b0c442'
+    """
     digest = hashlib.sha256()
     for path in files:
         if path.is_file():

@@ -41,6 +41,9 @@ def first_completion_token(spans: Sequence[Span], start: int) -> int:
     A token that holds any character of the completion belongs to it, also where the
     tokenizer merged the prompt's end into it. Tokens without characters (those that a
     tokenizer adds, such as BOS) hold none.
+
+    >>> first_completion_token([(0, 3), (3, 6), (6, 8)], start=5)
+    1
     """
     for index, (token_start, token_end) in enumerate(spans):
         if token_end > start and token_end > token_start:
@@ -67,6 +70,11 @@ def segment_of_tokens(
         where a token begins in what the template prints before it.
       segments: ordered, not overlapping.
       last_is_end: whether the last token is the end of turn (or EOS).
+    Example:
+      >>> segments = [Segment(start=0, end=2, scores={"correctness": 4})]
+      >>> spans = [(0, 2), (2, 4), (4, 4)]  # the last is the end of turn
+      >>> segment_of_tokens("a b ", spans, segments, last_is_end=True).tolist()
+      [0, -1, 0]
     """
     owner = np.full(len(text) + 1, -1, np.int32)
     for index, segment in enumerate(segments):

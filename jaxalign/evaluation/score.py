@@ -74,6 +74,9 @@ class ScoreConfig:
       quantize: how both models' frozen linear weights are held, see ``jaxalign train``;
         default as the run that ``adapter`` is was trained, elsewhere ``none``.
       mesh: how the devices are arranged.
+
+    >>> ScoreConfig(model="smollm2", data="pairs.jsonl", out="scores.jsonl").dtype
+    'float32'
     """
 
     model: str
@@ -136,6 +139,10 @@ def score(config: ScoreConfig) -> Path:
 
     Raises:
       UserError: something the user gave is wrong; nothing is written then.
+    Example::
+
+      files = {"data": "pairs.jsonl", "out": "scores.jsonl"}
+      score(ScoreConfig(model="smollm2", adapter="run", **files))
     """
     out = Path(config.out)
     check_target(out)
@@ -213,6 +220,14 @@ def score_records(
       Objects with ``index``, ``loss``, ``rewards`` (beta × log-ratio of whole
       completions), and for each side its tokens, log-probabilities and segments;
       ``reward`` is a segment's, ``weight`` its coefficient without beta.
+    Example::
+
+      base, policy = load_hf("smollm2"), open_policy("smollm2", "run")
+      tuned = policy.checkpoint.model, policy.variables
+      scorer = PolicyAndReference(*tuned, base.model, base.variables)
+      data = pairs.prepare(rows, chat.load_tokenizer("smollm2"), max_length=512)
+      for result in score_records(data, scorer, objective=DPO2DConfig()):
+          print(result["loss"], result["rewards"]["margin"])
     """
     shape = loader.batch_shape(
         [data],

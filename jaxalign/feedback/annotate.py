@@ -69,6 +69,11 @@ def read_item(
       image_dir: where relative paths of pictures start.
     Raises:
       UserError: it is malformed, or a response has no segments column.
+    Example:
+      >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5",
+      ...        "chosen_segments": [{"start": 0, "end": 1}], "rejected_segments": []}
+      >>> [one.name for one in read_item(row, "line 1", ("correctness",)).responses]
+      ['chosen']
     """
     if not isinstance(columns, Mapping):
         records.parse(columns, where)  # says what is wrong
@@ -130,6 +135,13 @@ def requests_of(
       votes: how often each response is judged.
       own: directory of wording of one's own.
       needs_rubrics: refuse an aspect that has no rubric.
+    Example:
+      >>> one = [{"start": 0, "end": 1}]
+      >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+      >>> row |= {"chosen_segments": one, "rejected_segments": one}
+      >>> item = read_item(row, "line 1", ("correctness",))
+      >>> [request.subject.response for request in requests_of(item, votes=2)]
+      ['4', '4', '5', '5']
     """
     for response in item.responses:
         request = prompts.scores_request(
@@ -148,6 +160,14 @@ def annotated(item: Item, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     Args:
       item: as it was asked about.
       verdicts: of its requests, in their order.
+    Example:
+      >>> one = [{"start": 0, "end": 1}]
+      >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+      >>> row |= {"chosen_segments": one, "rejected_segments": one}
+      >>> item = read_item(row, "line 1", ("correctness",))
+      >>> verdicts = [Verdict({"segments": [{"correctness": r}]}) for r in (4, 0)]
+      >>> annotated(item, verdicts)["chosen_segments"]
+      [{'start': 0, 'end': 1, 'scores': {'correctness': 4}}]
     """
     made = {k: v for k, v in item.columns.items() if k != "judge_failures"}
     failures = []
@@ -178,7 +198,16 @@ def annotated(item: Item, verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def agreement(item: Item, verdicts: Sequence[Verdict]) -> Agreement:
-    """Return how far the votes on a record's responses agree."""
+    """Return how far the votes on a record's responses agree.
+
+    >>> one = [{"start": 0, "end": 1}]
+    >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+    >>> row |= {"chosen_segments": one, "rejected_segments": one}
+    >>> item = read_item(row, "line 1", ("correctness",))
+    >>> votes = [Verdict({"segments": [{"correctness": r}]}) for r in (4, 4, 0, 1)]
+    >>> agreement(item, votes)  # two votes a response
+    Agreement(equal=1, pairs=2, distance=1)
+    """
     total = Agreement(0, 0, 0)
     for _, votes in _by_response(item, verdicts):
         good = [vote.value for vote in votes if vote.failure is None]
@@ -255,6 +284,9 @@ def references_of(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
     Raises:
       UserError: it is no list of texts.
+    Example:
+      >>> references_of({"references": ["Paris", None]}, "line 1")
+      ('Paris',)
     """
     given = columns.get("references")
     if given is None:

@@ -97,7 +97,13 @@ def parse_samples(
     segmenter: SegmenterConfig,
     references: Sequence[tuple[str, ...]] | None = None,
 ) -> list[SampledPrompt]:
-    """Return each prompt with its candidates; arguments as of :func:`read_samples`."""
+    """Return each prompt with its candidates; arguments as of :func:`read_samples`.
+
+    >>> from jaxalign.feedback.segmenters import SegmenterConfig
+    >>> row = {"prompt": "Hi", "completions": [{"text": "A. B."}]}
+    >>> [c.spans for c in parse_samples([row], SegmenterConfig())[0].candidates]
+    [((0, 5),)]
+    """
     found = []
     for row in rows:
         prompt = row["prompt"]
@@ -134,6 +140,12 @@ def judge_candidates(
     """Have all candidates judged, also where an event loop runs (in a notebook).
 
     Arguments and result are those of :func:`judge_candidates_async`.
+
+    Example::
+
+      prompts = read_samples("samples.jsonl", SegmenterConfig())
+      judged = judge_candidates(prompts, decompose, judge)
+      records, statistics = pairing.pair(scored(judged), PairingConfig())
     """
     judged = judge_candidates_async(prompts, decompose, judge, store, **options)
     return event_loops.run(judged)
@@ -231,13 +243,24 @@ def votes_on(request: JudgeRequest, votes: int, first: int) -> list[JudgeRequest
       request: any.
       votes: how often an opinion is asked for; what writes a text is asked once.
       first: number of the first vote.
+    Example:
+      >>> from jaxalign.judging.judge import Subject
+      >>> from jaxalign.judging.prompts import compare_request
+      >>> request = compare_request(Subject("2 + 2?", "4", other="5"))
+      >>> [one.vote for one in votes_on(request, votes=2, first=3)]
+      [3, 4]
     """
     count = votes if request.task in _OPINIONS else 1
     return [dataclasses.replace(request, vote=first + n) for n in range(count)]
 
 
 def scored(prompts: Sequence[JudgedPrompt]) -> list[ScoredPrompt]:
-    """Return judged prompts as pairing takes them."""
+    """Return judged prompts as pairing takes them.
+
+    >>> one = JudgedPrompt("2 + 2?", ("4", "5"), (Judged(4.0), Judged(0.0)))
+    >>> [response.score for response in scored([one])[0].responses]
+    [4.0, 0.0]
+    """
     return [
         ScoredPrompt(
             one.prompt,
@@ -252,7 +275,12 @@ def scored(prompts: Sequence[JudgedPrompt]) -> list[ScoredPrompt]:
 
 
 def to_lines(prompts: Sequence[JudgedPrompt]) -> str:
-    """Return judged prompts as JSON Lines."""
+    """Return judged prompts as JSON Lines.
+
+    >>> one = JudgedPrompt("2 + 2?", ("4",), (Judged(4.0),))
+    >>> to_lines([one])[:60]
+    '{"index": 0, "prompt": "2 + 2?", "candidates": [{"text": "4"'
+    """
     lines = []
     for index, one in enumerate(prompts):
         candidates = [
@@ -278,6 +306,13 @@ def from_lines(path: str | Path) -> list[JudgedPrompt]:
 
     Raises:
       UserError: the file was changed and is no longer that.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "judged.jsonl"
+      >>> one = JudgedPrompt("2 + 2?", ("4",), (Judged(4.0),))
+      >>> _ = path.write_text(to_lines([one]))
+      >>> from_lines(path) == [one]
+      True
     """
     path = Path(path)
     found = []

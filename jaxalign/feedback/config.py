@@ -42,6 +42,9 @@ class GenerationOptions:
       top_k: only the k most probable tokens; 0 is all.
       max_new_tokens: most tokens of a candidate.
       batch_slots: candidates that are made at the same time.
+
+    >>> GenerationOptions().num_samples
+    4
     """
 
     num_samples: int = 4
@@ -80,6 +83,9 @@ class DecomposerConfig:
       name: ``segments`` by aspects (two-dimensional feedback), atomic ``claims``
         (RLAIF-V), ``risks`` of the prompt (DREAM), or ``hops``: the answer against the
         column ``references`` of the prompts.
+
+    >>> DecomposerConfig().name
+    'segments'
     """
 
     name: Literal["segments", "claims", "risks", "hops"] = "segments"
@@ -101,6 +107,9 @@ class TrainingOptions:
       reference: ``adapter_off``, or ``cached`` log-probabilities of the same.
       save_steps: a checkpoint every so many updates, and at the end.
       logging_steps: a line of metrics every so many updates.
+
+    >>> TrainingOptions().max_steps
+    100
     """
 
     max_steps: int = 100
@@ -127,6 +136,9 @@ class GateConfig:
         also be above 0; a value below 0 is a tolerance, how much worse is accepted.
       num_samples: completions of each prompt.
       judge_model: another model of the same kind of judge; default the judge's.
+
+    >>> GateConfig(prompts="held_out.jsonl").min_improvement
+    0.0
     """
 
     prompts: str

@@ -48,6 +48,12 @@ def decide(
       before: judged completions of the policy that the round began with.
       after: of the one that it made, prompt by prompt.
       min_improvement: see above.
+    Example:
+      >>> from jaxalign.feedback.decompose.decomposition import Judged
+      >>> def judged(score): return [JudgedPrompt("2 + 2?", ("4",), (Judged(score),))]
+      >>> decision = decide(judged(1.0), judged(3.0))
+      >>> decision.accepted, decision.improvement
+      (True, 2.0)
     """
     means = [
         (float(np.mean(one.scores)), float(np.mean(other.scores)))
@@ -83,5 +89,12 @@ def decide(
 
 
 def decision_of(found: Mapping[str, Any]) -> Decision:
-    """Return the decision that a gate.json holds, among other things."""
+    """Return the decision that a gate.json holds, among other things.
+
+    >>> from jaxalign.feedback.decompose.decomposition import Judged
+    >>> judged = [JudgedPrompt("2 + 2?", ("4",), (Judged(1.0),))]
+    >>> found = decide(judged, judged)
+    >>> decision_of({**found._asdict(), "seconds": 3}) == found
+    True
+    """
     return Decision(**{name: found[name] for name in Decision._fields})

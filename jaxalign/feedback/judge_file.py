@@ -44,6 +44,10 @@ class JudgeFileConfig:
         Paths are written as they are: OUT is read with the same directory.
       judge: which judge, and its options.
       store: SQLite file that keeps every judgement; default ``OUT.store.db``.
+
+    >>> judge = JudgeConfig(name="rules")
+    >>> JudgeFileConfig(data="in.jsonl", out="out.jsonl", judge=judge).store_path.name
+    'out.jsonl.store.db'
     """
 
     data: str
@@ -96,6 +100,15 @@ def judge_file(
     Raises:
       UserError: something that was given is wrong, or the judge or the store stops the
         run; what was judged stays in the store and the same call goes on from there.
+    Example::
+
+      def judge(requests):
+          cells = [[{"brevity": 4.0}] * len(asked["segments"]) for asked in requests]
+          return [{"segments": scores} for scores in cells]
+
+      options = JudgeConfig(name="python", aspects=("brevity",))
+      files = {"data": "pairs.jsonl", "out": "out.jsonl"}
+      judge_file(JudgeFileConfig(judge=options, **files), judge)
     """
     out = Path(config.out)
     check_target(out)
@@ -124,6 +137,11 @@ def estimate_file(config: JudgeFileConfig) -> Estimate:
 
     Raises:
       UserError: the records, the judge's options or the store cannot be read.
+    Example::
+
+      judge = JudgeConfig(model="gpt-4o-mini", prompt_price=0.15)
+      files = {"data": "pairs.jsonl", "out": "out.jsonl"}
+      estimate_file(JudgeFileConfig(judge=judge, **files)).calls
     """
     return estimate(config.judge, _requests(config), config.store_path)
 

@@ -42,6 +42,9 @@ def grams(text: str) -> Counter[str]:
     """Return how often each three characters in a row occur, case and width aside.
 
     A text of fewer characters is one gram. Time and size are linear in the text.
+
+    >>> dict(grams("A  bc"))
+    {'a b': 1, ' bc': 1}
     """
     plain = folded(text)
     last = max(len(plain) - _GRAM, 0)
@@ -69,6 +72,10 @@ def contradictory_share(
     (https://arxiv.org/abs/2410.19720, equation 6); a pair contradicts unless the chosen
     r is above the rejected one. The share is 1 exactly if the best chosen segment is
     not above the worst rejected one, and 0 where a side has no segments.
+
+    >>> def segment(r): return Segment(start=0, end=1, scores={"correctness": r})
+    >>> contradictory_share([segment(3), segment(1)], [segment(2)])
+    0.0
     """
     count = min(len(chosen), len(rejected))
     if not count:
@@ -84,13 +91,21 @@ def _overall(segment: Segment) -> float:
 
 
 def length_ratio(one: str, other: str) -> float:
-    """Return the longer length over the shorter, in characters; at least 1."""
+    """Return the longer length over the shorter, in characters; at least 1.
+
+    >>> length_ratio("four", "a")
+    4.0
+    """
     short, long = sorted((len(one), len(other)))
     return long / short if short else math.inf
 
 
 def length_excess(chosen: str, rejected: str) -> float:
-    """Return (chosen length - rejected length) / longer length, in [-1, 1]."""
+    """Return (chosen length - rejected length) / longer length, in [-1, 1].
+
+    >>> length_excess("four", "a")
+    0.75
+    """
     longer = max(len(chosen), len(rejected))
     return (len(chosen) - len(rejected)) / longer if longer else 0.0
 
@@ -104,6 +119,9 @@ def balance(pairs: Sequence[tuple[str, str]]) -> LengthBalance:
 
     Args:
       pairs: (chosen text, rejected text).
+    Example:
+      >>> balance([("long answer", "short"), ("four", "a longer one")])
+      LengthBalance(longer='rejected', bound=1.0)
     """
     differences = [len(chosen) - len(rejected) for chosen, rejected in pairs]
     longer: Literal["chosen", "rejected"]
@@ -120,7 +138,11 @@ def balance(pairs: Sequence[tuple[str, str]]) -> LengthBalance:
 
 
 def within(found: LengthBalance, chosen: str, rejected: str) -> bool:
-    """Whether a pair keeps to a bound."""
+    """Whether a pair keeps to a bound.
+
+    >>> within(LengthBalance("chosen", 0.5), "four", "a")
+    False
+    """
     return _held(found.longer, chosen, rejected) <= found.bound
 
 

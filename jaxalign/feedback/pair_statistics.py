@@ -121,7 +121,11 @@ class Statistics(NamedTuple):
 def statistics_of(
     groups: Sequence[tuple[ScoredPrompt, list[Pair]]], balance: LengthBalance | None
 ) -> Statistics:
-    """Count the fates of all pairs of all prompts."""
+    """Count the fates of all pairs of all prompts.
+
+    >>> statistics_of([], None).prompts
+    0
+    """
     every = [p for _, pairs in groups for p in pairs]
     fates = Counter(p.fate for p in every)
     failed = [sum(r.score is None for r in prompt.responses) for prompt, _ in groups]

@@ -56,6 +56,9 @@ class PairingConfig:
         of contradictory ones on a pair is dropped. At 1: if its best chosen segment is
         not above the worst rejected one.
       seed: of the hash.
+
+    >>> PairingConfig().strategy
+    'best_worst'
     """
 
     strategy: Strategy = "best_worst"

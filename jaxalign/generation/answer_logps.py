@@ -52,6 +52,10 @@ def question(
     Raises:
       UserError: the tokenizer joins the end of the prompt with an answer in one token,
         so that the answer's probability cannot be told; or an answer is empty.
+    Example::
+
+      renderer = load_tokenizer("smollm2")
+      question(Prompt(prompt="2 + 2 ="), [" 4", " 5"], renderer)
     """
     renderer = as_renderer(renderer)
     tokenizer = renderer.tokenizer
@@ -90,6 +94,11 @@ def choose(
       batch_rows: rows that are computed at once.
     Raises:
       UserError: see :func:`answer_logps`.
+    Example::
+
+      asked = question(Prompt(prompt="2 + 2 ="), [" 4", " 5"], renderer)
+      (found,) = choose(base.model, base.variables, [asked])
+      found.probs  # of each answer, adding up to 1
     """
     found = answer_logps(
         model, variables, questions, row_length=row_length, batch_rows=batch_rows
@@ -118,6 +127,11 @@ def answer_logps(
     Raises:
       UserError: a question without prompt or answers, or an adapter that reads later
         tokens (it would read the answers).
+    Example::
+
+      asked = question(Prompt(prompt="2 + 2 ="), [" 4", " 5"], renderer)
+      ((four, five),) = answer_logps(base.model, base.variables, [asked])
+      four.sum()  # log p of the whole answer
     """
     if adapter.reads_ahead(variables):
         raise UserError(
@@ -192,7 +206,12 @@ def _rounded(size: int) -> int:
 
 
 def weighed(answers: Sequence[Float[np.ndarray, " _"]]) -> AnswerProbs:
-    """Return what the log-probabilities of a question's answers, by token, come to."""
+    """Return what the log-probabilities of a question's answers, by token, come to.
+
+    >>> found = weighed([np.log([0.5]), np.log([0.25])])
+    >>> found.probs.round(4).tolist()
+    [0.6667, 0.3333]
+    """
     values = np.asarray([float(mine.sum()) for mine in answers])
     weights = np.exp(values - values.max())
     sizes = [len(mine) for mine in answers]

@@ -50,6 +50,9 @@ class Sampling:
       stop: texts that end a completion, which then ends before them; a command takes a
         special token by its text.
       seed: the same seed gives the same completions, whatever else is generated.
+
+    >>> Sampling(temperature=0.7, top_p=0.9, max_new_tokens=64).stop
+    ()
     """
 
     num_samples: int = 1
@@ -148,6 +151,8 @@ def check(
     Raises:
       UserError: no token, too many, one that the model lacks, or a stop text
         without ``text_of``.
+    Example:
+      >>> check(Request((1, 2)), vocab=8, length=512, text_of=None)
     """
     tokens, options = request.tokens, request.sampling
     if not len(tokens):
@@ -174,7 +179,11 @@ def check(
 
 
 def min_tokens(request: Request) -> int:
-    """Return how many tokens of a completion no stop text can end."""
+    """Return how many tokens of a completion no stop text can end.
+
+    >>> min_tokens(Request((1, 2), Sampling(max_new_tokens=4)))
+    0
+    """
     return 0 if request.steering is None else request.steering.min_tokens
 
 
@@ -183,7 +192,12 @@ def stops(
     tokens: Sequence[int],
     text_of: Callable[[Sequence[int]], str] | None,
 ) -> bool:
-    """Tell whether the text of a completion's tokens has a stop text at its end."""
+    """Tell whether the text of a completion's tokens has a stop text at its end.
+
+    >>> request = Request((1,), Sampling(stop=("!",)))
+    >>> stops(request, [5, 6], lambda tokens: "ab!"), stops(request, [5], lambda _: "a")
+    (True, False)
+    """
     texts, least = request.sampling.stop, min_tokens(request)
     if not texts or text_of is None or len(tokens) <= least:
         return False

@@ -60,6 +60,9 @@ class GenerateConfig(Sampling):
       quantize: how frozen linear weights are held, see ``jaxalign train``; default as
         the run that ``adapter`` is was trained, elsewhere ``none``.
       mesh: how the devices are arranged.
+
+    >>> GenerateConfig(model="smollm2", data="prompts.jsonl", out="o.jsonl").batch_slots
+    64
     """
 
     model: str
@@ -98,7 +101,11 @@ class GenerationReport(NamedTuple):
 
 
 def seed_of(seed: int, line: int) -> int:
-    """Return the seed of a line, so that equal prompts get different samples."""
+    """Return the seed of a line, so that equal prompts get different samples.
+
+    >>> seed_of(0, 1) != seed_of(0, 2)
+    True
+    """
     return int(np.random.SeedSequence([seed, line]).generate_state(1)[0])
 
 
@@ -108,6 +115,10 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     Raises:
       UserError: something the user gave is wrong, or the output was made with other
         settings; nothing is written then.
+    Example::
+
+      files = {"data": "prompts.jsonl", "out": "samples.jsonl"}
+      generate_file(GenerateConfig(model="smollm2", **files))
     """
     out = Path(config.out)
     check_target(out)

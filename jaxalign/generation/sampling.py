@@ -49,6 +49,9 @@ def key_of(
     """Return the key of one of a request's samples, as data.
 
     Always threefry, whatever JAX's default is: a seed stands for the same text.
+
+    >>> key_of(7, 0).tolist() == key_of(7, 0).tolist(), key_of(7, 0).shape
+    (True, (2,))
     """
     key = jax.random.key(seed, impl="threefry2x32")
     return jax.random.key_data(jax.random.fold_in(key, sample))
@@ -187,7 +190,12 @@ def penalised(
     penalty: Float[Array, " b"],
     seen: Bool[Array, "b v"],
 ) -> Float[Array, "b v"]:
-    """Make tokens that were seen before less probable, see :class:`Controls`."""
+    """Make tokens that were seen before less probable, see :class:`Controls`.
+
+    >>> logits, seen = jnp.array([[2.0, -2.0, 2.0]]), jnp.array([[True, True, False]])
+    >>> penalised(logits, jnp.array([2.0]), seen).tolist()
+    [[1.0, -4.0, 2.0]]
+    """
 
     def apply() -> Array:
         factor = jnp.broadcast_to(penalty[:, None], logits.shape)

@@ -72,6 +72,9 @@ def json_schema(
         rest is refused by :meth:`Grammars.check`.
       one_line: written as ``json.dumps`` does, ``{"a": 1, "b": [2, 3]}``, which has
         the fewest tokens.
+    Example:
+      >>> json_schema({"type": "integer"}).kind
+      'JSON schema'
     """
     # The library reads objects alone.
     given = schema if isinstance(schema, Mapping) else {"allOf": [schema]}
@@ -89,6 +92,9 @@ def regex(pattern: str) -> Structure:
     Args:
       pattern: of Rust's syntax (https://docs.rs/regex/latest/regex/#syntax), which is
         Python's without looking around and back; its classes are those of Unicode.
+    Example:
+      >>> regex("[0-9]+").kind
+      'regular expression'
     """
     made = json.loads(llguidance.LLMatcher.grammar_from_regex(pattern))
     (only,) = made["grammars"]
@@ -100,6 +106,9 @@ def choice(texts: Sequence[str]) -> Structure:
 
     Raises:
       UserError: there are none, or one is empty.
+    Example:
+      >>> choice(["yes", "no"]).kind
+      'choice'
     """
     if not texts or not all(texts):
         raise UserError(
@@ -118,6 +127,9 @@ def grammar(text: str) -> Structure:
         with ``start``, or in the GBNF of llama.cpp, beginning with ``root``.
     Raises:
       UserError: it is neither.
+    Example:
+      >>> grammar('start: "yes" | "no"').kind
+      'grammar'
     """
     try:
         lark = llguidance.grammar_from("grammar", text)

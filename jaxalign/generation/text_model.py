@@ -58,6 +58,8 @@ def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -
     Raises:
       UserError: a number of slots that the devices cannot share, or a dtype that is
         none.
+    Example:
+      >>> check_slots(8, "bfloat16", MeshConfig())
     """
     if batch_slots < 1:
         raise UserError(f"batch_slots must be at least 1: got {batch_slots}")
@@ -91,6 +93,9 @@ def load(
       mesh: how the devices are arranged.
     Raises:
       UserError: see ``policy.open_policy``.
+    Example::
+
+      policy = load("smollm2", adapter="run", dtype="bfloat16")
     """
     model = str(model)
     devices = make_mesh(mesh or MeshConfig())

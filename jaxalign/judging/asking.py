@@ -49,6 +49,11 @@ async def ask(
 
     Raises:
       UserError: from the judge or the store; what was judged until then is written.
+    Example::
+
+      with Store(Path("store.db")) as store:
+          async for settled in ask(judge, requests, store):
+              print(settled.verdict.value)
     """
     if isinstance(judge, Proven):
         judge.proven = judge.proven or store.has_judged(judge.settings)

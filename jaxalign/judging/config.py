@@ -75,6 +75,9 @@ class JudgeConfig:
         ``jaxalign serve``, vLLM and SGLang read it.
     Raises:
       UserError: an option is out of its range or does not go with the others.
+    Example:
+      >>> JudgeConfig(name="rules").votes
+      1
     """
 
     name: Literal["openai", "local", "rules", "python", "reward"] = "openai"

@@ -83,6 +83,9 @@ def token_counter(model: str | None) -> TokenCounter:
       model: Hugging Face directory or id; None counts four bytes of UTF-8 as a token.
     Raises:
       UserError: the tokenizer cannot be loaded.
+    Example:
+      >>> token_counter(None).tokens("a text of 20 letters")
+      5
     """
     if model is None:
         how = f"estimated, {_BYTES} bytes of UTF-8 each"
@@ -113,6 +116,13 @@ def estimate(
         its directory, else of bytes.
     Raises:
       UserError: the store or the judge cannot be read.
+    Example:
+      >>> from jaxalign.judging.judge import Subject
+      >>> from jaxalign.judging.prompts import scores_request
+      >>> subject = Subject("2 + 2?", "4", spans=((0, 1),), aspects=("correctness",))
+      >>> found = estimate(JudgeConfig(model="m"), [scores_request(subject)], None)
+      >>> found.requests, found.known
+      (1, 0)
     """
     counter = counter or token_counter(_tokenizer_of(config))
     messages = functools.lru_cache(maxsize=256)(counter.tokens)

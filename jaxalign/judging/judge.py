@@ -40,7 +40,11 @@ Task = Literal[
 
 
 class Schema(dict[str, Any]):
-    """A JSON schema that is written once, however many requests share it."""
+    """A JSON schema that is written once, however many requests share it.
+
+    >>> Schema({"type": "object"}).text
+    '{"type": "object"}'
+    """
 
     @functools.cached_property
     def text(self) -> str:
@@ -59,7 +63,12 @@ def schema_text(schema: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a request is about, without any wording."""
+    """What a request is about, without any wording.
+
+    >>> subject = Subject("2 + 2?", "It is 4.", spans=((0, 8),))
+    >>> [subject.response[slice(*span)] for span in subject.spans]
+    ['It is 4.']
+    """
 
     prompt: str | tuple[Mapping[str, str], ...]
     """A plain text, or the turns of a conversation."""
@@ -78,7 +87,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One question to a judge."""
+    """One question to a judge.
+
+    >>> messages = ({"role": "user", "content": "Is 4 right?"},)
+    >>> JudgeRequest("verify", messages, Schema({}), Subject("2 + 2?", "4")).vote
+    0
+    """
 
     task: Task
     messages: tuple[Mapping[str, Any], ...]
@@ -92,7 +106,11 @@ class JudgeRequest:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a request."""
+    """What became of a request.
+
+    >>> Verdict({"answer": "yes"}).failure is None, Verdict(None, "empty").value is None
+    (True, True)
+    """
 
     value: Any
     """The reply, valid under the request's schema; None where there is no verdict."""
@@ -172,5 +190,9 @@ _SORTED = json.JSONEncoder(sort_keys=True, default=dict)
 
 @functools.lru_cache(maxsize=256)
 def digest(text: str) -> str:
-    """Return the SHA-256 of a text; that of a system message is made once."""
+    """Return the SHA-256 of a text; that of a system message is made once.
+
+    >>> digest("a text")[:8]
+    '734194ed'
+    """
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -29,6 +29,9 @@ def make_judge(
       load_image: gives the bytes of the image that a request's reference names.
     Raises:
       UserError: it lacks a library, a key, a checkpoint or a function.
+    Example:
+      >>> type(make_judge(JudgeConfig(name="rules"))).__name__
+      'RulesJudge'
     """
     if (given := given_judge(config, judge)) is not None:
         return given
@@ -77,6 +80,9 @@ def given_judge(config: JudgeConfig, judge: Judge | Function | None) -> Judge | 
 
     Raises:
       UserError: there is none either way.
+    Example:
+      >>> given_judge(JudgeConfig(name="rules"), None) is None
+      True
     """
     if judge is not None:
         return as_judge(judge, width=config.concurrency, attempts=config.max_attempts)
@@ -93,6 +99,10 @@ def as_judge(judge: Judge | Function, **options: Any) -> Judge:
       **options: ``width`` and ``attempts`` of ``function.FunctionJudge``.
     Raises:
       UserError: it is neither.
+    Example:
+      >>> def longest(requests): return [{"score": 1} for _ in requests]
+      >>> sorted(as_judge(longest).settings)
+      ['code', 'judge', 'name', 'version']
     """
     if isinstance(judge, Judge) and not isinstance(judge, type):
         return judge
@@ -113,6 +123,9 @@ def settings_of(config: JudgeConfig) -> Mapping[str, Any]:
 
     Raises:
       UserError: a checkpoint or file cannot be read.
+    Example:
+      >>> sorted(settings_of(JudgeConfig(name="rules")))
+      ['judge', 'version']
     """
     if config.name == "openai":
         from jaxalign.judging import openai

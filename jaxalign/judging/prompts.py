@@ -95,6 +95,10 @@ def scores_request(
         the messages needs none.
     Raises:
       UserError: there is no aspect, no span, or an aspect without a rubric.
+    Example:
+      >>> subject = Subject("2 + 2?", "4", spans=((0, 1),), aspects=("correctness",))
+      >>> [message["role"] for message in scores_request(subject).messages]
+      ['system', 'user']
     """
     if not subject.aspects or not subject.spans:
         raise UserError(
@@ -131,6 +135,10 @@ def compare_request(
       swapped: show ``other`` as A.
     Raises:
       UserError: there is no other response, or an aspect without a rubric.
+    Example:
+      >>> asked = compare_request(Subject("2 + 2?", "4", other="5"))
+      >>> asked.task, asked.schema["properties"]["better"]["enum"]
+      ('compare', ['A', 'B', 'tie'])
     """
     if subject.other is None:
         raise UserError("a comparison needs a second response: the subject has none")

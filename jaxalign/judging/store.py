@@ -74,13 +74,22 @@ class StoredPair(NamedTuple):
 
 
 def sample_id(prompt: str | Sequence[Mapping[str, str]], response: str) -> str:
-    """Return what tells equal responses to equal prompts: a SHA-256 in hexadecimal."""
+    """Return what tells equal responses to equal prompts: a SHA-256 in hexadecimal.
+
+    >>> sample_id("2 + 2?", "4")[:8]
+    '0958482c'
+    """
     return hash_of([prompt, response])
 
 
 @contextlib.contextmanager
 def temporary_store() -> "Iterator[Store]":
-    """Open a store that is gone when the context ends."""
+    """Open a store that is gone when the context ends.
+
+    >>> with temporary_store() as store: path = store.path
+    >>> path.exists()
+    False
+    """
     with tempfile.TemporaryDirectory() as folder:
         with Store(Path(folder) / "store.db") as store:
             yield store
@@ -312,7 +321,11 @@ def _bytes(text: str) -> bytes:
 
 
 def text_of(raw: bytes | None) -> str | None:
-    """Return a reply as it was sent, from the column ``raw`` of the verdicts."""
+    """Return a reply as it was sent, from the column ``raw`` of the verdicts.
+
+    >>> text_of(None) is None
+    True
+    """
     return None if raw is None else bytes(raw).decode("utf-8", "surrogatepass")
 
 

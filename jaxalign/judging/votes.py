@@ -21,6 +21,10 @@ def merged(verdicts: Sequence[Verdict]) -> Verdict:
 
     Args:
       verdicts: at least one.
+    Example:
+      >>> votes = [Verdict({"answer": answer}) for answer in ("yes", "no", "yes")]
+      >>> merged(votes).value
+      {'answer': 'yes'}
     """
     if len(verdicts) == 1:
         return verdicts[0]

@@ -24,6 +24,9 @@ class Mixture:
       experts: how many MLPs a layer has; each is as wide as ``mlp_width`` says.
       per_token: how many of them a token goes through.
       normalize: whether the weights of those add up to 1.
+
+    >>> Mixture(experts=8, per_token=2, normalize=True).per_token
+    2
     """
 
     experts: int

@@ -86,6 +86,10 @@ def by_layer(variables: Variables, *, donate: bool = False) -> Variables:
       donate: free every stack once its layers have been copied.
     Returns:
       Variables for a model with the groups (0, 1), (1, 2), ...
+    Example:
+      >>> stack = {"layers_0_2": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 3, 4))}}}}
+      >>> list(by_layer({"params": stack})["params"])
+      ['layers_0_1', 'layers_1_2']
     """
 
     def cut_group(name: str, stack: Any) -> dict[str, Any]:

@@ -84,6 +84,10 @@ class Quantised:
       scales: float32 [*l, blocks, fan_out]; ``int8`` has one block.
       kind: how codes are read.
       fan_in: inputs, of which the last block may have fewer than 64.
+
+    >>> codes = quantise(jnp.ones((2, 2)), "int8")
+    >>> codes.codes.dtype.name, codes.kind
+    ('int8', 'int8')
     """
 
     codes: Any
@@ -133,6 +137,9 @@ def quantise(weight: Float[Array, "*l fan_in fan_out"], kind: Kind) -> Quantised
 
     The largest error of a weight is ``int8`` half its output's scale, ``nf4`` 0.152
     (half the widest gap between levels) of its block's scale.
+
+    >>> quantise(jnp.array([[0.0, 1.0], [2.0, -4.0]]), "int8").codes.tolist()
+    [[0, 32], [127, -127]]
     """
     *stack, fan_in, fan_out = weight.shape
     wide = weight.astype(jnp.float32)
@@ -169,6 +176,10 @@ def apply(fn: Callable[[Array, Array], Array], x: Array, weight: Any) -> Array:
       fn: linear in x.
       x: inputs.
       weight: an array or codes.
+    Example:
+      >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[127.0, 0.0], [0.0, 127.0]])
+      >>> apply(jnp.matmul, x, quantise(w, "int8")).tolist()
+      [[127.0, 254.0]]
     """
     if not isinstance(weight, Quantised):
         return fn(x, weight)
@@ -180,6 +191,9 @@ def holds_codes(path: str) -> bool:
 
     Linear layers of attention, MLPs and experts are; embeddings, head, routers, norms
     and biases are not.
+
+    >>> holds_codes("layers_0_2/mlp/up_proj/kernel"), holds_codes("norm/scale")
+    (True, False)
     """
     return stacks.split(path).group is not None and path.endswith("_proj/kernel")
 

@@ -57,6 +57,9 @@ class Rotary:
       sections: of multimodal rotary, how many pairs of dimensions turn with the first
         axis of positions [b t 3] (time), then with the second (row) and the third
         (column); where positions are [b t], all turn alike.
+
+    >>> Rotary(dims=64, theta=10000.0).scaling
+    ()
     """
 
     theta: float
@@ -88,6 +91,9 @@ def speeds_of(rotary: Rotary) -> Speeds:
 
     Raises:
       UserError: a scaling that is not implemented, or one of its fields is missing.
+    Example:
+      >>> speeds_of(Rotary(dims=4, theta=100.0)).near.tolist()
+      [1.0, 0.10000000149011612]
     """
     pairs = np.arange(0, rotary.dims, 2, dtype=np.float64)
     speeds = rotary.theta ** (-pairs / rotary.dims)
@@ -199,6 +205,11 @@ def make_tables(
       positions: of every token.
       lengths: of the sequence that each token is of; ``longrope`` and ``dynamic`` turn
         slower in long ones. Responses that share a prompt have one length, the longer.
+    Example:
+      >>> places = jnp.array([[0, 1]])
+      >>> tables = make_tables([Rotary(dims=4, theta=100.0)], places, places + 2)
+      >>> tables.cos.shape
+      (1, 1, 2, 1, 4)
     """
     cos, sin, plain = [], [], []
     for rotary in rotaries:
@@ -266,7 +277,12 @@ def rotate_all(
     position: Float[Array, ""],
     speeds: Float[Array, " half"],
 ) -> Float[Array, "g p h"]:
-    """Rotate keys that all stand at one position, a negative one too."""
+    """Rotate keys that all stand at one position, a negative one too.
+
+    >>> key, speeds = jnp.array([[[1.0, 0.0]]]), jnp.array([jnp.pi / 2])
+    >>> rotate_all(key, jnp.array(-2.0), speeds).round(3)[..., 0].tolist()
+    [[-1.0]]
+    """
     cos, sin = _cos_sin((position * speeds)[None, None, None])
     return apply_rotary(keys[None], cos, sin)[0]
 
@@ -285,6 +301,12 @@ def apply_rotary(
     """Rotate dimension i against dimension i + half (the Hugging Face order).
 
     Dimensions from ``dims``, two halves, on stay as they are.
+
+    >>> x = jnp.array([[[[1.0, 0.0]]]])
+    >>> quarter = jnp.full((1, 1, 1, 2), jnp.pi / 2)
+    >>> turned = apply_rotary(x, jnp.cos(quarter), jnp.sin(quarter))
+    >>> abs(turned).round(3).tolist()
+    [[[[0.0, 1.0]]]]
     """
     dims = cos.shape[-1]
     wide = x.astype(jnp.float32)

@@ -25,6 +25,9 @@ class MixConfig:
 
     The other fields are options of the members; each goes to all of them that have it
     and is refused where none has.
+
+    >>> MixConfig(mix={"dpo2d": 1.0, "sft": 0.2}, beta=0.1).name
+    'mix'
     """
 
     mix: dict[str, float] = dataclasses.field(hash=False)
@@ -100,7 +103,11 @@ def members(config: MixConfig) -> list[tuple[float, ObjectiveConfig]]:
 
 
 def make(config: MixConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of a mix."""
+    """Return the objective of a mix.
+
+    >>> make(MixConfig(mix={"dpo": 1.0, "sft": 0.2})).needs.reference
+    True
+    """
     objectives = {
         part.name: OBJECTIVES[part.name].make(part, aspects)
         for _, part in members(config)
@@ -113,6 +120,11 @@ def mix(objectives: Mapping[str, Objective], weights: Mapping[str, float]) -> Ob
 
     The terms of all stand side by side, each under its objective's name; rewards are
     reported at the first temperature there is.
+
+    >>> from jaxalign.objectives import pairwise
+    >>> simpo = pairwise.make(pairwise.PairwiseConfig(name="simpo"))
+    >>> mix({"simpo": simpo}, {"simpo": 1.0}).needs.reference
+    False
     """
     terms = tuple(
         term._replace(weight=weights[name] * term.weight, name=name)

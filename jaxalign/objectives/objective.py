@@ -249,6 +249,23 @@ def loss_fn(
     Raises:
       UserError: ``aspect_weights`` names an aspect that is not among ``aspects``.
       ValueError: the batch lacks what the objective needs.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxalign.types import Completions, ModelInputs
+      >>> bigrams = Model(lambda v, x: v["params"][x.tokens], lambda v, hidden: hidden)
+      >>> one, branches = jnp.ones((1, 3), jnp.int32), jnp.array([[0, 1, 2]])
+      >>> places = jnp.minimum(branches, 1)  # both responses follow one token
+      >>> row = ModelInputs(jnp.array([[1, 2, 3]]), places, one, branches)
+      >>> first = jnp.zeros((1, 2), jnp.int32)  # whose hidden state predicts either
+      >>> answers = Completions(first, jnp.array([[2, 3]]), jnp.array([[0, 1]]), first)
+      >>> scores, yes = jnp.ones((1, 1, 2, 1, 1)), jnp.ones((1, 1, 2, 1), bool)
+      >>> batch = PreferenceBatch(row, answers, scores, yes, yes[..., 0, 0])
+      >>> trained = {"params": jnp.zeros((4, 4))}
+      >>> frozen = {"params": None, "reference": trained}
+      >>> config = CONFIGS["dpo"](beta=0.1)
+      >>> loss, _ = loss_fn(trained, frozen, batch, None, model=bigrams, config=config)
+      >>> print(f"{loss:.4f}")  # policy = reference: log 2
+      0.6931
     """
     tokens = score(trainable, frozen, batch, key, model=model, config=config)
     return loss_of_tokens(

@@ -136,6 +136,10 @@ class PairwiseConfig:
         every loss that has a reference.
       f_divergence_type: the divergence whose derivative takes the place of H.
       f_alpha_divergence_coef: alpha of alpha_divergence (default 0.5).
+
+    >>> config = PairwiseConfig(name="simpo")
+    >>> config.beta, config.gamma
+    (2.0, 0.5)
     """
 
     name: Name = "sigmoid"

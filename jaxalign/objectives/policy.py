@@ -88,6 +88,19 @@ def policy_token_logps(
 
     ``variables`` are what the model's functions take: collections, or an NNX state.
     ``features`` are those of the rows' pictures where they are known already.
+
+    >>> from jaxalign.types import Completions, ModelInputs
+    >>> bigrams = Model(lambda table, x: table[x.tokens], lambda table, hidden: hidden)
+    >>> one, branches = jnp.ones((1, 3), jnp.int32), jnp.array([[0, 1, 2]])
+    >>> places = jnp.minimum(branches, 1)  # both responses follow a prompt of one token
+    >>> row = ModelInputs(jnp.array([[1, 2, 3]]), places, one, branches)
+    >>> first = jnp.zeros((1, 2), jnp.int32)  # whose hidden state predicts either
+    >>> answers = Completions(first, jnp.array([[2, 3]]), jnp.array([[0, 1]]), first)
+    >>> scores, yes = jnp.ones((1, 1, 2, 1, 1)), jnp.ones((1, 1, 2, 1), bool)
+    >>> batch = PreferenceBatch(row, answers, scores, yes, yes[..., 0, 0])
+    >>> found = policy_token_logps(jnp.zeros((4, 4)), batch, model=bigrams)
+    >>> print([f"{logp:.4f}" for logp in found[0]])  # log 1/4: all words are equal
+    ['-1.3863', '-1.3863']
     """
     hidden, _ = _hidden(variables, batch, model=model, key=key, features=features)
     return logps.token_logps(model.logits_fn, variables, hidden, batch.completions)
@@ -141,6 +154,12 @@ def reference_variables(trainable: Any, frozen: Any) -> Any:
       UserError: parameters were given for variables, or nothing tells the reference of
         variables that are no dict.
       ValueError: base weights are trained and no reference was given.
+    Example:
+      >>> none = {"params": None, "lora": None}
+      >>> trainable = {"params": {"up": None}, "lora": {"a": 1.0}}
+      >>> frozen = {"params": {"up": 2.0}, "lora": {"a": None}}
+      >>> reference_variables(trainable, frozen)  # the adapter is off
+      {'params': {'up': 2.0}}
     """
     if isinstance(frozen, WithReference):
         return frozen.reference

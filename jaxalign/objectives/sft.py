@@ -21,6 +21,9 @@ class SFTConfig:
     Attributes:
       name: the objective.
       completion_only_loss: whether the prompt's tokens are left out of the loss.
+
+    >>> SFTConfig().name
+    'sft'
     """
 
     name: Literal["sft"] = "sft"

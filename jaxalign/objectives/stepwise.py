@@ -27,6 +27,9 @@ class StepDPOConfig:
     Attributes:
       name: the objective.
       beta: temperature.
+
+    >>> StepDPOConfig().beta
+    0.1
     """
 
     name: Literal["step_dpo"] = "step_dpo"
@@ -44,6 +47,9 @@ class SDPOConfig:
     Attributes:
       name: the objective.
       beta: temperature.
+
+    >>> SDPOConfig().beta
+    0.1
     """
 
     name: Literal["sdpo"] = "sdpo"

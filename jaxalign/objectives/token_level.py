@@ -28,6 +28,9 @@ class TDPOConfig:
       name: ``tdpo1`` or ``tdpo2``.
       beta: temperature.
       alpha: tdpo2 only: weight of the difference of divergences, at least 0.
+
+    >>> TDPOConfig(name="tdpo2").alpha
+    0.5
     """
 
     name: Literal["tdpo1", "tdpo2"] = "tdpo2"

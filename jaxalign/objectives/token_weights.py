@@ -56,6 +56,10 @@ class TISConfig:
       lower: least log-ratio of the two models.
       upper: largest one.
       scale: factor of all weights.
+
+    >>> config = TISConfig(positive_model="good", negative_model="bad")
+    >>> config.mu, config.lower, config.upper
+    (1.0, -0.5, 1.5)
     """
 
     name: Literal["tis_dpo"] = "tis_dpo"
@@ -95,6 +99,9 @@ class SePOConfig:
       positive_model: the oracle's checkpoint.
       negative_model: the checkpoint that the oracle was trained from. Without both,
         records must have ``chosen_token_weights`` and ``rejected_token_weights``.
+
+    >>> SePOConfig(chosen_share=0.5).rejected_share
+    0.3
     """
 
     name: Literal["sepo"] = "sepo"
@@ -167,6 +174,12 @@ def tis_weights(
 
     Plus for chosen responses, minus for rejected ones, whose low-reward tokens are
     then the important ones ([TIS-DPO](https://arxiv.org/abs/2410.04350), eq. 10).
+
+    >>> import jax.numpy as jnp
+    >>> config = TISConfig(positive_model="good", negative_model="bad", mu=1.0)
+    >>> weights = tis_weights(jnp.array([0.0, 0.5]), chosen=False, config=config)
+    >>> print([f"{w / weights[0]:.4f}" for w in weights])  # exp(-mu clip(0.5))
+    ['1.0000', '0.6065']
     """
     assert config.mu is not None and config.scale is not None
     clipped = jnp.clip(logratios, config.lower, config.upper)
@@ -200,6 +213,13 @@ def select_tokens(
     """Keep the best tokens of each chosen and the worst of each rejected response.
 
     Of n tokens ``ceil(share × n)`` are kept; ties keep text order.
+
+    >>> import jax.numpy as jnp
+    >>> scores = jnp.array([[3.0, 1.0, 2.0, 5.0, 4.0]])
+    >>> response = jnp.array([[0, 0, 0, 1, 1]])  # three chosen tokens, two rejected
+    >>> config = SePOConfig(chosen_share=0.5, rejected_share=0.5)
+    >>> select_tokens(scores, response, config).tolist()
+    [[True, False, True, False, True]]
     """
     rejected = response % 2 == 1
     worst_first = jnp.where(rejected, scores, -scores)
@@ -223,7 +243,11 @@ def select_tokens(
 
 
 def make_tis_dpo(config: TISConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of TIS-DPO."""
+    """Return the objective of TIS-DPO.
+
+    >>> make_tis_dpo(TISConfig()).needs.reference
+    True
+    """
     del aspects
 
     def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
@@ -240,7 +264,11 @@ def make_tis_dpo(config: TISConfig, aspects: Aspects = None) -> Objective:
 
 
 def make_sepo(config: SePOConfig, aspects: Aspects = None) -> Objective:
-    """Return the objective of SePO."""
+    """Return the objective of SePO.
+
+    >>> make_sepo(SePOConfig()).needs.token_weights
+    True
+    """
     del aspects
 
     def losses(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:

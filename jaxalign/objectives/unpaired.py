@@ -29,6 +29,9 @@ class KTOConfig:
       beta: temperature.
       desirable_weight: weight of desirable completions.
       undesirable_weight: weight of undesirable ones.
+
+    >>> KTOConfig(undesirable_weight=1.5).desirable_weight
+    1.0
     """
 
     name: Literal["kto"] = "kto"
@@ -53,6 +56,9 @@ class BCOConfig:
     Attributes:
       name: the objective.
       beta: temperature.
+
+    >>> BCOConfig().beta
+    0.1
     """
 
     name: Literal["bco"] = "bco"

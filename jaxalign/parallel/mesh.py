@@ -26,6 +26,9 @@ class MeshConfig:
       data: copies of the weights, each working on its own rows.
       fsdp: devices that split weights and rows among them.
       tensor: devices that split each layer's columns among them.
+
+    >>> MeshConfig(data=2, fsdp=4).tensor
+    1
     """
 
     data: int = 1
@@ -56,6 +59,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
     Raises:
       UserError: there are fewer devices than the axes ask for.
+    Example:
+      >>> dict(make_mesh(MeshConfig(data=1), jax.devices()[:1]).shape)
+      {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     devices = list(jax.devices() if devices is None else devices)
     if config.size > len(devices):

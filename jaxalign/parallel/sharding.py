@@ -37,6 +37,12 @@ def param_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
       rules: (regular expression, spec), first match wins.
     Raises:
       UserError: no rule matches a leaf; every weight's place is said, never implied.
+    Example:
+      >>> mesh = jax.make_mesh((1,), ("fsdp",), devices=jax.devices()[:1])
+      >>> shapes = {"up": {"kernel": jax.ShapeDtypeStruct((4, 2), "float32")}}
+      >>> found = param_shardings(shapes, mesh, [("up/.*", jax.P(None, "fsdp"))])
+      >>> found["up"]["kernel"].spec
+      P(None, 'fsdp')
     """
     check_params(tree, "param_shardings")
 
@@ -58,6 +64,10 @@ def fitted(
     """Leave out of a spec the axes that do not divide their dimension.
 
     A dimension that several axes split together keeps all of them or none.
+
+    >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
+    >>> fitted(jax.P("fsdp", "data"), (6, 6), mesh)  # four do not divide six
+    P(None, 'data')
     """
 
     def divides(axis: str | tuple[str, ...] | None, size: int) -> bool:
@@ -74,7 +84,11 @@ def fitted(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what every device holds whole."""
+    """Return the sharding of what every device holds whole.
+
+    >>> replicated(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])).spec
+    P()
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -84,6 +98,10 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     Args:
       mesh: devices.
       leading: axes before the rows (1 for a stack of micro-batches).
+    Example:
+      >>> one = jax.devices()[:1]
+      >>> batch_sharding(jax.make_mesh((1, 1), ("data", "fsdp"), devices=one), 1).spec
+      P(None, ('data', 'fsdp'))
     """
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
 
@@ -93,6 +111,9 @@ def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
 
     Raises:
       UserError: the rows do not divide over the mesh.
+    Example:
+      >>> put_batch({"tokens": np.zeros((2, 3))}, None)["tokens"].shape
+      (2, 3)
     """
     if mesh is None:
         return jax.tree.map(jax.device_put, batch)

@@ -85,6 +85,11 @@ def write(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path
       style: further rules.
     Raises:
       UserError: the disk is full or the place cannot be written.
+    Example:
+      >>> import tempfile
+      >>> path = write(Path(tempfile.mkdtemp()) / "page.html", "A < B", ["<p>text</p>"])
+      >>> "<title>A &lt; B</title>" in path.read_text()
+      True
     """
     text = "\n".join(
         [
@@ -115,6 +120,9 @@ def table(
       head: titles of the columns, HTML.
       rows: of cells, HTML; the first of each is the row's title.
       text: columns that hold texts; the others, but the first, hold figures.
+    Example:
+      >>> "<th" in table("losses", ["step", "loss"], [["1", "0.69"]])
+      True
     """
 
     def kind(column: int) -> str:
@@ -138,7 +146,11 @@ def table(
 
 
 def scrolling(label: str, content: str) -> str:
-    """Return what may be wider than the page, for the keyboard too."""
+    """Return what may be wider than the page, for the keyboard too.
+
+    >>> scrolling("losses", "<table></table>").endswith("<table></table></div>")
+    True
+    """
     return (
         f"<div class='scroll' role='region' tabindex='0' aria-label='{escape(label)}'>"
         f"{content}</div>"
@@ -150,13 +162,20 @@ def curves(steps: Mapping[int, Mapping[str, Any]]) -> str:
 
     Args:
       steps: as of ``training.metrics.read``.
+    Example:
+      >>> curves({1: {"loss": 0.69}})
+      ''
     """
     drawn = [found for name in _CURVES if (found := _curve(steps, *name))]
     return f"<div class='curves'>{''.join(drawn)}</div>" if drawn else ""
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a logged value is a finite number; others are logged as texts."""
+    """Tell whether a logged value is a number; what is not finite is logged as a text.
+
+    >>> is_number(1.5), is_number("NaN"), is_number(True)
+    (True, False, False)
+    """
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

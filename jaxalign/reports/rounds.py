@@ -66,6 +66,10 @@ def write(out: Path, config: RLAIFConfig, store: Store) -> Path:
       store: with its judgements.
     Raises:
       UserError: a file of a round is gone, or the report cannot be written.
+    Example::
+
+      with Store(Path("run/store.db")) as store:
+          write(Path("run"), config, store)
     """
     run = run_files.read(out, config)
     settings = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)

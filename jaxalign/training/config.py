@@ -92,6 +92,10 @@ class TrainConfig:
       eval_steps: an evaluation every so many updates, and at start and end.
       logging_steps: a line of metrics every so many updates, the first and the last.
       report_to: ``tensorboard``, ``wandb``, both with a comma, or ``none``.
+
+    >>> config = TrainConfig(model="smollm2", data="d.jsonl", out="run", max_steps=10)
+    >>> config.objective.name
+    'dpo2d'
     """
 
     model: str
@@ -211,6 +215,8 @@ def check_trainable(
 
     Raises:
       UserError: saying which it is.
+    Example:
+      >>> check_trainable(NoAdapter(), ("mlp/.*",), "none")
     """
     if isinstance(adapter, NoAdapter) and quantize != "none":
         raise UserError(
@@ -260,6 +266,10 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
     Raises:
       UserError: an unknown objective, adapter or field, or a value of the wrong kind.
+    Example:
+      >>> config = from_dict({"model": "smollm2", "data": "d.jsonl", "out": "run"})
+      >>> config.objective.name, config.adapter.name
+      ('dpo2d', 'lora')
     """
     parts = {
         "objective": _class_of(values, "objective", OBJECTIVES, default_objective),
@@ -274,7 +284,11 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def default_objective(options: Iterable[str]) -> str:
-    """Return the objective's name where only its other options are given."""
+    """Return the objective's name where only its other options are given.
+
+    >>> default_objective(["beta"]), default_objective(["max_score"])
+    ('dpo2d', 'dpo2d')
+    """
     return "mix" if "mix" in options else "dpo2d"
 
 

@@ -43,6 +43,9 @@ class DataCheckConfig:
       overflow: what to do with a pair above max_length.
       packing: whether a row holds as many pairs as fit, or one.
       examples: records that are shown with their tokens.
+
+    >>> DataCheckConfig(model="smollm2").objective.name
+    'dpo2d'
     """
 
     model: str
@@ -78,6 +81,10 @@ def check_data(source: str, config: DataCheckConfig) -> Iterator[str]:
       config: the options.
     Raises:
       UserError: training would refuse the data; what can be shown is shown first.
+    Example::
+
+      for line in check_data("pairs.jsonl", DataCheckConfig(model="smollm2")):
+          print(line)
     """
     found = records.read(source, config.layout, image_dir=config.image_dir)
     aspects = records.aspects_of(found)

@@ -46,6 +46,9 @@ class DescribeConfig:
       remat: what the backward pass keeps of each layer.
       batch_rows: rows of a micro-batch.
       row_length: places of a row.
+
+    >>> DescribeConfig(model="smollm2").adapter.name
+    'lora'
     """
 
     model: str
@@ -87,6 +90,10 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
       The head's logits are not in it: they are never held whole.
     Raises:
       UserError: config.json is not understood, or the adapter does not fit it.
+    Example::
+
+      config = DescribeConfig(model="smollm2", adapter=LoRAConfig(rank=8))
+      print(table(describe(config)))
     """
     model = load_lib.open_config(config.model)[0]
     if isinstance(config.adapter, PeftConfig):

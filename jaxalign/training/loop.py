@@ -53,6 +53,10 @@ def fit(
       Preempted: after saving, when SIGTERM came.
       KeyboardInterrupt: after saving, when Ctrl-C came.
       TrainingDiverged: after several updates in a row that were not finite.
+    Example::
+
+      with setup(config, model=base, rows=rows) as session:
+          state = fit(session, report=lambda step, metrics: print(step, metrics))
     """
     interrupts = Interrupts()
     with (

@@ -33,7 +33,11 @@ SINKS = ("none", "tensorboard", "wandb")
 
 
 def to_floats(metrics: Metrics, prefix: str = "") -> dict[str, float]:
-    """Fetch metrics as total / weight; those that counted nothing are left out."""
+    """Fetch metrics as total / weight; those that counted nothing are left out.
+
+    >>> to_floats({"loss": Mean(3.0, 2.0), "none": Mean(0.0, 0.0)}, "eval_")
+    {'eval_loss': 1.5}
+    """
     host: Metrics = jax.device_get(metrics)
     return {
         f"{prefix}{name}": float(np.float64(mean.total) / np.float64(mean.weight))
@@ -43,12 +47,20 @@ def to_floats(metrics: Metrics, prefix: str = "") -> dict[str, float]:
 
 
 def merge(left: Metrics, right: Metrics) -> Metrics:
-    """Merge the metrics of two batches exactly."""
+    """Merge the metrics of two batches exactly.
+
+    >>> merge({"loss": Mean(1.0, 1.0)}, {"loss": Mean(3.0, 3.0)})["loss"].value
+    1.0
+    """
     return {name: Mean(*left[name]).merge(Mean(*right[name])) for name in left}
 
 
 def peak_memory_gb() -> float:
-    """Return the most memory used so far in 10^9 bytes: a device's, or our own."""
+    """Return the most memory used so far in 10^9 bytes: a device's, or our own.
+
+    >>> peak_memory_gb() > 0
+    True
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     if peaks and jax.local_devices()[0].platform != "cpu":
@@ -156,6 +168,11 @@ def open_log(
       start: step of the checkpoint that the run goes on from, or 0.
     Raises:
       UserError: wandb was asked for and is not installed.
+    Example::
+
+      log = open_log(Path("run"), ("tensorboard",), config={}, start=0)
+      log.write(1, {"loss": 0.69})
+      log.close()
     """
     sinks: list[Sink] = []
     if "tensorboard" in report_to:
@@ -190,7 +207,14 @@ class _Wandb:
 
 
 def read(path: str | Path) -> dict[int, dict[str, Any]]:
-    """Read a metrics file: by step, the last line of each; a torn line is left out."""
+    """Read a metrics file: by step, the last line of each; a torn line is left out.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+    >>> _ = path.write_text("\\n".join(['{"step": 1, "loss": 0.7}', '{"step": 2, "lo']))
+    >>> read(path)
+    {1: {'step': 1, 'loss': 0.7}}
+    """
     path = Path(path)
     steps: dict[int, dict[str, Any]] = {}
     if not path.is_file():

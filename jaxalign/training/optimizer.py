@@ -30,6 +30,9 @@ class OptimizerConfig:
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
+
+    >>> OptimizerConfig(learning_rate=1e-4).weight_decay
+    0.0
     """
 
     learning_rate: float = 1e-5
@@ -76,6 +79,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
     Raises:
       UserError: the warm-up is longer than the run.
+    Example:
+      >>> rate = make_schedule(OptimizerConfig(learning_rate=0.5, warmup_steps=2), 10)
+      >>> float(rate(0)), float(rate(2))
+      (0.0, 0.5)
     """
     rest = num_steps - config.warmup_steps
     if rest < 0:
@@ -102,6 +109,13 @@ def make_optimizer(
 
     Every part of an adapter follows the one schedule at a rate of its own: LoRA's B,
     prefixes, gates, and all the rest.
+
+    >>> import jax.numpy as jnp
+    >>> tx = make_optimizer(OptimizerConfig(learning_rate=0.5), num_steps=10)
+    >>> weights = {"lora": {"a": jnp.ones(2)}}
+    >>> updates, _ = tx.update(weights, tx.init(weights), weights)
+    >>> updates["lora"]["a"].round(3).tolist()
+    [-0.5, -0.5]
     """
 
     def decays(params: Any) -> Any:
@@ -160,6 +174,8 @@ def check_rates(config: OptimizerConfig, trainable: Any) -> None:
 
     Raises:
       UserError: naming the option that would have no effect.
+    Example:
+      >>> check_rates(OptimizerConfig(), {"lora": {"a": 1.0}})
     """
     paths = trees.paths(trainable)
     found = {_label(path) for path in paths}

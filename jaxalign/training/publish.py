@@ -75,6 +75,10 @@ def publish_run(
       policy: the run, if it is loaded already.
     Raises:
       UserError: no such run or step, no adapter to write, ``out`` is taken.
+    Example::
+
+      publish_run("run", "merged", form="merged")
+      publish_run("run", "adapter", form="peft", step=500)
     """
     run, out = Path(run), Path(out)
     if max_shard_size is not None:
@@ -135,6 +139,9 @@ def publish_adapted(
 
     Raises:
       UserError: the adapter does not fit or cannot be merged, or ``out`` is taken.
+    Example::
+
+      publish_adapted("smollm2", "adapter", "merged", form="merged")
     """
     model, adapter_path, out = str(model), str(adapter_path), Path(out)
     if max_shard_size is not None:
@@ -154,6 +161,9 @@ def publish_model(
     Raises:
       UserError: it cannot be loaded, has weights that would lose bits, or ``out`` is
         taken.
+    Example::
+
+      publish_model("smollm2-q4.gguf", "smollm2")
     """
     model, out = str(model), Path(out)
     if Path(model).suffix == ".gguf":

@@ -34,6 +34,9 @@ def train(config: TrainConfig, *, preemption: Preemption | None = None) -> Path:
       UserError: something the user gave is wrong.
       Preempted: SIGTERM came; all is saved.
       TrainingDiverged: updates were not finite.
+    Example::
+
+      train(TrainConfig(model="smollm2", data="pairs.jsonl", out="run", max_steps=100))
     """
     try:
         return _train(config, preemption)

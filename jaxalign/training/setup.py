@@ -86,6 +86,14 @@ def setup(
       preemption: evaluation stops when it comes.
     Raises:
       UserError: something that was given is wrong.
+    Example::
+
+      base = load_hf("smollm2", adapter=LoRAConfig(rank=4))
+      config = TrainConfig(model="", data="", out="", max_steps=10, row_length=512)
+      session = setup(config, model=base, rows=[{"prompt": "2 + 2?", "chosen": "4",
+                                                 "rejected": "5"}])
+      fit(session)
+      save_hf(session.variables, "tuned", like=base)
     """
     objects = RunObjects(objective, model, rows, eval_rows, tx)
     config = with_names(config, objects)

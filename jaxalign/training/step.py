@@ -113,6 +113,12 @@ def make_train_step(
       loss_fn: what to minimise.
       tx: optimiser over the trained leaves.
       dropout: whether ``loss_fn`` gets a key, another one for each micro-batch.
+    Example::
+
+      tx = optax.adamw(1e-4)
+      state = step.init(trainable, tx, key=jax.random.key(0))
+      train_step = make_train_step(loss_fn, tx)
+      state, metrics = train_step(state, frozen, batches)  # leaves are [micro, b, ...]
     """
 
     def key_of(state: TrainState, micro: Any) -> Any:

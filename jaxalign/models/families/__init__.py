@@ -57,6 +57,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
     Raises:
       UserError: a family that is not implemented; it is never approximated.
+    Example:
+      >>> from jaxalign.models.families import llama
+      >>> family_of({"model_type": "llama"}) is llama.FAMILY
+      True
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
