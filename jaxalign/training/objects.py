@@ -18,7 +18,8 @@ from jaxalign.objectives.own import LossOfPairs, own
 from jaxalign.objectives.record import Objective
 from jaxalign.parallel import sharding
 from jaxalign.training.config import TrainConfig
-from jaxalign.types import Model, Variables
+from jaxalign.types import Bound, Model, Variables
+from jaxalign.variables import check_variables
 
 
 __all__ = [
@@ -38,7 +39,26 @@ class OwnModel(NamedTuple):
     """A model of any kind with its weights."""
 
     model: Model
-    variables: Variables
+    variables: Any
+    """Collections by name, ``{"params": ..., ...}``; or what else its functions take,
+    such as an NNX state, which a run has as its ``params``."""
+
+    def with_collections(self) -> "OwnModel":
+        """Return the model with variables that are collections, as a run needs them.
+
+        Raises:
+          UserError: parameters were given for variables.
+        """
+        if isinstance(self.variables, dict):
+            check_variables(self.variables, "OwnModel")
+            return self
+        functions = self.model._asdict().items()
+        lifted = {name: fn and Bound(_of_params, fn) for name, fn in functions}
+        return OwnModel(Model(**lifted), {"params": self.variables})
+
+
+def _of_params(fn: Any, variables: Variables, *args: Any, **options: Any) -> Any:
+    return fn(variables["params"], *args, **options)
 
 
 class RunObjects(NamedTuple):
@@ -119,7 +139,7 @@ def partitioned(
     Leaves that lie on the mesh stay as they are; others are copied to every device.
 
     Raises:
-      UserError: a pattern of ``trainable`` matches nothing.
+      UserError: a pattern of ``trainable`` matches nothing, or what cannot be trained.
     """
     everywhere = sharding.replicated(mesh)
 
@@ -132,7 +152,20 @@ def partitioned(
     variables = jax.tree.map(put, dict(own_model.variables))
     if isinstance(config.adapter, NoAdapter):
         params = trees.mask_from_patterns(variables["params"], config.trainable)
+        _check_kinds(variables["params"], params)
         mask = jax.tree.map(lambda _: False, variables) | {"params": params}
     else:
         mask = adapter.trained(variables)
     return trees.partition(variables, mask)
+
+
+def _check_kinds(params: Any, mask: Any) -> None:
+    """Refuse to train what has no gradient, such as the counters of an NNX state."""
+    chosen = zip(trees.by_path(params).items(), jax.tree.leaves(mask), strict=True)
+    for (path, leaf), trained in chosen:
+        if trained and not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+            raise UserError(
+                f"trainable matches {path!r}: {leaf.dtype} has no gradient. "
+                "Let the patterns match floating-point weights alone, or split what is "
+                "trained from the rest (nnx.split(module, nnx.Param, ...))"
+            )

@@ -78,7 +78,9 @@ def setup(
       model: as ``load_hf`` returned it, with the groups that the adapter needs; or an
         ``OwnModel``, whose variables hold their adapter, or of which
         ``config.trainable`` says what is trained. ``config.model`` is then where its
-        tokenizer is. What was given stays as it is: the session trains a copy.
+        tokenizer is. What was given stays as it is: the session trains a copy. An NNX
+        state, or whatever else is no dict, is ``params`` of the session's model and
+        variables: ``session.variables["params"]`` is the trained state.
       rows: feedback records to train on, dicts or ``Record``; read once.
       eval_rows: those to evaluate on.
       tx: optimiser over the trained leaves, in the place of ``config.optimizer``; it
@@ -95,6 +97,8 @@ def setup(
       fit(session)
       save_hf(session.variables, "tuned", like=base)
     """
+    if isinstance(model, OwnModel):
+        model = model.with_collections()
     objects = RunObjects(objective, model, rows, eval_rows, tx)
     config = with_names(config, objects)
     kept = fastest.kept_in(Path(config.out) / runs.CONFIG) if config.out else None

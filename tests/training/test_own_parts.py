@@ -1,5 +1,6 @@
 """Objects in the place of names: objective, model, rows, optimiser, no directory."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from jaxalign import trees
 from jaxalign.adapters.adapter import NoAdapter
 from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints import load
@@ -23,6 +26,7 @@ from jaxalign.training.loop import fit
 from jaxalign.training.objects import OwnModel
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.setup import setup
+from jaxalign.types import Model
 from tests import synthetic
 
 
@@ -172,6 +176,118 @@ def test_a_model_of_another_kind_trains_by_pattern(tiny_llama) -> None:
     assert len(jax.tree.leaves(state.trainable)) == 1
     with pytest.raises(UserError, match="adapter.name lora is for the library's own"):
         setup(config(model=str(tiny_llama)), model=model, rows=ROWS)
+
+
+class Bigrams(nnx.Module):
+    """The next token's logits by the last one, and a counter."""
+
+    def __init__(self, vocabulary: int, rngs: nnx.Rngs) -> None:
+        self.table = nnx.Embed(vocabulary, 8, rngs=rngs)
+        self.head = nnx.Linear(8, vocabulary, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+
+@pytest.fixture(scope="module")
+def bigrams(tiny_llama) -> tuple[Any, OwnModel]:
+    size = load.open_config(tiny_llama)[0].text.vocab_size
+    graph, state = nnx.split(Bigrams(size, nnx.Rngs(0)))
+    model = Model(
+        lambda state, inputs: nnx.merge(graph, state).table(inputs.tokens),
+        lambda state, hidden: nnx.merge(graph, state).head(hidden),
+    )
+    return graph, OwnModel(model, state)
+
+
+@pytest.mark.parametrize("trainable", ["(table|head)/.*", "head/.*"])
+def test_an_nnx_state_trains_as_plain_optax_would(
+    tiny_llama, bigrams, trainable
+) -> None:
+    _, given = bigrams
+    before = jax.tree.map(jnp.copy, given.variables)
+    settings = of_names(
+        model=str(tiny_llama), adapter=NoAdapter(), trainable=(trainable,), max_steps=2
+    )
+    lines: list[Any] = []
+    session = setup(settings, model=given, rows=ROWS, eval_rows=HELD_OUT, tx=SGD)
+    batches = [jax.tree.map(jnp.asarray, session.source[step]) for step in (0, 1)]
+    fit(session, report=lambda step, line: lines.append(dict(line)))
+    assert lines[0]["eval_loss"] == pytest.approx(float(np.log(2)), rel=1e-6)
+    assert lines[-1]["eval_loss"] < float(np.log(2))
+
+    mask = trees.mask_from_patterns(before, [trainable])
+    trained, rest = trees.partition(before, mask)
+    opt_state = SGD.init(trained)
+    for batch in batches:
+        one = jax.tree.map(lambda leaf: leaf[0], batch)
+        frozen = policy.WithReference(rest, before)
+
+        def loss_fn(trained: Any, frozen: Any = frozen, one: Any = one) -> Any:
+            tokens = policy.score_tokens(trained, frozen, one, None, model=given.model)
+            return (dpo(tokens, one) * one.pair_mask).sum() / one.pair_mask.sum()
+
+        updates, opt_state = SGD.update(jax.grad(loss_fn)(trained), opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+
+    found = session.variables["params"]
+    assert isinstance(found, nnx.State)
+    want = trees.combine(trained, rest)
+    for path, leaf in trees.by_path(found).items():
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            np.testing.assert_allclose(leaf, trees.by_path(want)[path], atol=1e-6)
+    moved = trees.by_path(found)["table/embedding/value"]
+    still = trees.by_path(before)["table/embedding/value"]
+    assert bool(jnp.all(moved == still)) == trainable.startswith("head")
+    # What was given is still there, and the session's model takes its variables.
+    np.testing.assert_array_equal(
+        trees.by_path(given.variables)["head/kernel/value"],
+        trees.by_path(before)["head/kernel/value"],
+    )
+    logps = [
+        policy.policy_token_logps(variables, one, model=model)
+        for variables, model in (
+            (session.variables, session.model),
+            (found, given.model),
+        )
+    ]
+    np.testing.assert_array_equal(*logps)
+
+
+SGD = optax.sgd(0.5)
+
+
+def test_a_run_of_an_nnx_state_goes_on(tiny_llama, bigrams, tmp_path) -> None:
+    _, given = bigrams
+    settings = of_names(
+        model=str(tiny_llama), adapter=NoAdapter(), trainable=("head/.*",), max_steps=2
+    )
+    whole, _ = run(settings, model=given, rows=ROWS)
+    kept = dataclasses.replace(settings, out=str(tmp_path / "run"), save_steps=1)
+
+    def stop(step: int, line: Any) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+
+    with setup(kept, model=given, rows=ROWS) as session:
+        with pytest.raises(KeyboardInterrupt):
+            fit(session, report=stop)
+    with setup(kept, model=given, rows=ROWS) as session:
+        assert session.step == 1
+        same(fit(session), whole)
+
+
+def test_what_of_a_state_cannot_be_trained_is_said(tiny_llama, bigrams) -> None:
+    _, given = bigrams
+    everything = of_names(
+        model=str(tiny_llama), adapter=NoAdapter(), trainable=(".*",), max_steps=2
+    )
+    with pytest.raises(UserError, match="'drop/rngs/count/value', .* no gradient"):
+        setup(everything, model=given, rows=ROWS)
+    lora = of_names(model=str(tiny_llama))
+    with pytest.raises(UserError, match="adapter=NoAdapter"):
+        setup(lora, model=given, rows=ROWS)
+    parameters = OwnModel(given.model, {"head": jnp.ones(2)})
+    with pytest.raises(UserError, match="OwnModel: got a mapping of head: expected"):
+        setup(everything, model=parameters, rows=ROWS)
 
 
 def test_a_run_of_own_parts_goes_on_and_knows_another_objective(
