@@ -150,7 +150,7 @@ WITHOUT_EXAMPLE = {
     "data.tokenizer": "load_tokenizer special_ids special_tokens",
     "feedback.candidates": "judge_candidates_async read_samples",
     "feedback.config": "RLAIFConfig",
-    "feedback.rounds": "decomposer_of rlaif store_path",
+    "feedback.rounds": "decomposer_of store_path",
     "generation.completions": "event finished",
     "generation.engine": "Engine completed generate",
     "generation.sampling": "sample",

@@ -23,8 +23,7 @@ Files::
 
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from jaxalign.checkpoints import contents, fastest
 from jaxalign.configs import read_yaml
 from jaxalign.data import rows
 from jaxalign.errors import UserError
-from jaxalign.feedback import candidates, gate, pairing
+from jaxalign.feedback import candidates, gate, pairing, round_adapters
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose import claims, hops, risks, segments
@@ -46,6 +45,9 @@ from jaxalign.judging.judge import Judge, hash_of
 from jaxalign.judging.make import Function, given_judge, make_judge
 from jaxalign.judging.openai import OpenAIJudge
 from jaxalign.judging.store import Store, StoredPair
+from jaxalign.objectives.options import ObjectiveConfig
+from jaxalign.objectives.own import LossOfPairs, as_config
+from jaxalign.objectives.record import Objective
 from jaxalign.training import publish, run_directory
 from jaxalign.training.preemption import Preemption
 from jaxalign.training.run import train
@@ -112,6 +114,7 @@ def rlaif(
     *,
     judge: Judge | Function | None = None,
     decomposer: Decompose | None = None,
+    objective: Objective | LossOfPairs | ObjectiveConfig | None = None,
     preemption: Preemption | None = None,
 ) -> Path:
     """Run all rounds, or what is left of them; in a notebook too.
@@ -126,13 +129,23 @@ def rlaif(
         (see ``jaxalign.judging.function``); default that of ``config.judge``.
       decomposer: what is asked of a candidate, see ``decompose.decomposition``;
         default that of ``config.decomposer``.
+      objective: a loss of one's own that every round trains with, as ``setup`` takes
+        it; default ``config.objective``.
       preemption: SIGTERM, if it is to be caught.
     Returns:
       The directory of the run.
     Raises:
       UserError: something the user gave is wrong; before anything is computed.
       Preempted: SIGTERM came; all is saved.
+    Example::
+
+      options = JudgeConfig(name="python", aspects=("brevity",))
+      gate = GateConfig(prompts="held_out.jsonl")
+      files = {"model": "smollm2", "prompts": "prompts.jsonl", "out": "rounds"}
+      rlaif(RLAIFConfig(judge=options, gate=gate, **files), judge=judge)
     """
+    if objective is not None:
+        config = dataclasses.replace(config, objective=as_config(objective))
     try:
         return _rlaif(config, judge, decomposer, preemption)
     except OSError as error:
@@ -180,7 +193,7 @@ def _rlaif(
             for number in range(1, config.rounds + 1):
                 if _round(run, number, policy, preemption).accepted:
                     policy = number
-            _export(out, policy)
+            round_adapters.export(_adapter(out, policy), out)
     return out
 
 
@@ -346,7 +359,9 @@ def _train(
     base = rows.image_base(config.prompts, config.image_dir)
     options = dataclasses.replace(options, image_dir=base and str(base))
     run = train(options, preemption=preemption)
-    _whole(here / "adapter", lambda part: publish.publish_run(run, part, form="peft"))
+    round_adapters.whole(
+        here / "adapter", lambda part: publish.publish_run(run, part, form="peft")
+    )
 
 
 def _gate(run: _Run, policy: int | None, adapter: Path | None) -> list[JudgedPrompt]:
@@ -370,31 +385,3 @@ def _gate(run: _Run, policy: int | None, adapter: Path | None) -> list[JudgedPro
         judge=run.gate_judge,
         first_vote=GATE_VOTE,
     )
-
-
-def _export(out: Path, policy: int | None) -> None:
-    """Copy the adapter of the last accepted round."""
-    if policy is None:
-        progress.say("no round was accepted: there is no adapter to export")
-        return
-    source, target = out / _name(policy) / "adapter", out / "export"
-    if not target.exists() or not _same_files(source, target):
-        shutil.rmtree(target, ignore_errors=True)
-        _whole(target, lambda part: shutil.copytree(source, part))
-
-
-def _same_files(one: Path, other: Path) -> bool:
-    names = [sorted(p.relative_to(x) for p in x.rglob("*")) for x in (one, other)]
-    return names[0] == names[1] and all(
-        (one / name).read_bytes() == (other / name).read_bytes()
-        for name in names[0]
-        if (one / name).is_file()
-    )
-
-
-def _whole(target: Path, make: Callable[[Path], Any]) -> None:
-    """Make a directory that appears under its name when it is complete."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    make(part)
-    part.rename(target)

@@ -7,13 +7,15 @@ from typing import Any, TypeAlias
 
 from jaxtyping import Array, Float
 
+from jaxalign.errors import UserError
 from jaxalign.functions import identity
+from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.objectives.policy import TokenLogps
 from jaxalign.objectives.record import Aspects, Losses, Needs, Objective, Term
 from jaxalign.types import PreferenceBatch
 
 
-__all__ = ["LossOfPairs", "OwnObjective", "own"]
+__all__ = ["LossOfPairs", "OwnObjective", "as_config", "kept", "own"]
 
 LossOfPairs: TypeAlias = Callable[
     [TokenLogps, PreferenceBatch], Float[Array, "b p"] | Losses
@@ -77,6 +79,37 @@ def own(
         made = Objective(needs or Needs(), (term,), beta)
     name = "+".join(part["name"].rpartition(".")[2] for part in found)
     return OwnObjective(name, "+".join(part["code"] for part in found), made)
+
+
+def as_config(given: Objective | LossOfPairs | ObjectiveConfig) -> ObjectiveConfig:
+    """Return a config as it is, and what :func:`own` takes as one.
+
+    >>> from jaxalign.objectives.pairwise import PairwiseConfig
+    >>> as_config(PairwiseConfig(name="simpo")).name, as_config(lambda t, b: b).name
+    ('simpo', '<lambda>')
+    """
+    if isinstance(given, Objective) or not isinstance(given, ObjectiveConfig):
+        return own(given)
+    return given
+
+
+def kept(name: str, code: str) -> OwnObjective:
+    """Return what a run's files tell of an objective of one's own: which it was.
+
+    Its losses refuse to be computed, since the function is not there.
+
+    >>> kept("hinge", "0a1b").name
+    'hinge'
+    """
+
+    def gone(tokens: TokenLogps, batch: PreferenceBatch) -> Losses:
+        raise UserError(
+            f"the objective {name!r} was a function given in Python, of which a run's "
+            "files keep the name and the hash of its code alone: give it again, "
+            "setup(config, objective=FUNCTION)"
+        )
+
+    return OwnObjective(name, code, Objective(Needs(), (Term(gone),)))
 
 
 def _losses(given: LossOfPairs, tokens: TokenLogps, batch: PreferenceBatch) -> Losses:

@@ -17,6 +17,7 @@ from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.attention.choice import AttentionOption
 from jaxalign.models.decoder import Remat
 from jaxalign.models.quantised import Quantize
+from jaxalign.objectives import own
 from jaxalign.objectives.dpo2d import DPO2DConfig
 from jaxalign.objectives.objective import CONFIGS as OBJECTIVES
 from jaxalign.objectives.objective import needs, weight_models
@@ -271,6 +272,13 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
       >>> config.objective.name, config.adapter.name
       ('dpo2d', 'lora')
     """
+    given = values.get("objective")
+    if isinstance(given, Mapping) and given.keys() == {"name", "code"}:
+        # Of a function that was given in Python: see objectives.own.
+        return dataclasses.replace(
+            from_dict({k: v for k, v in values.items() if k != "objective"}),
+            objective=own.kept(**given),
+        )
     parts = {
         "objective": _class_of(values, "objective", OBJECTIVES, default_objective),
         "adapter": _class_of(values, "adapter", ADAPTERS, lambda _: "lora"),

@@ -14,7 +14,7 @@ from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.data import records
 from jaxalign.errors import UserError
 from jaxalign.objectives.options import ObjectiveConfig
-from jaxalign.objectives.own import LossOfPairs, own
+from jaxalign.objectives.own import LossOfPairs, as_config
 from jaxalign.objectives.record import Objective
 from jaxalign.parallel import sharding
 from jaxalign.training.config import TrainConfig
@@ -93,10 +93,7 @@ def with_names(config: TrainConfig, objects: RunObjects) -> TrainConfig:
     """
     changes: dict[str, Any] = {}
     if objects.objective is not None:
-        chosen: Any = objects.objective
-        if isinstance(chosen, Objective) or not isinstance(chosen, ObjectiveConfig):
-            chosen = own(chosen)
-        changes["objective"] = chosen
+        changes["objective"] = as_config(objects.objective)
     if (checkpoint := objects.checkpoint) is not None:
         changes["model"] = str(checkpoint.path)
         changes["dtype"] = str(jax.numpy.dtype(checkpoint.dtype))

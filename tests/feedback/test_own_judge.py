@@ -4,11 +4,13 @@ import asyncio
 import inspect
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from jaxalign import event_loops
@@ -28,7 +30,9 @@ from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.make import as_judge
 from jaxalign.judging.store import Store
+from jaxalign.objectives import policy
 from jaxalign.objectives.pairwise import PairwiseConfig
+from jaxalign.training import metrics
 from tests import synthetic
 
 
@@ -237,7 +241,21 @@ def test_rounds_take_a_judge_and_a_decomposer_as_objects(tiny_llama, tmp_path) -
         seen.append(candidate.response)
         return plain(candidate, so_far)
 
-    out = in_a_cell(lambda: rlaif(config, judge=judge, decomposer=decomposer))
+    traced: list[str] = []
+
+    def hinge(tokens, batch):
+        traced.append("hinge")
+        ratio = policy.pair_logps(tokens, batch).logratios
+        return jax.nn.relu(1 - 0.1 * (ratio[..., 0] - ratio[..., 1]))
+
+    objects = {"judge": judge, "decomposer": decomposer, "objective": hinge}
+    out = in_a_cell(lambda: rlaif(config, **objects))
+    losses = metrics.read(out / "round-1/run/metrics.jsonl")
+    # Where policy and reference are one it is 1; that of the config would be ln 2.
+    assert traced and losses[1]["loss"] == pytest.approx(1.0)
+    for kept in ("rlaif.yaml", "round-1/run/config.yaml"):
+        assert "hinge" in (out / kept).read_text()
+    assert (out / "export/adapter_model.safetensors").is_file()
     assert seen and (out / "round-1" / "judged.jsonl").is_file()
     rows = list(
         map(json.loads, (out / "round-1/judged.jsonl").read_text().splitlines())
@@ -245,4 +263,14 @@ def test_rounds_take_a_judge_and_a_decomposer_as_objects(tiny_llama, tmp_path) -
     scores = [c["score"] for row in rows for c in row["candidates"] if c["segments"]]
     assert scores and all(0 <= score <= 4 for score in scores)
     with pytest.raises(UserError, match="the judge has changed"):
-        rlaif(config, judge=lambda requests: [None], decomposer=decomposer)
+        rlaif(config, **{**objects, "judge": lambda requests: [None]})
+    with pytest.raises(UserError, match="objective.name: .*hinge.* there, 'sigmoid'"):
+        rlaif(config, judge=judge, decomposer=decomposer)
+    with pytest.raises(UserError, match="objective.code"):
+        rlaif(config, **{**objects, "objective": lambda t, b: 0 * hinge(t, b)})
+    # Killed before its adapter was there, the round goes on with what is saved.
+    shutil.rmtree(out / "round-1/adapter")
+    (out / "round-1/gate.json").unlink()
+    before = len(traced)
+    rlaif(config, **objects)
+    assert (out / "round-1/gate.json").is_file() and len(traced) == before

@@ -21,6 +21,7 @@ from jaxalign.objectives.own import own
 from jaxalign.objectives.pairwise import PairwiseConfig
 from jaxalign.objectives.record import Losses, Needs, Objective, Term
 from jaxalign.parallel.mesh import MeshConfig
+from jaxalign.training import publish, run_directory
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.loop import fit
 from jaxalign.training.objects import OwnModel
@@ -308,6 +309,14 @@ def test_a_run_of_own_parts_goes_on_and_knows_another_objective(
         same(fit(session), whole)
     kept = (tmp_path / "run/config.yaml").read_text()
     assert "name: dpo" in kept and "code: " in kept
+    # Its files can be read without the function, but its loss cannot be computed.
+    read = run_directory.read_config(tmp_path / "run")
+    assert read.objective == own(dpo)
+    publish.publish_run(tmp_path / "run", tmp_path / "adapter", form="peft")
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+    again = dataclasses.replace(read, out="")
+    with pytest.raises(UserError, match="'dpo' was a function given in Python"):
+        setup(again, rows=ROWS)
     with pytest.raises(UserError, match="objective.code"):
         setup(settings, objective=lambda t, b: dpo(t, b), rows=ROWS)
     with pytest.raises(UserError, match="the data has changed"):
