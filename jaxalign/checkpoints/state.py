@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from jaxalign import trees
 from jaxalign.errors import UserError
 
 
@@ -94,6 +95,8 @@ class StateStore:
         Args:
           trainable: arrays or shapes with shardings, of the structure that was saved.
           optimizer: likewise.
+        Raises:
+          UserError: an optimiser of another kind was saved.
         """
         steps = self.steps()
         if not steps:
@@ -104,6 +107,7 @@ class StateStore:
             whole = {"trainable": targets["trainable"], **targets["optimizer"]}
             args = {_ONE_ITEM: ocp.args.StandardRestore(whole)}
         else:
+            self._check_optimizer(step, optimizer)
             args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
         items = self._manager.restore(
             step, args=ocp.args.Composite(**args, data=ocp.args.JsonRestore())
@@ -157,6 +161,28 @@ class StateStore:
                 self._directory / str(step) / _ONE_ITEM, args=read
             )
         return step, item["trainable"]
+
+    def _check_optimizer(self, step: int, optimizer: dict[str, Any]) -> None:
+        """Refuse an optimiser whose numbers are others than those that were saved."""
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            kept = handler.metadata(
+                self._manager.directory / str(step) / "optimizer"
+            ).tree
+        saved, asked = (
+            {path: tuple(leaf.shape) for path, leaf in trees.by_path(state).items()}
+            for state in (kept["opt_state"], optimizer["opt_state"])
+        )
+        differing = [
+            f"{path} ({saved.get(path, 'none')} there, {asked.get(path, 'none')} now)"
+            for path in sorted({*saved, *asked})
+            if saved.get(path) != asked.get(path)
+        ]
+        if differing:
+            raise UserError(
+                f"{self._directory.parent} was trained with another optimiser: its "
+                f"state at step {step} differs in {'; '.join(differing[:4])}. Give "
+                "the tx that the run began with, or a new out"
+            )
 
     def _is_old(self, step: int) -> bool:
         return (self._directory / str(step) / _ONE_ITEM).is_dir()

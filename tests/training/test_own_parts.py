@@ -276,6 +276,43 @@ def test_a_run_of_an_nnx_state_goes_on(tiny_llama, bigrams, tmp_path) -> None:
         same(fit(session), whole)
 
 
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (optax.sgd(1e-2), r"0/count \(\(\) there, none now\); 0/mu/lora/"),
+        (optax.lion(1e-2), r"0/nu/lora/.* there, none now\)"),
+        (
+            optax.chain(optax.clip(1.0), optax.adam(1e-2)),
+            r"0/mu/lora/layers_0_3/mlp/down_proj/a \(\(3, 56, 2\) there, none now\)",
+        ),
+    ],
+    ids=["sgd", "lion", "clipped"],
+)
+def test_another_optimiser_cannot_go_on(interrupted, other, match) -> None:
+    settings = interrupted
+    words = f"was trained with another optimiser: its state at step 1 .*{match}"
+    with pytest.raises(UserError, match=words):
+        setup(settings, rows=ROWS, tx=other)
+    # Its numbers may change: a rate is nothing that is saved.
+    with setup(settings, rows=ROWS, tx=optax.adam(1e-3)) as session:
+        assert session.step == 1
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_llama, tmp_path_factory) -> TrainConfig:
+    """A run of one step of Adam."""
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+    settings = of_names(model=str(tiny_llama), out=str(out), save_steps=1)
+
+    def stop(step: int, line: Any) -> None:
+        raise KeyboardInterrupt
+
+    with setup(settings, rows=ROWS, tx=optax.adam(1e-2)) as session:
+        with pytest.raises(KeyboardInterrupt):
+            fit(session, report=lambda step, line: step and stop(step, line))
+    return settings
+
+
 def test_what_of_a_state_cannot_be_trained_is_said(tiny_llama, bigrams) -> None:
     _, given = bigrams
     everything = of_names(
