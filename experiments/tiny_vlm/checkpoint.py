@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from tiny_vlm import packages, tower
 from tokenizers import AddedToken, Tokenizer
 
 from jaxalign.checkpoints.fetch import fetch
+from tiny_vlm import packages, tower
 
 
 __all__ = ["IMAGE", "write"]

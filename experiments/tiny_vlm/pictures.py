@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
+
 from tiny_vlm import packages
 from tiny_vlm.packages import Package
 from tiny_vlm.symbols import Symbol

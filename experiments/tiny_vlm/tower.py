@@ -5,6 +5,7 @@ the weights come from, nor what they were tuned for (it uses them for saliency).
 """
 
 import numpy as np
+
 from tiny_vlm import onnx_file
 
 
