@@ -10,10 +10,10 @@ pixels, 64 tokens a picture. Two stages of ``sft`` train it on drawn symbols wit
 as LLaVA's were: the connector alone, then LoRA on the decoder beside it. Several
 questions are asked on one picture: what it is, which group, whose flag, which capital.
 
-Trained on Noto's drawings (``emoji-datasource-google``; Apache-2.0), seven views of
-each; held out are Twemoji's of the same symbols (``emoji-datasource-twitter``; CC-BY
-4.0), and the capitals of 15 % of the countries, whose flags are taught and whose capital
-is never beside the picture. Names: ``emojibase-data`` (MIT); countries and capitals:
+Trained on Noto's drawings (``emoji-datasource-google``; Apache-2.0), six views of each;
+held out are Twemoji's of the same symbols (``emoji-datasource-twitter``; CC-BY 4.0),
+and the capitals of 15 % of the countries: their flags are taught, their capital is
+never beside the picture. Names: ``emojibase-data`` (MIT); countries and capitals:
 ``world-countries`` (ODbL 1.0). Nothing of these is committed.
 
 Then DPO and 2D-DPO on pairs of its own mistakes: answers of two sentences, each scored

@@ -27,10 +27,8 @@ _SHOWN = 24
 def table(measured: Mapping[str, Mapping[str, Share]]) -> str:
     """Return the figures in Markdown: a row for each, a column for each policy."""
     head = f"| | {' | '.join(measured)} |\n|---|{'---|' * len(measured)}"
-    rows = [
-        f"| {figure} | {' | '.join(_cell(found[figure]) for found in measured.values())} |"
-        for figure in FIGURES
-    ]
+    cells = {x: [_cell(found[x]) for found in measured.values()] for x in FIGURES}
+    rows = [f"| {name} | {' | '.join(found)} |" for name, found in cells.items()]
     return "\n".join([head, *rows])
 
 
@@ -82,7 +80,7 @@ def _asked(data: Data, answers: Mapping[str, Sequence[Answer]]) -> list[str]:
     for said in shown:
         asked = said[0].asked
         rows = "".join(
-            f"<li>{escape(name)}: <span class='{_colour(one)}'>{escape(one.text)}</span>"
+            f"<li>{escape(name)}: <b class='{_colour(one)}'>{escape(one.text)}</b>"
             for name, one in zip(answers, said, strict=True)
         )
         question = asked["prompt"][0]["content"][1]["text"]
