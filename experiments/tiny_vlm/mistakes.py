@@ -13,7 +13,7 @@ from tiny_vlm.measuring import lines
 from tiny_vlm.symbols import Symbol
 
 
-__all__ = ["ASPECTS", "pairs"]
+__all__ = ["ASPECTS", "pair", "pairs"]
 
 ASPECTS = ("recognition", "knowledge")
 """What the first and the second sentence are scored for, 0 or 4."""
@@ -57,13 +57,14 @@ def _pairs(answered: Any) -> Iterator[dict[str, Any]]:
             text = sample["text"].strip()
             told = conversations.told(symbol, text)
             if told is not None and not all(part.right for part in told):
-                yield _pair(symbol, row, text, told)
+                yield pair(symbol, row, text, told)
                 break
 
 
-def _pair(
+def pair(
     symbol: Symbol, row: dict[str, Any], text: str, told: tuple[Told, Told]
 ) -> dict[str, Any]:
+    """Return the record of a mistake: a symbol's question, and what was said to it."""
     right = row["references"][0]
     truth = conversations.told(symbol, right)
     assert truth is not None, right
