@@ -1,5 +1,6 @@
 """The parts of the small model that sees, without what it downloads."""
 
+import json
 import struct
 import sys
 from pathlib import Path
@@ -7,14 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jaxalign.data import records
 
 
 sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
-from tiny_vlm import conversations, mistakes, onnx_file, scoring, tower  # noqa: E402
+from tiny_vlm import (  # noqa: E402
+    conversations,
+    measuring,
+    mistakes,
+    onnx_file,
+    page,
+    scoring,
+    tower,
+)
 from tiny_vlm.conversations import Told  # noqa: E402
+from tiny_vlm.files import Data, Size  # noqa: E402
+from tiny_vlm.measuring import Answer  # noqa: E402
 from tiny_vlm.symbols import Symbol  # noqa: E402
 
 
@@ -150,3 +162,45 @@ def test_a_neighbour_is_found_beyond_the_makers_style() -> None:
     style = np.array([9.0, -4.0, 2.0, 7.0])
     order = [2, 0, 3, 1]
     assert scoring.nearest(known, known[order] + style).tolist() == order
+
+
+def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
+    data = Data(tmp_path, [FRANCE, ITALY, APPLE], Size(3, 1, 1), {ITALY.key})
+    asked = [
+        conversations.asked(FRANCE, "country", "m"),
+        conversations.asked(FRANCE, "capital", "m"),
+        conversations.asked(ITALY, "capital", "m"),
+        conversations.asked(APPLE, "name", "m"),
+        conversations.asked(APPLE, "both", "m"),
+    ]
+    for row in asked:
+        path = tmp_path / row["images"][0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    texts = ["france", "Paris", "Paris", "<b>", "Name: apple. Group: flags."]
+    said = [Answer(*x) for x in zip(asked, texts, strict=True)]
+    found = measuring.shares(data, said)
+    right = {name: (x.right, x.of) for name, x in found.items()}
+    assert right == {
+        "recognition": (1, 2),
+        "recognition, no flags": (0, 1),
+        "recognition, flags": (1, 1),
+        "capitals taught": (1, 1),
+        "capitals held out": (0, 1),
+        "first sentence": (1, 1),
+        "second sentence": (0, 1),
+        "Chinese": (0, 0),
+    }
+    told = conversations.told(APPLE, texts[-1])
+    assert told is not None
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps(mistakes.pair(APPLE, asked[-1], texts[-1], told)))
+    beside = [("neighbour", scoring.Share(1, 2))]
+    path = page.write(data, {"stage 2": found}, beside, {"stage 2": said}, pairs)
+    text = path.read_text(encoding="utf-8")
+    assert text.count("data:image/png;base64,") == 6
+    assert "<b class='right'>france</b>" in text
+    assert "<b class='wrong'>&lt;b&gt;</b>" in text
+    assert text.count("rgba(var(--good), .35)") == 3  # of four sentences
+    assert text.count("rgba(var(--bad), .35)") == 1
+    assert "| recognition | 0.500 (0.095–0.905; 2) |" in page.table({"a": found})
