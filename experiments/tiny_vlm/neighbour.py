@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxalign.data.patchers.square import FixedSquare
-from jaxalign.models.vision import sight
 from PIL import Image
 
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data import chat
+from jaxalign.data.patchers.square import FixedSquare
 from jaxalign.models.linear import Runtime
+from jaxalign.models.vision import sight
 from jaxalign.types import ImageInputs
 from tiny_vlm import pictures
 from tiny_vlm.files import KNOWN, OTHER, Data

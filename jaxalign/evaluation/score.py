@@ -17,7 +17,11 @@ from jaxalign.checkpoints import fastest
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
-from jaxalign.checkpoints.renderer import open_renderer, template_kwargs_of
+from jaxalign.checkpoints.renderer import (
+    max_pixels_of,
+    open_renderer,
+    template_kwargs_of,
+)
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
@@ -61,6 +65,8 @@ class ScoreConfig:
       layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
         columns say.
       image_dir: where relative paths of pictures start; default beside the data file.
+      max_pixels: of a picture; larger ones are made smaller. Default what the
+        checkpoint's own files say; each family has its own limit.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a record's own column comes first.
         Default as the run that ``adapter`` is was trained.
@@ -87,6 +93,7 @@ class ScoreConfig:
     objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     layout: str | None = None
     image_dir: str | None = None
+    max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     token_logps: bool = False
     batch_rows: int = 1
@@ -151,7 +158,8 @@ def score(config: ScoreConfig) -> Path:
     found = records.read(config.data, config.layout, image_dir=config.image_dir)
     check_records(config.objective, found, records.aspects_of(found))
     options = template_kwargs_of(config.chat_template_kwargs, config.adapter)
-    renderer = open_renderer(config.model, options)
+    pixels = max_pixels_of(config.max_pixels, config.adapter)
+    renderer = open_renderer(config.model, options, max_pixels=pixels)
     data = pairs.prepare(
         found,
         renderer,

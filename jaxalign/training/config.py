@@ -70,6 +70,8 @@ class TrainConfig:
       layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
         columns say.
       image_dir: where relative paths of pictures start; default beside the data file.
+      max_pixels: of a picture; larger ones are made smaller. Default what the
+        checkpoint's own files say; each family has its own limit.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a record's own column comes first.
       overflow: what to do with a pair above max_length.
@@ -119,6 +121,7 @@ class TrainConfig:
     packing: bool = True
     layout: str | None = None
     image_dir: str | None = None
+    max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     overflow: Overflow = "drop"
     dtype: DType = "float32"
@@ -165,7 +168,7 @@ class TrainConfig:
             raise UserError(
                 f"router_weight must be 0 or more: got {self.router_weight}"
             )
-        for field in ("max_steps", "row_patches"):
+        for field in ("max_steps", "row_patches", "max_pixels"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"{field} must be at least 1: got {value}")

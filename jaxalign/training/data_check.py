@@ -36,6 +36,8 @@ class DataCheckConfig:
       layout: of the rows, see ``jaxalign.data.layouts``; default what their columns
         say.
       image_dir: where relative paths of pictures start; default beside the data file.
+      max_pixels: of a picture; larger ones are made smaller. Default what the
+        checkpoint's own files say; each family has its own limit.
       chat_template_kwargs: what the chat template is given beside the conversations.
       objective: the loss that is to read them.
       row_length: places of a row; a pair takes prompt + chosen + rejected.
@@ -51,6 +53,7 @@ class DataCheckConfig:
     model: str
     layout: str | None = None
     image_dir: str | None = None
+    max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     row_length: int = 2048
@@ -94,7 +97,9 @@ def check_data(source: str, config: DataCheckConfig) -> Iterator[str]:
         check_records(config.objective, found, aspects)
     except UserError as error:
         refusal = error
-    renderer = open_renderer(config.model, config.chat_template_kwargs)
+    renderer = open_renderer(
+        config.model, config.chat_template_kwargs, max_pixels=config.max_pixels
+    )
     form = objective.needs(config.objective).form if refusal is None else _form(found)
     whole = _prepared(found, renderer, config, form, None, "drop")
     yield from _lengths(whole)

@@ -192,7 +192,9 @@ def _prepared(
     """Check and tokenise all data."""
     aspects = records.aspects_of([*train_records, *eval_records])
     check_records(config.objective, [*train_records, *eval_records], aspects)
-    renderer = open_renderer(config.model, config.chat_template_kwargs)
+    renderer = open_renderer(
+        config.model, config.chat_template_kwargs, max_pixels=config.max_pixels
+    )
     needs = objective.needs(config.objective)
 
     def prepare(part: Sequence[records.Record], what: str) -> PairDataset:
