@@ -405,7 +405,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "image a number": (
         "feedback",
         [{"prompt": "p", "chosen": "c", "rejected": "r", "images": [1]}],
-        "row 1: field images: expected a list of paths",
+        r"row 1: field images\[0\]: expected a path, encoded bytes",
     ),
     "two kinds of prompt": (
         "feedback",
@@ -552,6 +552,14 @@ def test_feedback_records_with_nulls_come_back_as_they_were(tmp_path: Path) -> N
         "feedback", {"train": built.source("train")}, tmp_path / "again"
     )
     assert without_place(records.read(again.source("train"))) == without_place(expected)
+
+
+def test_a_single_image_is_a_list_of_one(tmp_path: Path) -> None:
+    row = {"prompt": "<image>", "chosen": "a", "rejected": "b", "image": "/x.png"}
+    source = synthetic.write_jsonl(tmp_path / "f.jsonl", [row])
+    built = tfds_builders.build("feedback", {"train": source}, tmp_path / "out")
+    (record,) = records.read(built.source("train"))
+    assert [str(p.source) for p in record.images] == ["/x.png"]
 
 
 def test_messages_of_completions_and_paths_of_images(tmp_path: Path) -> None:

@@ -49,9 +49,8 @@ def convert(layout: str, source: str | Path) -> Iterator[Converted]:
     folder = f"{Path(source).parent}/"
     for made, where in LAYOUTS[layout].convert(objects(read_rows(source))):
         if isinstance(made, dict):
-            if made.get("images"):
-                made["images"] = [_file(image) for image in made["images"]]
-            _check(made, where)
+            records.parse(made, where)
+            made = _with_files(made)
             made = {k: made[k] for k in _KEPT if made.get(k) is not None}
             made["where"] = where.replace(folder, "")
         yield Converted(made, where)
@@ -96,20 +95,16 @@ def records_of(
         raise UserError(f"{source} gives no record in the layout {layout}: {counts}")
 
 
+def _with_files(made: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose pictures are encoded bytes or paths, in one column."""
+    image = made.get("image")
+    images = made.get("images") if image is None else [image]
+    if not images:
+        return made
+    return {**made, "images": [_file(one) for one in images]}
+
+
 def _file(image: Any) -> Any:
-    """Return encoded bytes or a path, of what a table has."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     return image.read() if isinstance(image, Stretch) else image
-
-
-def _check(record: Mapping[str, Any], where: str) -> None:
-    records.parse(record, where)
-    images = record.get("images") or []
-    if not isinstance(images, list) or not all(
-        isinstance(image, str | bytes) for image in images
-    ):
-        raise UserError(
-            f"{where}: field images: expected a list of paths or of encoded images: "
-            f"got {type(images).__name__}"
-        )
