@@ -64,7 +64,7 @@ def training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         *("--adapter.targets", json.dumps(args.targets.split(","))),
         *("--optimizer.learning_rate", args.learning_rate),
         *("--optimizer.schedule", "constant", "--report_to", "none"),
-        *("--logging_steps", 1, "--save_steps", NEVER, "--eval_steps", NEVER),
+        *("--logging_steps", 1, "--save_steps", NEVER),
     )
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]

@@ -23,6 +23,20 @@ LIKELIHOOD: Literal["likelihood"] = "likelihood"
 
 _VARIABLE = re.compile("[A-Z_][A-Z0-9_]*")
 
+_READ_BY = {
+    **dict.fromkeys(("base_url", "key_variable", "response_format"), ("openai",)),
+    **dict.fromkeys(("timeout", "max_wait"), ("openai",)),
+    **dict.fromkeys(("max_requests", "max_total_tokens", "max_cost"), ("openai",)),
+    **dict.fromkeys(("prompt_price", "completion_price"), ("openai", "python")),
+    **dict.fromkeys(("concurrency", "max_attempts"), ("openai", "python")),
+    **dict.fromkeys(("temperature", "max_reply_tokens"), ("openai", "local json")),
+    "chat_template_kwargs": ("openai", "local", "local json", "reward"),
+    "method": ("local", "local json"),
+    "path": ("python",),
+}
+"""Which judges read an option, where not all do; ``local json`` is the local judge that
+writes its replies. Of a function of one's own a dry run tells what it would cost."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
@@ -105,7 +119,7 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self._check_template()
+        check_template_kwargs(self.chat_template_kwargs, "judge.chat_template_kwargs")
         for field in ("concurrency", "votes", "max_attempts"):
             _check(getattr(self, field) >= 1, field, "at least 1", self)
         for field in ("max_reply_tokens", "max_requests", "max_total_tokens"):
@@ -118,6 +132,7 @@ class JudgeConfig:
         heat, cost = self.temperature, self.max_cost
         _check(heat is None or 0 <= heat <= 2, "temperature", "in 0..2, or null", self)
         _check(cost is None or 0 < cost < math.inf, "max_cost", "above 0", self)
+        self._check_effect()
         if cost is not None and not self.prompt_price + self.completion_price:
             raise UserError(
                 "judge.max_cost needs the prices of the endpoint: give "
@@ -129,11 +144,6 @@ class JudgeConfig:
             raise UserError(
                 "judge.aspects must name at least one aspect, and each once: got "
                 f"{list(aspects)}"
-            )
-        if self.method is not None and self.name != "local":
-            raise UserError(
-                f"judge.method does nothing with judge.name {self.name}: leave it out, "
-                "or choose judge.name local"
             )
         if self.method == LIKELIHOOD and self.aspects not in (None, (LIKELIHOOD,)):
             raise UserError(
@@ -153,7 +163,7 @@ class JudgeConfig:
                 "a reward model gives one score: judge.aspects may name one aspect, "
                 f"got {list(aspects)}"
             )
-        self._check_endpoint()
+        self._check_key_variable()
         self._check_path()
         if self.wording is not None and not Path(self.wording).is_dir():
             raise UserError(
@@ -163,22 +173,26 @@ class JudgeConfig:
         for aspect in aspects if self.needs_rubrics else ():
             wording.rubric(aspect, self.own_wording)
 
-    def _check_template(self) -> None:
-        check_template_kwargs(self.chat_template_kwargs, "judge.chat_template_kwargs")
-        if self.chat_template_kwargs and self.name in ("rules", "python"):
-            raise UserError(
-                f"judge.chat_template_kwargs does nothing with judge.name {self.name}: "
-                "leave it out"
-            )
-
-    def _check_endpoint(self) -> None:
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        for field in ("base_url", "key_variable", "response_format"):
-            if self.name != "openai" and getattr(self, field) != defaults[field]:
+    def _check_effect(self) -> None:
+        """Refuse what was given and this judge does not read."""
+        writes = self.name == "local" and self.local_method == "json"
+        defaults = {f.name: f for f in dataclasses.fields(self)}
+        for name, judges in _READ_BY.items():
+            if (f"{self.name} json" if writes else self.name) in judges:
+                continue
+            default = defaults[name].default
+            if default is dataclasses.MISSING:
+                default = {}
+            if getattr(self, name) != default:
+                others = [other for other in judges if other != "local json"]
+                if "local json" in judges and "local" not in judges:
+                    others.append("local with judge.method json")
                 raise UserError(
-                    f"judge.{field} does nothing with judge.name {self.name}: leave it "
-                    "out, or choose judge.name openai"
+                    f"judge.{name} does nothing with judge.name {self.name}: leave it "
+                    f"out, or choose judge.name {' or '.join(others)}"
                 )
+
+    def _check_key_variable(self) -> None:
         name = self.key_variable
         if not _VARIABLE.fullmatch(name) and name not in os.environ:
             raise UserError(  # without what was given: it may be the key itself
@@ -189,11 +203,6 @@ class JudgeConfig:
 
     def _check_path(self) -> None:
         if self.name != "python":
-            if self.path is not None:
-                raise UserError(
-                    f"judge.path does nothing with judge.name {self.name}: leave it "
-                    "out, or choose judge.name python"
-                )
             return
         if self.path is not None and not Path(self.path).is_file():
             raise UserError(

@@ -166,7 +166,11 @@ def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
 def _records(
     config: TrainConfig, objects: RunObjects
 ) -> tuple[list[records.Record], list[records.Record]]:
-    """Return the records to train on and those to evaluate on."""
+    """Return the records to train on and those to evaluate on.
+
+    Raises:
+      UserError: some are malformed, or evaluations are asked for without any.
+    """
     if objects.rows is not None:
         train_records = given_records(objects.rows)
     else:
@@ -179,6 +183,11 @@ def _records(
     elif config.eval_data:
         eval_records = records.read(
             config.eval_data, config.layout, image_dir=config.image_dir
+        )
+    elif config.eval_steps != TrainConfig.eval_steps:
+        raise UserError(
+            f"eval_steps {config.eval_steps} has no effect without data to evaluate "
+            "on: give eval_data (in Python eval_rows), or leave it out"
         )
     return train_records, eval_records
 
