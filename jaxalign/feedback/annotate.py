@@ -5,6 +5,7 @@ A response is judged when more than half of the votes on it have succeeded (see
 score at all and stands in the record's ``judge_failures``. Nothing is filled in.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def read_item(
                 spans=spans[turn],
                 aspects=aspects,
                 references=references,
+                template_kwargs=record.template_kwargs or None,
             )
             if spans[turn]:
                 responses.append(Response(name, subject, turn))
@@ -127,6 +129,7 @@ def requests_of(
     votes: int = 1,
     own: Path | None = None,
     needs_rubrics: bool = True,
+    renders: bool = False,
 ) -> Iterator[JudgeRequest]:
     """Yield the requests for a record's scores: for each response, all its votes.
 
@@ -135,6 +138,8 @@ def requests_of(
       votes: how often each response is judged.
       own: directory of wording of one's own.
       needs_rubrics: refuse an aspect that has no rubric.
+      renders: whether the judge renders the conversation, ``tools`` and the like
+        included; of other judges' requests these are no part.
     Example:
       >>> one = [{"start": 0, "end": 1}]
       >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
@@ -144,9 +149,10 @@ def requests_of(
       ['4', '4', '5', '5']
     """
     for response in item.responses:
-        request = prompts.scores_request(
-            response.subject, own, needs_rubrics=needs_rubrics
-        )
+        subject = response.subject
+        if not renders:
+            subject = dataclasses.replace(subject, template_kwargs=None)
+        request = prompts.scores_request(subject, own, needs_rubrics=needs_rubrics)
         yield request
         for vote in range(1, votes):
             yield JudgeRequest(

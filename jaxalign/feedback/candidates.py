@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxalign import event_loops, progress
 from jaxalign.data import records
+from jaxalign.data.messages import without_nulls
 from jaxalign.data.records import Message, Segment
 from jaxalign.errors import UserError
 from jaxalign.feedback.decompose.decomposition import (
@@ -116,12 +117,20 @@ def parse_samples(
                 completion["text"],
                 spans=tuple(segment(completion["text"], segmenter)),
                 hops=(Hop("knowledge", asked, known),) if known else (),
+                template_kwargs=_template_kwargs(row),
             )
             for completion in row["completions"]
         ]
         columns = {name: row[name] for name in records.PROMPT_COLUMNS if name in row}
         found.append(SampledPrompt(prompt, candidates, columns))
     return found
+
+
+def _template_kwargs(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a prompt's template is given, as of the records made of it."""
+    given = without_nulls(row.get("chat_template_kwargs") or {})
+    tools = row.get("tools")
+    return ({"tools": tools, **given} if tools else given) or None
 
 
 def _turn(given: Mapping[str, Any]) -> Mapping[str, Any]:

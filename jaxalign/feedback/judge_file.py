@@ -183,6 +183,7 @@ def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
             votes=judge.votes,
             own=judge.own_wording,
             needs_rubrics=judge.needs_rubrics,
+            renders=judge.renders,
         )
 
 

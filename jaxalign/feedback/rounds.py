@@ -209,7 +209,10 @@ def decomposer_of(config: RLAIFConfig) -> Decompose:
         case "segments":
             judge = config.judge
             return segments.decomposer(
-                judge.scored_aspects, own=own, needs_rubrics=judge.needs_rubrics
+                judge.scored_aspects,
+                own=own,
+                needs_rubrics=judge.needs_rubrics,
+                renders=judge.renders,
             )
         case "claims":
             return claims.decomposer(own=own)

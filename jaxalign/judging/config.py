@@ -233,6 +233,12 @@ class JudgeConfig:
         return self.name not in ("python", "reward")
 
     @property
+    def renders(self) -> bool:
+        """Whether the judge reads a conversation through its own chat template."""
+        likelihood = self.name == "local" and self.local_method == LIKELIHOOD
+        return likelihood or self.name == "reward"
+
+    @property
     def own_wording(self) -> Path | None:
         """The directory of wording of one's own."""
         return None if self.wording is None else Path(self.wording)

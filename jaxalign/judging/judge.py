@@ -83,6 +83,9 @@ class Subject:
     references: tuple[str, ...] = ()
     """Accepted answers, of tasks that have a ground truth."""
     images: tuple[str, ...] = ()
+    template_kwargs: Mapping[str, Any] | None = None
+    """What the prompt's chat template is given beside the turns, such as ``tools``; of
+    requests to judges that render the conversation themselves."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,14 @@ def request_key(request: JudgeRequest, settings: Mapping[str, Any]) -> str:
         {**m, "content": digest(m["content"])} if isinstance(m["content"], str) else m
         for m in request.messages
     ]
+    subject = dict(vars(request.subject))
+    if not subject["template_kwargs"]:  # stores are older than this field
+        del subject["template_kwargs"]
     what = {
         "task": request.task,
         "messages": messages,
         "schema": digest(schema_text(request.schema)),
-        "subject": vars(request.subject),
+        "subject": subject,
         "vote": request.vote,
         "judge": settings,
     }

@@ -212,7 +212,10 @@ def _likelihood(subject: Subject, renderer: Renderer) -> _LocalQuestions:
     turns = given if isinstance(given, str) else tuple(Message(**t) for t in given)
     none = {LIKELIHOOD: 0.0}
     segments = tuple(Segment(start=a, end=b, scores=none) for a, b in subject.spans)
-    record = Record(turns, subject.response, None, segments, None, "response")
+    record = Record(
+        *(turns, subject.response, None, segments, None, "response"),
+        template_kwargs=subject.template_kwargs or {},
+    )
     (pair,) = chat.tokenize([record], renderer, end_of_turn=False)
     branch = pair.chosen
     prompt = [*pair.prompt.tolist(), *branch.tokens[: branch.lead].tolist()]

@@ -169,7 +169,10 @@ def _text(request: JudgeRequest, renderer: Renderer, pad: int | None) -> _Text:
         raise UserError("it sees no images")
     given = subject.prompt
     turns = given if isinstance(given, str) else tuple(Message(**t) for t in given)
-    record = Record(turns, subject.response, None, None, None, "the response")
+    record = Record(
+        *(turns, subject.response, None, None, None, "the response"),
+        template_kwargs=subject.template_kwargs or {},
+    )
     renderings = renderer.completions(record)
     (rendering,), (encoding,) = renderings, renderer.encode(renderings)
     tokens, text = list(encoding.tokens), rendering.text
@@ -187,7 +190,7 @@ def _text(request: JudgeRequest, renderer: Renderer, pad: int | None) -> _Text:
         inside = [p for p in scored if first[p] < stop]
         places.append(inside[-1] if inside else 0)
     places.append(scored[-1] if scored else 0)
-    return _Text(tokens, places, hash_of(subject.prompt))
+    return _Text(tokens, places, hash_of([subject.prompt, subject.template_kwargs]))
 
 
 def _scores(

@@ -1,6 +1,8 @@
 """Reward models against transformers: the same score for the same text."""
 
 import asyncio
+import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,9 +13,20 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.feedback import candidates
+from jaxalign.feedback.decompose import segments
+from jaxalign.feedback.judge_file import JudgeFileConfig, judge_file
+from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.judging import prompts, reward
 from jaxalign.judging.config import JudgeConfig
-from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
+from jaxalign.judging.judge import (
+    JudgeRequest,
+    Subject,
+    Verdict,
+    digest,
+    request_key,
+    schema_text,
+)
 from jaxalign.judging.make import make_judge
 from tests import synthetic
 from tests.cli.test_judge import lines, pair, run
@@ -282,3 +295,137 @@ def test_the_command_with_a_reward_model(tiny: Path, tmp_path: Path, capsys) -> 
     capsys.readouterr()
     assert run("judge", *flags) == 0
     assert "0 asked, 6 known" in capsys.readouterr().out
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "river", "description": "is it blue", "parameters": {}},
+    }
+]
+TEMPLATE = (
+    "{% if tools %}<|system|>{% for t in tools %}{{ t.function.name }} "
+    "{% endfor %}<|end|>{% endif %}"
+    "{% if shout is defined and shout %}<|system|>Über<|end|>{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def with_tools(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model whose template reads tools, and an option of its own."""
+    target = tmp_path_factory.mktemp("tools") / "reward"
+    shutil.copytree(tiny, target)
+    (target / "chat_template.jinja").unlink(missing_ok=True)
+    path = target / "tokenizer_config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, "chat_template": TEMPLATE}))
+    return target
+
+
+COLUMNS: list[dict[str, Any]] = [
+    {},
+    {"tools": TOOLS},
+    {"chat_template_kwargs": {"shout": True}},
+    {"tools": TOOLS, "chat_template_kwargs": {"shout": True}},
+]
+
+
+def test_a_record_s_tools_and_options_are_in_the_text_that_is_scored(
+    with_tools: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    prompt = [{"role": "user", "content": "the river is blue"}]
+    rows = [
+        {
+            "prompt": prompt,
+            **{name: [{"role": "assistant", "content": TEXT}] for name in SIDES},
+            **{f"{name}_segments": [{"start": 0, "end": len(TEXT)}] for name in SIDES},
+            **columns,
+        }
+        for columns in COLUMNS
+    ]
+    synthetic.write_jsonl(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out.jsonl"
+    options = JudgeConfig(name="reward", model=str(with_tools))
+    judge_file(
+        JudgeFileConfig(data=str(tmp_path / "in.jsonl"), out=str(out), judge=options)
+    )
+    score, tokenizer = (
+        reference(with_tools),
+        AutoTokenizer.from_pretrained(with_tools),
+    )
+    turns = [*prompt, {"role": "assistant", "content": TEXT}]
+    want = []
+    for columns in COLUMNS:
+        given = {
+            "tools": columns.get("tools"),
+            **columns.get("chat_template_kwargs", {}),
+        }
+        text = tokenizer.apply_chat_template(turns, tokenize=False, **given)
+        want.append(score(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    found = [row["chosen_segments"][0]["scores"]["reward"] for row in lines(out)]
+    np.testing.assert_allclose(found, want, atol=1e-4)
+    assert len({round(value, 4) for value in want}) == len(COLUMNS)
+
+
+SIDES = ("chosen", "rejected")
+
+
+def test_in_rounds_a_prompt_s_tools_are_judged_too() -> None:
+    completions = [{"text": "seven."}]
+    prompt = [{"role": "user", "content": "the river"}]
+    row = {"prompt": prompt, "completions": completions, "tools": TOOLS}
+    ((sampled,),) = (
+        one.candidates for one in candidates.parse_samples([row], SegmenterConfig())
+    )
+    asked = {
+        name: segments.decomposer(
+            config.scored_aspects, needs_rubrics=False, renders=config.renders
+        )(sampled, [])
+        for name, config in (
+            ("reward", JudgeConfig(name="reward", model="m")),
+            ("local", JudgeConfig(name="local", model="m")),
+            ("python", JudgeConfig(name="python")),
+        )
+    }
+    given = {name: one.subject.template_kwargs for name, (one,) in asked.items()}
+    assert given == {
+        "reward": {"tools": TOOLS},
+        "local": {"tools": TOOLS},
+        "python": None,
+    }
+
+
+def test_keys_of_requests_without_tools_are_those_of_older_stores() -> None:
+    request = scores("the river", TEXT, SPANS)
+    whole = hashlib.sha256(
+        json.dumps(
+            {
+                "task": "scores",
+                "messages": [
+                    {**m, "content": digest(m["content"])} for m in request.messages
+                ],
+                "schema": digest(schema_text(request.schema)),
+                "subject": {
+                    "prompt": "the river",
+                    "response": TEXT,
+                    "spans": SPANS,
+                    "aspects": ["reward"],
+                    "other": None,
+                    "statement": None,
+                    "references": [],
+                    "images": [],
+                },
+                "vote": 0,
+                "judge": {"judge": "reward"},
+            },
+            sort_keys=True,
+        ).encode()
+    )
+    assert request_key(request, {"judge": "reward"}) == whole.hexdigest()
+    subject = dataclasses.replace(request.subject, template_kwargs={"tools": TOOLS})
+    other = dataclasses.replace(request, subject=subject)
+    assert request_key(other, {"judge": "reward"}) != whole.hexdigest()

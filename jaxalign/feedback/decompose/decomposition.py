@@ -14,7 +14,7 @@ votes into one verdict before handing it back.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from jaxalign.data.records import Segment
 from jaxalign.errors import UserError
@@ -67,6 +67,8 @@ class Candidate:
     hops: tuple[Hop, ...] = ()
     images: tuple[str, ...] = ()
     """References as of :func:`jaxalign.data.images.reference`."""
+    template_kwargs: Mapping[str, Any] | None = None
+    """What the prompt's chat template is given beside the turns, such as ``tools``."""
 
 
 @dataclass(frozen=True)

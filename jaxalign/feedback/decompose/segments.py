@@ -20,7 +20,11 @@ __all__ = ["decomposer"]
 
 
 def decomposer(
-    aspects: tuple[str, ...], *, own: Path | None = None, needs_rubrics: bool = True
+    aspects: tuple[str, ...],
+    *,
+    own: Path | None = None,
+    needs_rubrics: bool = True,
+    renders: bool = False,
 ) -> Decompose:
     """Return the decomposer that has every segment scored on every aspect.
 
@@ -32,6 +36,8 @@ def decomposer(
       aspects: what the segments are scored on.
       own: a directory with templates and rubrics of the user's that replace ours.
       needs_rubrics: refuse an aspect that has no rubric.
+      renders: whether the judge renders the conversation itself, see
+        ``JudgeConfig.renders``.
     Raises:
       UserError: there is no aspect, or one without a rubric.
     """
@@ -46,6 +52,7 @@ def decomposer(
                 spans=candidate.spans,
                 aspects=aspects,
                 images=candidate.images,
+                template_kwargs=candidate.template_kwargs if renders else None,
             )
             return [scores_request(subject, own, needs_rubrics=needs_rubrics)]
         ((verdict,),) = so_far
