@@ -8,11 +8,18 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
+import transformers
 
 from jaxalign.checkpoints import load as load_lib
+from jaxalign.data.positions import multimodal_positions
 from jaxalign.models import families
+from jaxalign.types import ImageInputs, ModelInputs
 from tests import scenes, synthetic
 
 
@@ -40,6 +47,82 @@ def test_a_family_is_one_file(tmp_path, monkeypatch) -> None:
     batch = scenes.batch(data)
     got = scenes.token_logps(loaded.variables, batch, model=loaded.model)
     scenes.assert_same(scenes.responses(batch, got), want, atol=1e-4)
+
+
+def test_a_family_that_sees_is_one_file(tmp_path, monkeypatch) -> None:
+    text = SECTIONS["Adding a family that sees"]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    module = types.ModuleType("qwen2_vl")
+    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
+    family = module.FAMILY
+    monkeypatch.setitem(families.FAMILIES, family.model_type, family)
+    model = _qwen2_vl(tmp_path)
+    rows, columns, merge, patch = 4, 6, 2, 14
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(3, rows * patch, columns * patch)).astype(np.float32)
+    blocks = pixels.reshape(3, rows // 2, 2, patch, columns // 2, 2, patch)
+    patches = blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, patch * patch)
+    count = rows * columns // merge**2
+    tokens = np.array([[5, 97, *[99] * count, 96, 8, 9]])
+    is_picture = tokens == 99
+    with torch.no_grad():
+        want = model(
+            input_ids=torch.tensor(tokens),
+            # A tower of videos: each frame twice.
+            pixel_values=torch.tensor(
+                np.repeat(patches, 2, 1).reshape(len(patches), -1)
+            ),
+            image_grid_thw=torch.tensor([[1, rows, columns]]),
+            mm_token_type_ids=torch.tensor(is_picture.astype(int)),
+        ).logits.numpy()
+    loaded = load_lib.load(tmp_path)
+    assert loaded.model.image_fn is not None
+    places = np.indices((rows, columns)).reshape(2, rows // 2, 2, columns // 2, 2)
+    images = ImageInputs(
+        image_ids=jnp.ones((1, rows * columns), jnp.int32),
+        places_in_image=jnp.asarray(places.transpose(1, 3, 2, 4, 0).reshape(1, -1, 2)),
+        features_to=jnp.asarray(np.flatnonzero(is_picture)[None]),
+        patches=jnp.asarray(patches.reshape(1, len(patches), -1)),
+    )
+    positions, _ = multimodal_positions(
+        tokens[0], 99, [(rows // merge, columns // merge)], 3
+    )
+    ones = jnp.ones(tokens.shape, jnp.int32)
+    inputs = ModelInputs(
+        jnp.asarray(tokens), jnp.asarray(positions[None]), ones, 0 * ones, images
+    )
+    hidden = loaded.model.hidden_fn(loaded.variables, inputs)
+    got = loaded.model.logits_fn(loaded.variables, hidden)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def _qwen2_vl(directory: Path) -> Any:
+    """Write a tiny random checkpoint and return it as transformers has it."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2VLConfig(
+        vision_config={
+            **{"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "depth": 2},
+            **{"num_heads": 4, "patch_size": 14, "spatial_merge_size": 2},
+        },
+        text_config={
+            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+            **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 1, 2],
+            },
+        },
+        image_token_id=99,
+        video_token_id=98,
+        vision_start_token_id=97,
+        vision_end_token_id=96,
+    )
+    model = transformers.Qwen2VLForConditionalGeneration(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(directory)
+    return model
 
 
 USES_OF_AN_OBJECTIVE = """

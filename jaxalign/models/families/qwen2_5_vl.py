@@ -21,15 +21,20 @@ __all__ = ["FAMILY", "canonical", "multimodal", "read_eyes", "read_text"]
 MODEL_TYPE = "qwen2_5_vl"
 
 
-def read_text(config: Mapping[str, Any]) -> DecoderConfig:
+def read_text(
+    config: Mapping[str, Any], model_type: str = MODEL_TYPE
+) -> DecoderConfig:
     """Read the decoder, whose fields may stand in config.json itself.
 
+    Args:
+      config: config.json.
+      model_type: of the family.
     Raises:
       UserError: a field is missing or wrong, or asks for what is not implemented.
     """
     text = config.get("text_config") or config
     inner = vision_fields.filled(
-        {k: v for k, v in text.items() if k != "model_type"}, f"{MODEL_TYPE}_text"
+        {k: v for k, v in text.items() if k != "model_type"}, f"{model_type}_text"
     )
     inner["tie_word_embeddings"] = fields.flag(
         config, "tie_word_embeddings"
