@@ -21,8 +21,8 @@ PUBLIC = {
     "adapters": "adapter gates hybrid lora low_rank prefix saved selection",
     "checkpoints": "adapter_files adapter_start contents convert export fetch gguf hub "
     "load policy renderer runs state tensors",
-    "data": "chat layouts loader packing pairs records reference_cache rendering rows "
-    "sample spans tfds_builders tokenizer",
+    "data": "chat layouts loader packing pairs patchers patches picture records "
+    "reference_cache rendering rows sample spans tfds_builders tokenizer",
     "evaluation": "score",
     "feedback": "annotate candidates config decompose gate judge_file pair_filters "
     "pair_statistics pairing rounds segmenters",
@@ -30,7 +30,8 @@ PUBLIC = {
     "structure text_model",
     "judging": "agreement asking config estimate judge make prompts store votes "
     "writing",
-    "models": "attention config decoder families layers quantised rotary",
+    "models": "attention config decoder decoding families layers quantised rotary "
+    "vision",
     "objectives": "anchored aspects diagnostics divergences dpo2d logistic logps "
     "margins mix objective optimal_transport options pairwise policy record "
     "reference_free sft stepwise table token_level token_weights unpaired",

@@ -1,4 +1,4 @@
-"""Models: Linen decoders behind two pure functions."""
+"""Models: Linen decoders and towers behind pure functions."""
 
 from typing import TYPE_CHECKING
 
@@ -11,20 +11,24 @@ if TYPE_CHECKING:
         attention,
         config,
         decoder,
+        decoding,
         families,
         layers,
         quantised,
         rotary,
+        vision,
     )
 
 __all__ = [
     "attention",
     "config",
     "decoder",
+    "decoding",
     "families",
     "layers",
     "quantised",
     "rotary",
+    "vision",
 ]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

@@ -21,9 +21,7 @@ __all__ = ["FAMILY", "canonical", "multimodal", "read_eyes", "read_text"]
 MODEL_TYPE = "qwen2_5_vl"
 
 
-def read_text(
-    config: Mapping[str, Any], model_type: str = MODEL_TYPE
-) -> DecoderConfig:
+def read_text(config: Mapping[str, Any], model_type: str = MODEL_TYPE) -> DecoderConfig:
     """Read the decoder, whose fields may stand in config.json itself.
 
     Args:
