@@ -122,10 +122,10 @@ def test_public_names_of_modules_have_docstrings() -> None:
 # What has no example by itself: parts of commands and programs, which take what only
 # those hold (slots, packed batches, file headers, a run's session).
 WITHOUT_EXAMPLE = {
-    "adapters.adapter": "PeftConfig",
+    "adapters.adapter": "PeftConfig vision_groups",
     "adapters.prefix": "attend",
     "checkpoints.adapter_files": "AdapterFiles fingerprint groups_of is_stock "
-    "read_start save_adapter write_start",
+    "read_start save_adapter vision_groups_of write_start",
     "checkpoints.adapter_start": "make place shapes",
     "checkpoints.contents": "fingerprint headers read_tensor reader tensor_infos",
     "checkpoints.convert": "convert",
@@ -141,7 +141,7 @@ WITHOUT_EXAMPLE = {
     "checkpoints.tensors": "TensorReader entries fingerprint list_files open_file "
     "raw_header read_tensor sample",
     "data.chat": "tokenize",
-    "data.loader": "StepSource batch_shape make_iterator single_batch",
+    "data.loader": "StepSource batch_shape filled make_iterator row_units single_batch",
     "data.packing": "build_rows",
     "data.pairs": "prepare truncate",
     "data.records": "as_records aspects_of parse parse_prompt read read_prompts",
@@ -161,7 +161,8 @@ WITHOUT_EXAMPLE = {
     "judging.estimate": "lines_of",
     "judging.store": "Store",
     "judging.writing": "WritingJudge",
-    "models.config": "DecoderConfig ModelConfig",
+    "models.config": "ConnectorConfig DecoderConfig ModelConfig TowerNames "
+    "VisionConfig",
     "models.decoder": "Decoder keys_and_values make_model param_shapes",
     "models.layers": "Block traits",
     "models.quantised": "place",
@@ -171,7 +172,8 @@ WITHOUT_EXAMPLE = {
     "objectives.logps": "token_logps_and_kl",
     "objectives.objective": "loss_of_tokens pair_losses score score_under",
     "objectives.options": "fill refuse_others",
-    "objectives.policy": "pair_logps policy_and_kl score_tokens tail_weights",
+    "objectives.policy": "pair_logps policy_and_kl score_tokens shared_features "
+    "tail_weights",
     "objectives.record": "per_pair",
     "reports.run": "held_out_figures write_report",
     "training.config": "check_branches",

@@ -70,6 +70,9 @@ def max_pixels_of(given: int | None, adapter: str | None) -> int | None:
       adapter: what is put on the model; only a run directory remembers.
     Raises:
       UserError: something else is asked for than the run was trained with.
+    Example:
+      >>> max_pixels_of(1024, None)
+      1024
     """
     if adapter is None or not runs.is_run(run := Path(adapter)):
         return given

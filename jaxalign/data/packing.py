@@ -130,6 +130,10 @@ def units_per_row(
     fit, and the largest pair's do. Room for nearly all of them would stand empty more
     often: with pictures of 60 to 1300 units in all of 6000 pairs it is 17 % more places
     to run the tower over, for 1.6 % fewer rows.
+
+    >>> tokens, units = np.array([5, 3, 6, 2]), np.array([4, 0, 4, 2])
+    >>> units_per_row(tokens, units, row_length=8, pairs=2)
+    6
     """
     rows = plan_rows(
         *(lengths,),

@@ -84,6 +84,9 @@ def image_base(source: Any, image_dir: str | Path | None = None) -> Path | None:
 
     Raises:
       UserError: ``image_dir`` is no directory.
+    Example:
+      >>> image_base([{"prompt": "Q"}], "/").parts
+      ('/',)
     """
     if image_dir is not None:
         if not Path(image_dir).is_dir():

@@ -254,6 +254,10 @@ def turned_in_plane(
       theta: base.
       head_dim: size of a head.
       places: row and column.
+    Example:
+      >>> cos, _ = turned_in_plane(10000.0, 8, jnp.zeros((1, 2, 2), jnp.int32))
+      >>> cos.shape, bool((cos == 1).all())  # at the origin nothing turns
+      ((1, 2, 1, 8), True)
     """
     pairs = np.arange(0, head_dim // 2, 2, dtype=np.float64)
     speeds = jnp.asarray(theta ** (-pairs / (head_dim // 2)), jnp.float32)
