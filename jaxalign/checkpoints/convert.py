@@ -52,6 +52,9 @@ def convert(
     Raises:
       UserError: the checkpoint cannot be loaded or is converted already, or ``out`` is
         not empty.
+    Example::
+
+      convert("smollm2", "smollm2-bf16", dtype="bfloat16")
     """
     if dtype == "fastest":
         raise UserError(

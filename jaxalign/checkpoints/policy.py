@@ -58,6 +58,10 @@ def open_policy(
       mesh: devices; default the first.
     Raises:
       UserError: the adapter is neither, or belongs to another base model.
+    Example::
+
+      policy = open_policy("smollm2", "run", dtype="bfloat16")
+      hidden = policy.checkpoint.model.hidden_fn(policy.variables, inputs)
     """
     model = str(model)
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
@@ -90,6 +94,9 @@ def open_run(
       mesh: devices; default the first.
     Raises:
       UserError: no run, no checkpoint, or the base model is not the one trained on.
+    Example::
+
+      policy = open_run("run", step=500)
     """
     run = Path(run)
     settings = runs.read_settings(run)

@@ -31,6 +31,9 @@ def open_renderer(
     Raises:
       UserError: see ``hub.directory_of`` and ``tokenizer.load_tokenizer``; or the
         template is to be given something and there is none.
+    Example::
+
+      renderer = open_renderer("qwen3", {"enable_thinking": False})
     """
     directory = hub.directory_of(model, weights=False)
     tokenizer = load_tokenizer(str(directory))

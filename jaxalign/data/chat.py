@@ -144,6 +144,10 @@ def tokenize(
       UserError: the tokenizer has no chat template but the record is a conversation;
         the template changes a completion; a prompt has no token of its own; a record
         has pictures and the model does not see, or more or fewer than places for them.
+    Example::
+
+      rows = [{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}]
+      (pair,) = tokenize(rows, load_tokenizer("smollm2"))
     """
     records, renderer = as_records(records), as_renderer(renderer)
     renderer.check_used(record.prompt for record in records)

@@ -256,6 +256,9 @@ def single_batch(
       data: tokenised pairs.
       rows: rows of the batch; default as many as needed.
       row_length: places of a row; default the longest pair.
+    Example::
+
+      batch = single_batch(prepare(rows, tokenizer, max_length=512))
     """
     shape = batch_shape([data], row_length=row_length or int(data.lengths.max()))
     plan = packing.plan_rows(

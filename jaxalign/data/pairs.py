@@ -90,6 +90,10 @@ def prepare(
       progress: wraps the iteration to show it, ``(iterable, total) -> iterable``.
     Raises:
       UserError: nothing is left, or ``overflow='error'`` and a pair is too long.
+    Example::
+
+      rows = [{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}]
+      data = prepare(rows, load_tokenizer("smollm2"), max_length=512)
     """
     if max_length is not None and max_length < 2:
         raise UserError(f"max_length must be at least 2: got {max_length}")

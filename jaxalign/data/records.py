@@ -155,7 +155,11 @@ def from_rows(
 
 
 def as_records(rows: Iterable[Any] | Any) -> list[Record]:
-    """Return a list of records as it is, also of none, and any others' rows read."""
+    """Return a list of records as it is, also of none, and any others' rows read.
+
+    >>> as_records([{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}])[0].chosen
+    '4'
+    """
     if isinstance(rows, list | tuple) and all(isinstance(r, Record) for r in rows):
         return list(rows)
     return from_rows(rows)
@@ -200,6 +204,9 @@ def parse(
       image_dir: where relative paths of pictures start; None refuses them.
     Raises:
       UserError: with ``where``, the field, what was got and how to mend it.
+    Example:
+      >>> parse({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}).rejected
+      '5'
     """
     if not isinstance(columns, Mapping):
         raise UserError(
@@ -330,6 +337,11 @@ def aspects_of(records: Iterable[Record] | Any) -> tuple[str, ...]:
     """Return the names of all aspects that any segment is scored on, sorted.
 
     ``records`` may be rows too, see :func:`from_rows`.
+
+    >>> one = [{"start": 0, "end": 1, "scores": {"correctness": 4}}]
+    >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
+    >>> aspects_of([{**row, "chosen_segments": one, "rejected_segments": one}])
+    ('correctness',)
     """
     names: set[str] = set()
     for record in as_records(records):

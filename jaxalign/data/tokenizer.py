@@ -41,6 +41,9 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     Raises:
       UserError: there is none, or none that tells the characters of its tokens.
+    Example::
+
+      load_tokenizer("smollm2")("The river.")["input_ids"]
     """
     directory = str(directory)
     from huggingface_hub.errors import StrictDataclassError
