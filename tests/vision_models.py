@@ -125,8 +125,9 @@ def _write(
     settings = _settings(kind, made, token)
     for name, value in changes.items():
         part = settings.get(name)
-        merged = isinstance(part, dict) and isinstance(value, dict)
-        settings[name] = {**part, **value} if merged else value
+        if isinstance(part, dict) and isinstance(value, dict):
+            value = {**part, **value}
+        settings[name] = value
     config = AutoConfig.for_model(kind.partition("-")[0], **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

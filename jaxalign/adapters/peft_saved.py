@@ -3,6 +3,7 @@
 See ``adapters.saved`` for what it is and ``adapters.peft_names`` for the names.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,14 @@ from jaxalign.adapters.saved import ROWS
 from jaxalign.errors import UserError
 
 
-__all__ = ["Place", "SavedFiles", "from_peft", "layer_choices", "to_peft"]
+__all__ = [
+    "Place",
+    "SavedFiles",
+    "TensorForm",
+    "from_peft",
+    "layer_choices",
+    "to_peft",
+]
 
 
 class Place(NamedTuple):
@@ -26,10 +34,25 @@ class Place(NamedTuple):
     at: tuple[int, ...]
     """Layer, and expert; empty for what is in no stack."""
     transpose: bool
+    reshaped: bool = False
+    """Whether the file has it in another shape, as a convolution's weight."""
+
+    def from_file(self, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a tensor in the form of a weight of this shape, if it is one."""
+        value = np.asarray(value, np.float32)
+        if self.reshaped and value.size == math.prod(shape):
+            value = value.reshape(shape[:: -1 if self.transpose else 1])
+        return value.T if self.transpose else value
 
 
 Locate = Callable[[str], Place | None]
 """Finds the place of a tensor by the model's own name of it."""
+
+TensorForm = Callable[
+    [str, tuple[int, ...]], tuple[str, Callable[[np.ndarray], np.ndarray]]
+]
+"""Gives for path and index of a weight the model's own name of it, and what brings it
+into the form of the model's files."""
 
 
 class SavedFiles(NamedTuple):
@@ -57,7 +80,7 @@ def layer_choices(
 
 def _values(
     tensors: Mapping[str, np.ndarray], locate: Locate
-) -> dict[tuple[str, tuple[int, ...]], np.ndarray]:
+) -> dict[tuple[str, tuple[int, ...]], tuple[Place, np.ndarray]]:
     found = {}
     for name, value in tensors.items():
         place = locate(name)
@@ -66,8 +89,7 @@ def _values(
                 f"the adapter's tensor {PREFIX}{name!s} is neither a LoRA factor nor "
                 "a weight of this model: the adapter belongs to another model"
             )
-        wide = np.asarray(value, np.float32)
-        found[place.path, place.at] = wide.T if place.transpose else wide
+        found[place.path, place.at] = place, value
     return found
 
 
@@ -103,11 +125,12 @@ def from_peft(
                 f"only: got {len(there)} of {len(keys)}"
             )
         shape = leaf.shape[len(keys[0][1]) :]
-        for key in keys:
-            if values[key].shape != shape:
-                raise _resized(rest, values[key].shape, shape)
+        parts = [place.from_file(v, shape) for place, v in map(values.pop, keys)]
+        for part in parts:
+            if part.shape != shape:
+                raise _resized(rest, part.shape, shape)
         *module, last = path.split("/")
-        whole = np.stack([values.pop(key) for key in keys]).reshape(leaf.shape)
+        whole = np.stack(parts).reshape(leaf.shape)
         trees.node_at(collection, module)[last] = whole
     if values:
         raise UserError(
@@ -192,15 +215,14 @@ def _rows(
 def to_peft(
     collection: Any,
     *,
-    tensor_name: Callable[[str, tuple[int, ...]], tuple[str, bool]],
+    tensor_form: TensorForm,
     adapted: Collection[str],
 ) -> SavedFiles:
     """Return the tensors and config fields of the collection.
 
     Args:
       collection: ``saved``.
-      tensor_name: the model's own name of a weight by path and index, and whether it
-        is stored the other way round.
+      tensor_form: name and form of a weight in the model's own files.
       adapted: modules that LoRA adapts, which PEFT has wrapped.
     """
     tensors: dict[str, np.ndarray] = {}
@@ -212,20 +234,18 @@ def to_peft(
         if kind in ROWS:
             stem = path.rpartition("/")[0]
             weight = "embedding" if stem == "embed_tokens" else "kernel"
-            module = tensor_name(f"{stem}/{weight}", ())[0].removesuffix(".weight")
+            module = tensor_form(f"{stem}/{weight}", ())[0].removesuffix(".weight")
             if kind == "indices":
                 rows[module] = leaf.tolist()
             else:
                 key = f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
                 tensors[key] = np.asarray(leaf, np.float32)
             continue
-        name, transpose = tensor_name(path, index)
+        name, to_file = tensor_form(path, index)
         module, _, own = name.rpartition(".")
         inner = f"{module}.base_layer" if module in adapted else module
-        value = np.asarray(leaf, np.float32)
-        tensors[f"{PREFIX}{inner}.{own}"] = np.ascontiguousarray(
-            value.T if transpose else value
-        )
+        value = to_file(np.asarray(leaf, np.float32))
+        tensors[f"{PREFIX}{inner}.{own}"] = np.ascontiguousarray(value)
         if own == "bias":
             biased.add(module)
         elif module not in adapted:
@@ -254,11 +274,13 @@ def _leaves(collection: Any) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]
 def _module_targets(whole: Mapping[str, str]) -> list[str]:
     """Return names whose ends, as PEFT compares them, are those of these modules only.
 
-    ``norm`` alone would be the end of every layer's norms too: names are whole.
+    ``norm`` alone would be the end of every layer's norms too: names are whole. What is
+    inside of a module that is named is saved with it.
     """
     return sorted(
         module.rpartition(".")[2] if path.startswith(("embed_", "lm_")) else module
         for module, path in whole.items()
+        if not any(module.startswith(f"{other}.") for other in whole)
     )
 
 

@@ -12,6 +12,9 @@ from jaxalign.errors import UserError, did_you_mean
 __all__ = ["Site", "Size", "resolve", "sites_of", "weights"]
 
 
+_PATCHES = "vision/patch_embedding"
+
+
 class Site(NamedTuple):
     """A layer that can be adapted."""
 
@@ -48,10 +51,14 @@ class Size(NamedTuple):
 
 
 def weights(params: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield what can be adapted: path, ``kernel`` or ``embedding``, and the weight."""
+    """Yield what can be adapted: path, ``kernel`` or ``embedding``, and the weight.
+
+    What makes a tower's patches states is a convolution in other libraries, which LoRA
+    has another form for; it is left out, as PEFT's ``all-linear`` does.
+    """
     for key, child in params.items():
         path = f"{prefix}{key}"
-        if isinstance(child, dict):
+        if isinstance(child, dict) and path != _PATCHES:
             for name in ("kernel", "embedding"):
                 if name in child:
                     yield path, name, child[name]

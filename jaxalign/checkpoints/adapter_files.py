@@ -113,7 +113,7 @@ def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) ->
     if collections.get("lora"):
         stored = peft_format.to_peft(
             collections["lora"],
-            module_name=_module_names(checkpoint),
+            module_name=functools.partial(peft_files.module_name, checkpoint),
             num_layers=layers,
             dropout=dropout,
             base_model=base,
@@ -142,11 +142,15 @@ def _with_saved(
         )
     extra = peft_saved.to_peft(
         whole,
-        tensor_name=functools.partial(_tensor_name, checkpoint),
+        tensor_form=functools.partial(peft_files.tensor_form, checkpoint),
         adapted=peft_names.modules(stored.tensors),
     )
     config = dict(sorted((stored.config | extra.config).items()))
-    return stored._replace(config=config, tensors=stored.tensors | extra.tensors)
+    tensors = stored.tensors | extra.tensors
+    rest = peft_files.rest_of_modules(
+        checkpoint, extra.config.get("modules_to_save", ())
+    )
+    return stored._replace(config=config, tensors={**rest, **tensors})
 
 
 def _write_peft(
@@ -175,34 +179,6 @@ def _write_hybrid(directory: Path, parts: _Files) -> None:
 def _write_json(values: dict[str, Any], path: Path) -> None:
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     path.write_text(text, encoding="utf-8")
-
-
-def _module_names(checkpoint: Checkpoint) -> Any:
-    def module_name(module: peft_format.Module) -> str:
-        path, index = module
-        kind = "embedding" if path == "embed_tokens" else "kernel"
-        return _tensor_name(checkpoint, f"{path}/{kind}", index)[0][: -len(".weight")]
-
-    return module_name
-
-
-def _tensor_name(
-    checkpoint: Checkpoint, path: str, index: tuple[int, ...]
-) -> tuple[str, bool]:
-    """Return a weight's name in Hugging Face's files, and whether it lies transposed.
-
-    Args:
-      checkpoint: the base model.
-      path: of the weight inside its stack.
-      index: layer, and expert.
-    """
-    scope = stacks.scope_of(path) if index else ""
-    inner = path.removeprefix(f"{scope}/")
-    where = "/".join(filter(None, (scope, "layers" if index else "", inner)))
-    for rule in checkpoint.family.rules:
-        if rule.path == where:
-            return rule.name(*index), rule.transpose
-    raise ValueError(f"no rule gives {where}")
 
 
 def _is_hybrid(path: Path) -> bool:

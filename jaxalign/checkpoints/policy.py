@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxalign import progress, trees
 from jaxalign.adapters import adapter as adapter_lib
+from jaxalign.adapters import saved
 from jaxalign.checkpoints import adapter_files, adapter_start, contents, runs
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
@@ -38,6 +39,32 @@ class Policy(NamedTuple):
     """How the layers' frozen linear weights are held."""
     step: int | None = None
     """Of the run that it came from, if any."""
+    trained: tuple[str, ...] = ()
+    """Patterns of the base weights that were trained."""
+
+    def adapter(self) -> Variables:
+        """Return what was trained as an adapter's collections alone.
+
+        Base weights stand in ``saved``, embeddings for a head that is tied to them too.
+        """
+        known = adapter_lib.COLLECTIONS
+        found = {name: tree for name, tree in self.variables.items() if name in known}
+        if not self.trained:
+            return found
+        model = self.checkpoint
+        shapes = decoder.param_shapes(model.config, model.groups, model.vision_groups)
+        mask = trees.by_path(trees.mask_from_patterns(shapes, self.trained))
+        whole = trees.by_path(found.get(saved.COLLECTION, {}))
+        for path, value in trees.by_path(self.variables["params"]).items():
+            if mask.get(path):  # codes have other paths
+                whole[path] = value
+        if "embed_tokens/embedding" in whole and model.config.text.tie_embeddings:
+            whole.setdefault("lm_head/kernel", whole["embed_tokens/embedding"].T)
+        made: dict[str, Any] = {}
+        for path, value in whole.items():
+            *module, leaf = path.split("/")
+            trees.node_at(made, module)[leaf] = value
+        return {**found, saved.COLLECTION: made}
 
 
 def open_policy(
@@ -140,7 +167,8 @@ def open_run(
         step, trainable = store.restore_trainable(target, step)
     finally:
         store.close()
-    return policy._replace(variables=trees.combine(trainable, frozen), step=step)
+    variables = trees.combine(trainable, frozen)
+    return policy._replace(variables=variables, step=step, trained=trained)
 
 
 def _load(

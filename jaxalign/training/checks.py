@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxalign import progress
+from jaxalign import progress, trees
+from jaxalign.adapters import saved
 from jaxalign.data import records
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
+from jaxalign.models import quantised
 from jaxalign.models.config import DecoderConfig
+from jaxalign.models.quantised import Quantize
 from jaxalign.objectives import objective
 from jaxalign.objectives.dpo2d import DPO2DConfig
+from jaxalign.types import Variables
 
 
-__all__ = ["check_records", "check_tokens"]
+__all__ = ["check_records", "check_tokens", "check_trained"]
 
 
 def check_records(
@@ -136,4 +140,49 @@ def check_tokens(data: PairDataset, model_config: DecoderConfig, model: str) -> 
         raise UserError(
             f"the tokenizer gives the token {largest}, but the model {model} has "
             f"{model_config.vocab_size}: their files are of different checkpoints"
+        )
+
+
+def check_trained(
+    params: Any, collections: Variables, trainable: Sequence[str], quantize: Quantize
+) -> None:
+    """Refuse to train base weights that are codes, or that an adapter stands on.
+
+    Args:
+      params: shapes of the base weights, cut for the adapter.
+      collections: the adapter's, or their shapes.
+      trainable: patterns of the base weights to train.
+      quantize: how frozen ones are held.
+    Raises:
+      UserError: naming the pattern and the first weight, or an adapter that no export
+        could hold beside them.
+    """
+    adapted = {path.rpartition("/")[0] for path in trees.paths(collections.get("lora"))}
+    own = set(trees.paths(collections.get(saved.COLLECTION)))
+    for pattern in trainable:
+        mask = trees.by_path(trees.mask_from_patterns(params, [pattern]))
+        chosen = [path for path, is_chosen in mask.items() if is_chosen]
+        for path in chosen:
+            if quantize != "none" and quantised.holds_codes(path):
+                raise UserError(
+                    f"quantize {quantize} holds {path} as codes, which cannot be "
+                    f"trained: got {pattern!r} in trainable. Choose weights that are "
+                    "no codes (norm/scale, connector/.*), train an adapter there, or "
+                    "leave --quantize out"
+                )
+            module, _, leaf = path.rpartition("/")
+            twice = "targets" if module in adapted and leaf != "bias" else ""
+            if {path, f"{module}/{saved.ROWS[0]}"} & own:
+                twice = "modules_to_save"
+            if twice:
+                raise UserError(
+                    f"trainable trains {path}, by {pattern!r}, and adapter.{twice} has "
+                    "it too: leave it out of one of the two"
+                )
+    if trainable and "prefix" in collections and "lora" not in collections:
+        raise UserError(
+            f"trainable {list(trainable)} beside a prefix alone could not be written: "
+            "PEFT's prefix has no place for base weights, and no merged weight can "
+            "stand for a prefix. Use an adapter with LoRA (lora, hlpt, h2lpt), or "
+            "adapter.name none"
         )

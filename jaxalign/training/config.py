@@ -54,8 +54,10 @@ class TrainConfig:
       reference_cache: where ``cached`` keeps them; default in the run directory.
       objective: the loss.
       adapter: what is trained beside the base weights.
-      trainable: patterns of the base weights to train, with adapter.name none:
-        ``[.*]`` is all of them.
+      trainable: patterns of base weights to train, beside the adapter or, with
+        adapter.name none, alone: ``[.*]`` is all of them, ``[connector/.*]`` what a
+        model that sees has between its tower and its decoder. The reference keeps them
+        as they were.
       optimizer: AdamW and its schedule.
       max_steps: updates to make; overrides num_train_epochs. A run whose rate does not
         fall (optimizer.schedule constant) goes on when either is raised.
@@ -78,8 +80,8 @@ class TrainConfig:
       dtype: of the frozen weights and of the computation; what is trained is float32.
         ``auto`` keeps weights as they are stored; nothing scales the loss of float16;
         ``fastest`` is what this device multiplies faster, kept for the whole run.
-      quantize: hold the layers' frozen linear weights, the reference's too, as int8 or
-        4-bit nf4 codes; needs an adapter.
+      quantize: hold the layers' frozen linear weights, the reference's and a vision
+        tower's too, as int8 or 4-bit nf4 codes, which cannot be trained.
       remat: what the backward pass keeps of each layer: all, matrix products, nothing.
       attention: what computes it: ``auto`` is the fused kernel of the platform
         (``cudnn`` on GPUs, ``splash`` on TPUs) if it can do what the run needs, else
@@ -178,7 +180,7 @@ class TrainConfig:
                 f"batch_rows {self.batch_rows} cannot be split over mesh.data × "
                 f"mesh.fsdp = {rows} devices: make it a multiple of {rows}"
             )
-        check_trainable(self.adapter, self.trainable, self.quantize)
+        check_trainable(self.adapter, self.trainable)
         if averages_ahead(self.adapter):
             check_branches(self.objective, "adapter.gate mean (adapter.faithful)")
         if (
@@ -212,31 +214,18 @@ class TrainConfig:
             )
 
 
-def check_trainable(
-    adapter: Adapter, trainable: tuple[str, ...], quantize: Quantize
-) -> None:
-    """Refuse an adapter beside trained base weights, neither of them, trained codes.
+def check_trainable(adapter: Adapter, trainable: tuple[str, ...]) -> None:
+    """Refuse neither an adapter nor base weights to train.
 
     Raises:
-      UserError: saying which it is.
+      UserError: there is nothing to train.
     Example:
-      >>> check_trainable(NoAdapter(), ("mlp/.*",), "none")
+      >>> check_trainable(NoAdapter(), ("mlp/.*",))
     """
-    if isinstance(adapter, NoAdapter) and quantize != "none":
-        raise UserError(
-            f"quantize {quantize} holds base weights as codes, which cannot be "
-            "trained: got adapter.name none. Train an adapter (--adapter.name lora, "
-            "say), or leave --quantize out"
-        )
     if isinstance(adapter, NoAdapter) and not trainable:
         raise UserError(
             "adapter.name none trains nothing by itself: give --trainable patterns "
             "of base weights, '[.*]' for all of them"
-        )
-    if not isinstance(adapter, NoAdapter) and trainable:
-        raise UserError(
-            "trainable chooses base weights and goes with adapter.name none: got "
-            f"{list(trainable)} with adapter.name {adapter.name}"
         )
 
 

@@ -25,6 +25,7 @@ from jaxalign.models import decoder, quantised
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.decoder import Remat
 from jaxalign.models.quantised import Quantised, Quantize
+from jaxalign.training.checks import check_trained
 from jaxalign.training.config import check_trainable
 
 
@@ -40,7 +41,7 @@ class DescribeConfig:
     Attributes:
       model: directory with config.json; weights are not needed.
       adapter: what is trained beside the base weights.
-      trainable: patterns of the base weights to train, with adapter.name none.
+      trainable: patterns of the base weights to train, see ``TrainConfig``.
       dtype: of the frozen weights and of the computation.
       quantize: how the layers' frozen linear weights are held.
       remat: what the backward pass keeps of each layer.
@@ -67,7 +68,7 @@ class DescribeConfig:
                 raise UserError(
                     f"{field} must be at least 1: got {getattr(self, field)}"
                 )
-        check_trainable(self.adapter, self.trainable, self.quantize)
+        check_trainable(self.adapter, self.trainable)
 
 
 def describe(config: DescribeConfig) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
         made = files.collections()
     else:
         params, made = adapter_start.shapes(config.adapter, model)
+    check_trained(params, made, config.trainable, config.quantize)
     variables = {"params": params, **made}
     base = trees.mask_from_patterns(params, config.trainable)
     mask = {**trained(variables), "params": base}

@@ -18,13 +18,14 @@ from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.data import loader, packing, pairs, records, rows
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
+from jaxalign.models import decoder
 from jaxalign.models.attention.choice import KernelChoice
 from jaxalign.models.config import DecoderConfig
 from jaxalign.objectives import objective
 from jaxalign.parallel.mesh import make_mesh
 from jaxalign.training import attention
 from jaxalign.training import optimizer as optimizer_lib
-from jaxalign.training.checks import check_records, check_tokens
+from jaxalign.training.checks import check_records, check_tokens, check_trained
 from jaxalign.training.config import TrainConfig, check_branches
 from jaxalign.training.objects import NAMES_ONLY, RunObjects, given_records
 from jaxalign.types import Variables
@@ -110,8 +111,7 @@ def _check_model(
       The model's config, and the shapes of its adapter.
     """
     model = load_lib.open_config(config.model)[0]
-    shapes = load_lib.check(config.model)
-    mask = trees.mask_from_patterns(shapes, config.trainable)
+    load_lib.check(config.model)
     if config.router_weight and model.text.mixture is None:
         raise UserError(
             f"router_weight {config.router_weight} has no effect: {config.model} is no "
@@ -119,10 +119,16 @@ def _check_model(
         )
     collections = given_adapter(config)
     if collections is None:
-        collections = adapter_start.shapes(config.adapter, model)[1]
+        shapes, collections = adapter_start.shapes(config.adapter, model)
+    else:
+        groups = adapter_files.groups_of(collections, model.text.num_layers)
+        cut = adapter_files.vision_groups_of(collections, model)
+        shapes = decoder.param_shapes(model, groups, cut)
+    check_trained(shapes, collections, config.trainable, config.quantize)
     if adapter.reads_ahead(collections):
         check_branches(config.objective, "the adapter's mean_gate")
     if not own_tx:
+        mask = trees.mask_from_patterns(shapes, config.trainable)
         trained = {**collections, "params": trees.partition(shapes, mask)[0]}
         optimizer_lib.check_rates(config.optimizer, trained)
     if adapter.dropout(config.adapter) and "lora" not in collections:

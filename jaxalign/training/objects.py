@@ -147,12 +147,13 @@ def partitioned(
         return jax.device_put(leaf, everywhere)
 
     variables = jax.tree.map(put, dict(own_model.variables))
-    if isinstance(config.adapter, NoAdapter):
+    mask = jax.tree.map(lambda _: False, variables)
+    if not isinstance(config.adapter, NoAdapter):
+        mask = adapter.trained(variables)
+    if config.trainable:
         params = trees.mask_from_patterns(variables["params"], config.trainable)
         _check_kinds(variables["params"], params)
-        mask = jax.tree.map(lambda _: False, variables) | {"params": params}
-    else:
-        mask = adapter.trained(variables)
+        mask |= {"params": params}
     return trees.partition(variables, mask)
 
 

@@ -116,7 +116,7 @@ def _publish(
 ) -> Path:
     if form == "peft":
         return adapter_files.save_adapter(
-            policy.checkpoint, policy.variables, out, dropout=dropout, card=card
+            policy.checkpoint, policy.adapter(), out, dropout=dropout, card=card
         )
     return export.save_hf(
         policy.variables,
@@ -193,10 +193,11 @@ def model_card(run: Path, config: TrainConfig, policy: Policy, form: Format) -> 
     """Return README.md of an export: what it is, how it was made, what it measured."""
     steps = metrics_lib.read(run / "metrics.jsonl")
     shown = _shown_metrics(steps, policy.step)
-    load, about = "AutoModelForCausalLM.from_pretrained(path)", "."
+    kind = "ImageTextToText" if policy.checkpoint.config.sees else "CausalLM"
+    load, about = f"AutoModelFor{kind}.from_pretrained(path)", "."
     if form == "peft":
         load = "PeftModel.from_pretrained(base_model, path)"
-        if not adapter_files.is_stock(policy.checkpoint, policy.variables):
+        if not adapter_files.is_stock(policy.checkpoint, policy.adapter()):
             load = f"{Path(adapter_files.LOADER).stem}.load(base_model, path)"
             about = _ABOUT_LOADER
     head = {

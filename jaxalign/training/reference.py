@@ -102,11 +102,16 @@ def reference_of(
     if config.reference == "cached":
         return {}, scorer.score(checkpoint, "model")
     if config.reference != "adapter_off":
-        groups = checkpoint.groups if isinstance(checkpoint, Checkpoint) else None
+        cut: dict[str, Any] = {}
+        if isinstance(checkpoint, Checkpoint):
+            cut = {
+                "groups": checkpoint.groups,
+                "vision_groups": checkpoint.vision_groups,
+            }
         with progress.reading(f"loading {config.reference}") as show:
             other = load_lib.load(
                 config.reference,
-                groups=groups,
+                **cut,
                 dtype=config.dtype,
                 quantize=config.quantize,
                 mesh=scorer.mesh,
