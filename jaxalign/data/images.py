@@ -8,13 +8,17 @@ in with :func:`loaded`.
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 
 
-__all__ = ["loaded", "reference", "with_images"]
+__all__ = ["NamedPictures", "checked", "loaded", "reference", "with_images"]
 
 _SCHEME = "sha256:"
 _MEDIA_TYPES = (
@@ -34,6 +38,71 @@ def reference(data: bytes) -> str:
     return _SCHEME + hashlib.sha256(data).hexdigest()
 
 
+class NamedPictures:
+    """The pictures of some data by their references, read again when they are sent.
+
+    It holds where each is and its digest. Encoded bytes that a row brought with it are
+    put into one temporary file, so that memory does not grow with the pictures.
+
+    >>> pictures = NamedPictures()
+    >>> (name,) = pictures.references([Picture(b"the file", "line 1")])
+    >>> pictures.load(name)
+    b'the file'
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Any, str] = {}
+        self._places: dict[str, Picture | tuple[int, int]] = {}
+        self._kept: Any = None
+
+    def references(self, pictures: Iterable[Picture]) -> tuple[str, ...]:
+        """Return the references of pictures, each of which is read once.
+
+        Raises:
+          UserError: one is not there; names the path tried.
+        """
+        return tuple(self._reference(picture) for picture in pictures)
+
+    def _reference(self, picture: Picture) -> str:
+        source = picture.source
+        if isinstance(source, bytes):
+            name = reference(source)
+            if name not in self._places:
+                self._places[name] = self._put(source)
+            return name
+        name = self._names.get(source)
+        if name is None:
+            name = self._names[source] = _SCHEME + picture.digest()
+            self._places.setdefault(name, picture)
+        return name
+
+    def _put(self, data: bytes) -> tuple[int, int]:
+        if self._kept is None:
+            self._kept = tempfile.TemporaryFile(prefix="jaxalign-pictures-")
+            weakref.finalize(self, self._kept.close)
+        place = self._kept.seek(0, os.SEEK_END), len(data)
+        self._kept.write(data)
+        self._kept.flush()
+        return place
+
+    def load(self, name: str) -> bytes:
+        """Return the bytes of a picture as they are now.
+
+        Raises:
+          UserError: it is none of these, or is not there any more.
+        """
+        place = self._places.get(name)
+        if place is None:
+            raise UserError(
+                f"a request shows the image {name}, which is none of the pictures that "
+                "were read: make requests and load_image of the same NamedPictures"
+            )
+        if isinstance(place, Picture):
+            return place.read()
+        start, length = place
+        return os.pread(self._kept.fileno(), length, start)
+
+
 def with_images(
     message: Mapping[str, Any], references: Sequence[str]
 ) -> Mapping[str, Any]:
@@ -49,7 +118,7 @@ def with_images(
 
 
 def loaded(
-    messages: Sequence[Mapping[str, Any]], load: Callable[[str], bytes]
+    messages: Sequence[Mapping[str, Any]], load: Callable[[str], bytes] | None
 ) -> list[dict[str, Any]]:
     """Return messages with every reference replaced by a data URL of its image.
 
@@ -65,7 +134,10 @@ def loaded(
         url = given["image_url"]["url"] if given["type"] == "image_url" else ""
         if not url.startswith(_SCHEME):
             return given
-        return {"type": "image_url", "image_url": {"url": _data_url(url, load(url))}}
+        return {
+            "type": "image_url",
+            "image_url": {"url": _data_url(url, checked(url, load))},
+        }
 
     return [
         {**m, "content": [part(p) for p in m["content"]]}
@@ -75,12 +147,27 @@ def loaded(
     ]
 
 
-def _data_url(name: str, data: bytes) -> str:
+def checked(name: str, load: Callable[[str], bytes] | None) -> bytes:
+    """Return the bytes of the image that a reference names.
+
+    Raises:
+      UserError: nothing loads images, or the bytes are others.
+    """
+    if load is None:
+        raise UserError(
+            "a request shows images, but the judge was not told where they are: give "
+            "make_judge a load_image"
+        )
+    data = load(name)
     if reference(data) != name:
         raise UserError(
             f"an image is not what it was when its prompt was read: expected {name}, "
             f"got {reference(data)}. Put the file back, or start again"
         )
+    return data
+
+
+def _data_url(name: str, data: bytes) -> str:
     webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     kinds = ["image/webp"] if webp else []
     kinds += [kind for magic, kind in _MEDIA_TYPES if data.startswith(magic)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.data import records
+from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
 from jaxalign.judging import prompts
 from jaxalign.judging.agreement import Agreement, agreement_of
@@ -56,7 +57,8 @@ def read_item(
     columns: Any,
     where: str,
     aspects: tuple[str, ...] = (),
-    image_dir: Path = _HERE,
+    image_dir: Path | None = _HERE,
+    pictures: NamedPictures | None = None,
 ) -> Item:
     """Validate a record with segments, scored or not.
 
@@ -67,9 +69,11 @@ def read_item(
       columns: of the record.
       where: file and line, for messages.
       aspects: what its segments are to be scored on.
-      image_dir: where relative paths of pictures start.
+      image_dir: where relative paths of pictures start; None refuses them.
+      pictures: names the prompt's pictures, and gives them back to who sends requests.
     Raises:
-      UserError: it is malformed, or a response has no segments column.
+      UserError: it is malformed, a response has no segments column, or a picture is
+        not there.
     Example:
       >>> row = {"prompt": "2 + 2?", "chosen": "4", "rejected": "5",
       ...        "chosen_segments": [{"start": 0, "end": 1}], "rejected_segments": []}
@@ -92,6 +96,7 @@ def read_item(
     if not isinstance(prompt, str):
         prompt = tuple(message.turn() for message in prompt)
     references = references_of(columns, where)
+    shown = (pictures or NamedPictures()).references(record.images)
     responses = []
     for name, completion in zip(names, record.completions, strict=True):
         texts = records.texts_of(completion)
@@ -102,6 +107,7 @@ def read_item(
                 spans=spans[turn],
                 aspects=aspects,
                 references=references,
+                images=shown,
                 template_kwargs=record.template_kwargs or None,
             )
             if spans[turn]:

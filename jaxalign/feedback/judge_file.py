@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jaxalign import event_loops, progress
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts
+from jaxalign.data.images import NamedPictures
 from jaxalign.data.record_images import as_json
 from jaxalign.data.rows import image_base
 from jaxalign.errors import UserError
@@ -90,7 +91,8 @@ def judge_file(
 
     The file is read three times, so that memory does not grow with it: to check every
     record before anything is asked, to ask, and to write what the store then holds. It
-    is written whole, or not at all.
+    is written whole, or not at all. Pictures are read once to name them by their
+    content, and again when a request that shows them is sent.
 
     Args:
       config: files and options.
@@ -118,9 +120,11 @@ def judge_file(
     same = [path for path in read if _same(path, out)]
     if same:
         raise UserError(f"--out {out} is also read: give another file")
-    given = given_judge(config.judge, judge)
-    total = sum(len(item.responses) * config.judge.votes for item in _items(config))
-    judge = given or make_judge(config.judge)
+    pictures = NamedPictures()
+    given = given_judge(config.judge, judge, load_image=pictures.load)
+    items = _items(config, pictures)
+    total = sum(len(item.responses) for item in items) * config.judge.votes
+    judge = given or make_judge(config.judge, load_image=pictures.load)
     alike = config.judge.name != "python" and config.judge.temperature == 0
     if config.judge.votes > 1 and alike:
         progress.say(
@@ -128,8 +132,9 @@ def judge_file(
             "will hardly differ"
         )
     with Store(config.store_path) as store:
-        keys, asked, used = event_loops.run(_ask_all(config, judge, store, total))
-        return _write(config, store, keys, asked, used)
+        requests = _requests(config, pictures)
+        keys, asked, used = event_loops.run(_ask_all(requests, judge, store, total))
+        return _write(config, _items(config, pictures), store, keys, asked, used)
 
 
 def estimate_file(config: JudgeFileConfig) -> Estimate:
@@ -143,17 +148,18 @@ def estimate_file(config: JudgeFileConfig) -> Estimate:
       files = {"data": "pairs.jsonl", "out": "out.jsonl"}
       estimate_file(JudgeFileConfig(judge=judge, **files)).calls
     """
-    return estimate(config.judge, _requests(config), config.store_path)
+    requests = _requests(config, NamedPictures())
+    return estimate(config.judge, requests, config.store_path)
 
 
 async def _ask_all(
-    config: JudgeFileConfig, judge: Judge, store: Store, total: int
+    requests: Iterator[JudgeRequest], judge: Judge, store: Store, total: int
 ) -> tuple["_Keys", int, Verdict]:
     """Have every request answered; return their keys, how many were asked, tokens."""
     keys = _Keys(total)
     asked = prompt_tokens = completion_tokens = 0
     cost = 0.0
-    answers = ask(judge, _requests(config), store)
+    answers = ask(judge, requests, store)
     with progress.counting("judging", total, "answers") as show:
         async with contextlib.aclosing(answers):
             done = 0
@@ -175,9 +181,11 @@ async def _ask_all(
     return keys, asked, used
 
 
-def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
+def _requests(
+    config: JudgeFileConfig, pictures: NamedPictures
+) -> Iterator[JudgeRequest]:
     judge = config.judge
-    for item in _items(config):
+    for item in _items(config, pictures):
         yield from annotate.requests_of(
             item,
             votes=judge.votes,
@@ -187,12 +195,12 @@ def _requests(config: JudgeFileConfig) -> Iterator[JudgeRequest]:
         )
 
 
-def _items(config: JudgeFileConfig) -> Iterator[Item]:
-    # No picture is opened here, so that none needs a place.
-    some, base = False, image_base(config.data, config.image_dir) or Path()
+def _items(config: JudgeFileConfig, pictures: NamedPictures) -> Iterator[Item]:
+    some, base = False, image_base(config.data, config.image_dir)
+    aspects = config.judge.scored_aspects
     for columns, where in layouts.read(config.data, config.layout):
         some = True
-        yield annotate.read_item(columns, where, config.judge.scored_aspects, base)
+        yield annotate.read_item(columns, where, aspects, base, pictures)
     if not some:
         raise UserError(
             f"{config.data} holds no record: expected one JSON object a line"
@@ -200,7 +208,12 @@ def _items(config: JudgeFileConfig) -> Iterator[Item]:
 
 
 def _write(
-    config: JudgeFileConfig, store: Store, keys: "_Keys", asked: int, used: Verdict
+    config: JudgeFileConfig,
+    all_items: Iterator[Item],
+    store: Store,
+    keys: "_Keys",
+    asked: int,
+    used: Verdict,
 ) -> JudgeReport:
     """Write the records with their scores; return the counts."""
     out, votes = Path(config.out), config.judge.votes
@@ -208,7 +221,7 @@ def _write(
     agreed = Agreement(0, 0, 0)
     kept = "all judgements are in the store and the same command writes them"
     with whole(out, kept) as file:
-        for items in _in_lots(_items(config)):
+        for items in _in_lots(all_items):
             count = sum(len(item.responses) for item in items) * votes
             listed = [keys[n] for n in range(first, first + count)]
             known = store.verdicts(listed)

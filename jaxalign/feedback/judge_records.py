@@ -1,9 +1,12 @@
 """Records with segments to the same records with scores, in memory."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxalign import event_loops
+from jaxalign.data.images import NamedPictures
+from jaxalign.data.rows import image_base
 from jaxalign.feedback import annotate
 from jaxalign.judging.asking import ask
 from jaxalign.judging.judge import Judge, Verdict
@@ -21,6 +24,8 @@ def judge_records(
     aspects: tuple[str, ...],
     votes: int = 1,
     store: Store | None = None,
+    image_dir: str | Path | None = None,
+    pictures: NamedPictures | None = None,
 ) -> list[dict[str, Any]]:
     """Have every response of some records judged; return them with scores.
 
@@ -34,6 +39,9 @@ def judge_records(
       aspects: what each segment is scored on, from 0 to 4.
       votes: how often each response is judged; scores are means over the votes.
       store: keeps every verdict, so that none is asked for twice; default none.
+      image_dir: where relative paths of pictures start; default the working directory.
+      pictures: names the prompts' pictures. A function is given their bytes; a Judge
+        that looks at them was made with this object's ``load`` as its ``load_image``.
     Raises:
       UserError: a record is malformed, or none of the judge's first replies fit.
 
@@ -49,7 +57,14 @@ def judge_records(
     [{'short': 3.0}, {'short': 3.2}]
     """
     return event_loops.run(
-        judge_records_async(rows, judge, aspects=aspects, votes=votes, store=store)
+        judge_records_async(
+            *(rows, judge),
+            aspects=aspects,
+            votes=votes,
+            store=store,
+            image_dir=image_dir,
+            pictures=pictures,
+        )
     )
 
 
@@ -60,15 +75,23 @@ async def judge_records_async(
     aspects: tuple[str, ...],
     votes: int = 1,
     store: Store | None = None,
+    image_dir: str | Path | None = None,
+    pictures: NamedPictures | None = None,
 ) -> list[dict[str, Any]]:
     """Do as :func:`judge_records` does, awaited in a running event loop."""
     if store is None:
         with temporary_store() as kept:
             return await judge_records_async(
-                rows, judge, aspects=aspects, votes=votes, store=kept
+                *(rows, judge),
+                aspects=aspects,
+                votes=votes,
+                store=kept,
+                image_dir=image_dir,
+                pictures=pictures,
             )
+    pictures, base = pictures or NamedPictures(), image_base([], image_dir)
     items = [
-        annotate.read_item(row, f"record {number}", aspects)
+        annotate.read_item(row, f"record {number}", aspects, base, pictures)
         for number, row in enumerate(rows)
     ]
     requests = [
@@ -77,7 +100,8 @@ async def judge_records_async(
     ]
     asked = [request for own in requests for request in own]
     verdicts: dict[int, Verdict] = {}
-    async for answer in ask(as_judge(judge), asked, store):
+    judge = as_judge(judge, load_image=pictures.load)
+    async for answer in ask(judge, asked, store):
         verdicts[answer.number] = answer.verdict
     ordered = iter([verdicts[number] for number in range(len(asked))])
     return [

@@ -65,6 +65,8 @@ class Estimate(NamedTuple):
     prompt_tokens: int
     """Of the calls, without retries."""
     completion_tokens: int
+    pictures: int = 0
+    """That the calls show; one is counted in each call that shows it."""
 
     @property
     def calls(self) -> int:
@@ -141,7 +143,8 @@ def estimate(
                 asked = prompts.with_schema(asked, request.schema)
             sent = sum(messages(_text(m)) + _AROUND for m in asked)
             reply = json.dumps(assumed_reply(request.schema))
-            found = found.plus(Estimate(1, 0, 0, sent, messages(reply)))
+            shown = len(request.subject.images)
+            found = found.plus(Estimate(1, 0, 0, sent, messages(reply), shown))
     return found
 
 
@@ -177,10 +180,13 @@ def lines_of(
     """Return an estimate for a person, a line each for calls, tokens, cost, time."""
     equal = f", {found.equal} equal to another" if found.equal else ""
     lines = [f"{found.requests} requests: {found.known} known from the store{equal}"]
+    shown = f", which show {found.pictures} pictures" if found.pictures else ""
     if config.name != "openai":
-        return [*lines, f"to judge: {found.calls} requests, in this process"]
+        return [*lines, f"to judge: {found.calls} requests, in this process{shown}"]
     counter = counter or token_counter(_tokenizer_of(config))
-    lines.append(f"to ask: {found.calls} calls, if each gives its verdict at once")
+    lines.append(
+        f"to ask: {found.calls} calls{shown}, if each gives its verdict at once"
+    )
     lines.append(
         f"tokens: {found.prompt_tokens} of prompts and {found.completion_tokens} of "
         f"replies without reasoning ({counter.how}; pictures and schemas beside the "

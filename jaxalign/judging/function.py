@@ -24,9 +24,15 @@ It may be ``async def``. A request is a dict of plain values, the function's own
     aspects     ["helpfulness", ...]
     other       the second response, where two are compared, else None
     statement   the question of a "verify", else None
-    references  accepted answers        images  their names        vote  from 0
+    references  accepted answers        vote  from 0
+    images      the names of the prompt's pictures, by their content
+    pictures    their files' bytes, in the same order
     messages    what an endpoint would be asked, with the rubrics that there are
     schema      the JSON schema of the reply
+
+Where a picture stands in the prompt, a turn's content is a list of parts with
+``{"type": "image"}`` in its place; ``PIL.Image.open(io.BytesIO(data))`` opens one's
+bytes. They are read for each call: memory holds what a call shows.
 
 A reply is a value of that schema; for ``scores`` one object for each segment, with a
 number from 0 to 4 (whole or not) for each aspect. It is checked as an endpoint's is,
@@ -61,6 +67,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxalign.data import images
 from jaxalign.errors import UserError
 from jaxalign.functions import identity
 from jaxalign.judging import endpoint, prompts
@@ -95,6 +102,7 @@ class FunctionJudge:
       version: tells apart functions whose code is the same.
       width: requests of one call.
       attempts: calls that one request may cost before it has failed.
+      load_image: gives the bytes of the picture that a reference names.
 
     >>> import asyncio
     >>> from jaxalign.judging.judge import JudgeRequest, Subject
@@ -115,26 +123,35 @@ class FunctionJudge:
         version: str = "",
         width: int = 8,
         attempts: int = 6,
+        load_image: Callable[[str], bytes] | None = None,
     ):
         self._settings: Mapping[str, Any] = _known_by(function, version)
         self._function = function
-        self._width, self._most = width, attempts
+        self._width, self._most, self._load_image = width, attempts, load_image
         name = getattr(function, "__name__", type(function).__name__)
         self._legibility = Legibility(f"the function {name}", "Mend the function.")
         self.proven = False
 
     @classmethod
-    def of_file(cls, config: JudgeConfig) -> "FunctionJudge":
+    def of_file(
+        cls, config: JudgeConfig, load_image: Callable[[str], bytes] | None = None
+    ) -> "FunctionJudge":
         """Return the judge of a file, which is executed.
 
         Args:
           config: with ``path``.
+          load_image: as of the class.
         Raises:
           UserError: the file cannot be read or executed, or has no such function.
         """
         settings = settings_of(config)
         function = _loaded(Path(config.path or ""))
-        made = cls(function, width=config.concurrency, attempts=config.max_attempts)
+        made = cls(
+            function,
+            width=config.concurrency,
+            attempts=config.max_attempts,
+            load_image=load_image,
+        )
         made._settings = settings
         made._legibility = Legibility(f"the function in {config.path}", _CURE)
         return made
@@ -150,7 +167,8 @@ class FunctionJudge:
         """Yield (number of the request, verdict).
 
         Raises:
-          UserError: none of the first replies could be read.
+          UserError: none of the first replies could be read, or a picture has changed
+            or gone since its request was made.
         """
         numbered = enumerate(requests)
         while some := list(itertools.islice(numbered, self._width)):
@@ -171,7 +189,7 @@ class FunctionJudge:
                     raise stop
 
     async def _called(self, requests: Sequence[JudgeRequest]) -> list[_Outcome]:
-        given = [_plain(request) for request in requests]
+        given = [_plain(request, self._load_image) for request in requests]
         try:
             if inspect.iscoroutinefunction(self._function):
                 replies = await self._function(given)
@@ -244,7 +262,9 @@ def _source(path: Path) -> bytes:
         raise UserError(f"judge.path {path} cannot be read: {error}") from None
 
 
-def _plain(request: JudgeRequest) -> dict[str, Any]:
+def _plain(
+    request: JudgeRequest, load_image: Callable[[str], bytes] | None
+) -> dict[str, Any]:
     """Return a request as values that the function may keep and change."""
     subject = request.subject
     made = {
@@ -264,7 +284,8 @@ def _plain(request: JudgeRequest) -> dict[str, Any]:
         "messages": request.messages,
         "schema": request.schema,
     }
-    return json.loads(json.dumps(made, default=dict))
+    pictures = [images.checked(name, load_image) for name in subject.images]
+    return {**json.loads(json.dumps(made, default=dict)), "pictures": pictures}
 
 
 def _checked(reply: Any, request: JudgeRequest) -> _Outcome:

@@ -33,7 +33,7 @@ def make_judge(
       >>> type(make_judge(JudgeConfig(name="rules"))).__name__
       'RulesJudge'
     """
-    if (given := given_judge(config, judge)) is not None:
+    if (given := given_judge(config, judge, load_image=load_image)) is not None:
         return given
     if config.name == "rules":
         from jaxalign.judging import exact_match
@@ -50,7 +50,7 @@ def make_judge(
     if config.name == "python":
         from jaxalign.judging import function
 
-        return function.FunctionJudge.of_file(config)
+        return function.FunctionJudge.of_file(config, load_image)
     if config.name == "local":
         assert config.model is not None  # checked with the options
         if config.local_method == "json":
@@ -75,9 +75,18 @@ def make_judge(
     return openai.make(config, load_image=load_image)
 
 
-def given_judge(config: JudgeConfig, judge: Judge | Function | None) -> Judge | None:
+def given_judge(
+    config: JudgeConfig,
+    judge: Judge | Function | None,
+    *,
+    load_image: Callable[[str], bytes] | None = None,
+) -> Judge | None:
     """Return the judge that is given as an object, None where the options name one.
 
+    Args:
+      config: its options.
+      judge: the object, if there is one.
+      load_image: as of :func:`make_judge`, for a function; a Judge has its own.
     Raises:
       UserError: there is none either way.
     Example:
@@ -85,7 +94,8 @@ def given_judge(config: JudgeConfig, judge: Judge | Function | None) -> Judge | 
       True
     """
     if judge is not None:
-        return as_judge(judge, width=config.concurrency, attempts=config.max_attempts)
+        options = {"width": config.concurrency, "attempts": config.max_attempts}
+        return as_judge(judge, load_image=load_image, **options)
     if config.name == "python":
         settings_of(config)
     return None
@@ -96,7 +106,8 @@ def as_judge(judge: Judge | Function, **options: Any) -> Judge:
 
     Args:
       judge: either.
-      **options: ``width`` and ``attempts`` of ``function.FunctionJudge``.
+      **options: ``width``, ``attempts`` and ``load_image`` of
+        ``function.FunctionJudge``.
     Raises:
       UserError: it is neither.
     Example:

@@ -247,11 +247,6 @@ class OpenAIJudge:
             messages = prompts.with_schema(messages, request.schema)
         if not request.subject.images:
             return messages
-        if self._load_image is None:
-            raise UserError(
-                "a request shows images, but the judge was not told where they are: "
-                "give make_judge a load_image"
-            )
         return tuple(images.loaded(messages, self._load_image))
 
     def _body(self, request: JudgeRequest, messages: tuple[Message, ...]) -> bytes:

@@ -72,6 +72,8 @@ def test_encoded_pictures_are_written_as_data_urls(tmp_path: Path) -> None:
 
 
 def test_judged_records_keep_their_pictures(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/x.png").write_bytes(png())
     source = synthetic.write_jsonl(tmp_path / "f.jsonl", ROWS)
     segmented, out = tmp_path / "s.jsonl", tmp_path / "out.jsonl"
     segment_file(str(source), segmented, SegmentConfig())

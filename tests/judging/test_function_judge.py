@@ -101,6 +101,7 @@ def test_what_the_function_is_given(tmp_path: Path) -> None:
         "statement": None,
         "references": ["one"],
         "images": [],
+        "pictures": [],
         "vote": 0,
         "messages": [dict(m) for m in asked[1].messages],
         "schema": dict(asked[1].schema),
