@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxalign import event_loops, progress
 from jaxalign.data import records
+from jaxalign.data.images import NamedPictures
 from jaxalign.data.messages import without_nulls
 from jaxalign.data.records import Message, Segment
+from jaxalign.data.rows import image_base
 from jaxalign.errors import UserError
 from jaxalign.feedback.decompose.decomposition import (
     Candidate,
@@ -80,6 +82,9 @@ def read_samples(
     path: str | Path,
     segmenter: SegmenterConfig,
     references: Sequence[tuple[str, ...]] | None = None,
+    *,
+    image_dir: str | Path | None = None,
+    pictures: NamedPictures | None = None,
 ) -> list[SampledPrompt]:
     """Read what ``jaxalign generate`` wrote, each prompt with its candidates.
 
@@ -87,16 +92,25 @@ def read_samples(
       path: of the file.
       segmenter: cuts the responses.
       references: accepted answers of each prompt, () where it has none; default none.
+      image_dir: where relative paths of pictures start; default beside the file.
+      pictures: names the prompts' pictures, and gives them back to who sends requests.
+    Raises:
+      UserError: a picture is not there.
     """
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines()
-    return parse_samples(map(json.loads, lines), segmenter, references)
+    base = image_base(path, image_dir)
+    rows = map(json.loads, lines)
+    return parse_samples(rows, segmenter, references, image_dir=base, pictures=pictures)
 
 
 def parse_samples(
     rows: Iterable[Any],
     segmenter: SegmenterConfig,
     references: Sequence[tuple[str, ...]] | None = None,
+    *,
+    image_dir: str | Path | None = None,
+    pictures: NamedPictures | None = None,
 ) -> list[SampledPrompt]:
     """Return each prompt with its candidates; arguments as of :func:`read_samples`.
 
@@ -106,9 +120,10 @@ def parse_samples(
     [((0, 5),)]
     """
     found = []
+    pictures, base = pictures or NamedPictures(), image_base([], image_dir)
     for row in rows:
         prompt = row["prompt"]
-        given = prompt if isinstance(prompt, str) else tuple(map(_turn, prompt))
+        given, images = _shown(row, base, pictures)
         asked = prompt if isinstance(prompt, str) else Message(**prompt[-1]).text
         known = references[row["index"]] if references is not None else ()
         candidates = [
@@ -117,6 +132,7 @@ def parse_samples(
                 completion["text"],
                 spans=tuple(segment(completion["text"], segmenter)),
                 hops=(Hop("knowledge", asked, known),) if known else (),
+                images=images,
                 template_kwargs=_template_kwargs(row),
             )
             for completion in row["completions"]
@@ -133,8 +149,21 @@ def _template_kwargs(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return ({"tools": tools, **given} if tools else given) or None
 
 
+def _shown(
+    row: Mapping[str, Any], base: Path | None, pictures: NamedPictures
+) -> tuple[Any, tuple[str, ...]]:
+    """Return a prompt with the places of its pictures, and their references."""
+    parsed = records.parse_prompt(row, f"prompt {row.get('index', 0)}", base)
+    if isinstance(parsed.text, str):
+        return parsed.text, pictures.references(parsed.images)
+    if parsed.images:
+        turns = tuple(turn.turn() for turn in parsed.text)
+        return turns, pictures.references(parsed.images)
+    return tuple(map(_turn, row["prompt"])), ()
+
+
 def _turn(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a turn whose image parts carry no pictures, for judges to read."""
+    """Return a turn as judges read it."""
     parted = isinstance(given.get("content"), list)
     return Message(**given).turn() if parted else given
 
@@ -169,6 +198,7 @@ async def judge_candidates_async(
     votes: int = 1,
     first_vote: int = 0,
     what: str = "judging",
+    load_image: Callable[[str], bytes] | None = None,
 ) -> list[JudgedPrompt]:
     """Have all candidates judged; what the store knows is not asked again.
 
@@ -181,6 +211,8 @@ async def judge_candidates_async(
       votes: how often the judge is asked each question.
       first_vote: number of the first; others stand for another seed of the judge.
       what: is done, for the display.
+      load_image: gives a function the prompts' pictures: ``load`` of the
+        ``NamedPictures`` that the prompts were read with. A Judge has its own.
     """
     if store is None:
         with temporary_store() as kept:
@@ -192,8 +224,9 @@ async def judge_candidates_async(
                 votes=votes,
                 first_vote=first_vote,
                 what=what,
+                load_image=load_image,
             )
-    judge = as_judge(judge)
+    judge = as_judge(judge, load_image=load_image)
     candidates = [c for prompt in prompts for c in prompt.candidates]
     found: dict[int, Judged] = {}
     so_far: list[list[list[Verdict]]] = [[] for _ in candidates]

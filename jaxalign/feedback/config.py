@@ -164,6 +164,8 @@ class RLAIFConfig:
       out: directory of the run; the same command again goes on in it.
       image_dir: where relative paths of pictures start, of the gate's prompts too;
         default beside each file of prompts.
+      max_pixels: of a picture, when sampling and training; larger ones are made
+        smaller. Default what the checkpoint's own files say. Judges get whole files.
       judge: who judges.
       gate: when a round is accepted.
       rounds: how many.
@@ -195,6 +197,7 @@ class RLAIFConfig:
     seed: int = 0
     store: str | None = None
     image_dir: str | None = None
+    max_pixels: int | None = None
     generation: GenerationOptions = dataclasses.field(default_factory=GenerationOptions)
     segmenter: SegmenterConfig = dataclasses.field(default_factory=SegmenterConfig)
     decomposer: DecomposerConfig = dataclasses.field(default_factory=DecomposerConfig)
@@ -218,11 +221,15 @@ class RLAIFConfig:
                 "reference of every round: got adapter.name none"
             )
         decomposer, judge = self.decomposer.name, self.judge.name
-        if decomposer in ("claims", "risks") and judge not in ("openai", "python"):
+        writes = judge in ("openai", "python") or (
+            judge == "local" and self.judge.local_method == "json"
+        )
+        if decomposer in ("claims", "risks") and not writes:
             raise UserError(
                 f"decomposer.name {decomposer} has the judge write texts, which "
                 f"judge.name {judge} does not: use judge.name openai (`jaxalign serve` "
-                "is such an endpoint) or a function of your own (judge.name python)"
+                "is such an endpoint), a checkpoint in this process (judge.name local, "
+                "judge.method json) or a function of your own (judge.name python)"
             )
         if judge == "rules" and decomposer != "hops":
             raise UserError(
@@ -272,6 +279,7 @@ class RLAIFConfig:
             adapter=adapter,
             optimizer=self.optimizer,
             seed=self.seed + number,
+            max_pixels=self.max_pixels,
             chat_template_kwargs=self.chat_template_kwargs,
             dtype=self.dtype,
             quantize=self.quantize,

@@ -10,9 +10,10 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxalign.data import records
+from jaxalign.data import records, rows
+from jaxalign.data.images import NamedPictures
 from jaxalign.feedback import candidates, rounds
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose.decomposition import Candidate, Judged
@@ -52,7 +53,8 @@ def estimate_rounds(config: RLAIFConfig) -> tuple[Estimate, TokenCounter]:
     Raises:
       UserError: prompts, tokenizer or store cannot be read, or are no good.
     """
-    check_prompts(config)
+    pictures = NamedPictures()
+    check_prompts(config, pictures)
     counter = estimate.token_counter(config.model)
     found = Estimate(0, 0, 0, 0, 0)
     for one in _sets(config):
@@ -62,7 +64,7 @@ def estimate_rounds(config: RLAIFConfig) -> tuple[Estimate, TokenCounter]:
         if one.gate and config.gate.judge_model is not None:
             judge = dataclasses.replace(judge, model=config.gate.judge_model)
         store = rounds.store_path(config) if one.samples.is_file() else None
-        requests = _requests(config, judge, one, counter)
+        requests = _requests(config, judge, one, counter, pictures)
         found = found.plus(estimate.estimate(judge, requests, store, counter))
     return found, counter
 
@@ -81,7 +83,11 @@ def _sets(config: RLAIFConfig) -> Iterator[_Set]:
 
 
 def _requests(
-    config: RLAIFConfig, judge: JudgeConfig, one: _Set, counter: TokenCounter
+    config: RLAIFConfig,
+    judge: JudgeConfig,
+    one: _Set,
+    counter: TokenCounter,
+    pictures: NamedPictures,
 ) -> Iterator[JudgeRequest]:
     """Yield all that would be asked about a set's candidates."""
     decompose = rounds.decomposer_of(config)
@@ -90,7 +96,7 @@ def _requests(
     known = _Known(judge, path if one.samples.is_file() else None)
     first = rounds.GATE_VOTE if one.gate else 0
     try:
-        for candidate in _candidates(config, one, references, counter):
+        for candidate in _candidates(config, one, references, counter, pictures):
             so_far: list[list[Verdict]] = []
             while not isinstance(now := decompose(candidate, so_far), Judged):
                 asked = [candidates.votes_on(r, judge.votes, first) for r in now]
@@ -105,11 +111,14 @@ def _candidates(
     one: _Set,
     references: Sequence[tuple[str, ...]],
     counter: TokenCounter,
+    pictures: NamedPictures,
 ) -> Iterator[Candidate]:
     """Yield what was sampled, or else what could be."""
+    base = rows.image_base(one.prompts, config.image_dir)
+    seen: Any = {"image_dir": base, "pictures": pictures}
     if one.samples.is_file():
         for sampled in candidates.read_samples(
-            one.samples, config.segmenter, references
+            one.samples, config.segmenter, references, **seen
         ):
             yield from sampled.candidates
         return
@@ -118,7 +127,8 @@ def _candidates(
     prompts = records.read_prompts(one.prompts, image_dir=config.image_dir)
     for prompt, known in zip(prompts, references, strict=True):
         line = {"index": 0, "prompt": prompt.given, "completions": [{"text": text}]}
-        (sampled,) = candidates.parse_samples([line], config.segmenter, [known])
+        line |= prompt.image_columns
+        (sampled,) = candidates.parse_samples([line], config.segmenter, [known], **seen)
         (candidate,) = sampled.candidates
         for _ in range(one.each):
             yield candidate

@@ -8,7 +8,25 @@ from typing import Any
 from jaxalign import progress
 
 
-__all__ = ["export", "whole"]
+__all__ = ["adapter_of", "export", "policy_name", "whole"]
+
+
+def policy_name(policy: int | None) -> str:
+    """Return what a policy is called by the round that made it; None is the base.
+
+    >>> policy_name(2), policy_name(None)
+    ('round-2', 'base')
+    """
+    return "base" if policy is None else f"round-{policy}"
+
+
+def adapter_of(out: Path, policy: int | None) -> Path | None:
+    """Return where a policy's adapter is; the base has none.
+
+    >>> adapter_of(Path("run"), 1).as_posix()
+    'run/round-1/adapter'
+    """
+    return None if policy is None else out / policy_name(policy) / "adapter"
 
 
 def export(source: Path | None, out: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 
 from jaxalign.data import records, rows
+from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
 from jaxalign.feedback import annotate
 from jaxalign.feedback.config import RLAIFConfig
+from jaxalign.judging.judge import hash_of
 
 
 __all__ = ["check_prompts", "references_of"]
@@ -29,24 +31,34 @@ def references_of(prompts: str, needed: bool) -> list[tuple[str, ...]]:
     return found
 
 
-def check_prompts(config: RLAIFConfig) -> None:
-    """Refuse gate prompts that are trained on."""
-    train, held = (
-        {
-            _known(prompt)
-            for prompt in records.read_prompts(path, image_dir=config.image_dir)
-        }
+def check_prompts(config: RLAIFConfig, pictures: NamedPictures) -> str | None:
+    """Refuse gate prompts that are trained on: the same words with the same pictures.
+
+    Args:
+      config: of the run.
+      pictures: names them, so that each is known to be there before anything is made.
+    Returns:
+      What tells the prompts' pictures from others; None where there are none.
+    Raises:
+      UserError: a prompt is in both files, or a picture is missing.
+    """
+    both = [
+        records.read_prompts(path, image_dir=config.image_dir)
         for path in (config.prompts, config.gate.prompts)
-    )
+    ]
+    train, held = ({_known(prompt, pictures) for prompt in one} for one in both)
     if shared := len(train & held):
         raise UserError(
             f"gate.prompts {config.gate.prompts}: {shared} of {len(held)} prompts are "
             f"also in {config.prompts}: a gate needs prompts that are held out. Take "
             "them out of one of the files"
         )
+    shown = [pictures.references(prompt.images) for one in both for prompt in one]
+    return hash_of(shown) if any(shown) else None
 
 
-def _known(prompt: records.Prompt) -> str:
+def _known(prompt: records.Prompt, pictures: NamedPictures) -> str:
     """Return what tells a prompt from others: its words and its pictures."""
-    words = json.dumps(prompt.given, sort_keys=True, default=lambda picture: "")
-    return f"{words} {[p._replace(where='') for p in prompt.images]}"
+    text = prompt.text
+    words = text if isinstance(text, str) else [turn.turn() for turn in text]
+    return json.dumps([words, pictures.references(prompt.images)], sort_keys=True)

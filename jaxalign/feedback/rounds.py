@@ -31,6 +31,7 @@ from jaxalign import progress
 from jaxalign.checkpoints import contents, fastest
 from jaxalign.configs import read_yaml
 from jaxalign.data import rows
+from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
 from jaxalign.feedback import candidates, gate, pairing, round_adapters
 from jaxalign.feedback.candidates import JudgedPrompt
@@ -38,6 +39,7 @@ from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose import claims, hops, risks, segments
 from jaxalign.feedback.decompose.decomposition import Decompose
 from jaxalign.feedback.gate import Decision
+from jaxalign.feedback.round_adapters import adapter_of, policy_name
 from jaxalign.feedback.round_prompts import check_prompts, references_of
 from jaxalign.functions import identity
 from jaxalign.generation.files import GenerateConfig, generate_file
@@ -92,13 +94,15 @@ class _Run:
         store: Store,
         judge: Judge | None,
         decomposer: Decompose | None,
+        pictures: NamedPictures,
     ):
         self.config, self.out, self.store = config, out, store
-        self.judge = judge or make_judge(config.judge)
+        self.pictures = pictures
+        self.judge = judge or make_judge(config.judge, load_image=pictures.load)
         self.gate_judge = self.judge
         if config.gate.judge_model is not None:
             other = dataclasses.replace(config.judge, model=config.gate.judge_model)
-            self.gate_judge = make_judge(other)
+            self.gate_judge = make_judge(other, load_image=pictures.load)
             if isinstance(self.judge, OpenAIJudge):
                 assert isinstance(self.gate_judge, OpenAIJudge)
                 self.gate_judge.budget = self.judge.budget  # one for the run
@@ -116,6 +120,7 @@ def rlaif(
     decomposer: Decompose | None = None,
     objective: Objective | LossOfPairs | ObjectiveConfig | None = None,
     preemption: Preemption | None = None,
+    pictures: NamedPictures | None = None,
 ) -> Path:
     """Run all rounds, or what is left of them; in a notebook too.
 
@@ -132,6 +137,8 @@ def rlaif(
       objective: a loss of one's own that every round trains with, as ``setup`` takes
         it; default ``config.objective``.
       preemption: SIGTERM, if it is to be caught.
+      pictures: names the prompts' pictures. The judge of the options and a function
+        look at them; a Judge does that was made with ``load_image=pictures.load``.
     Returns:
       The directory of the run.
     Raises:
@@ -147,7 +154,9 @@ def rlaif(
     if objective is not None:
         config = dataclasses.replace(config, objective=as_config(objective))
     try:
-        return _rlaif(config, judge, decomposer, preemption)
+        return _rlaif(
+            config, judge, decomposer, preemption, pictures or NamedPictures()
+        )
     except OSError as error:
         raise UserError(
             f"a file of the run {config.out} cannot be read or written: {error}. What "
@@ -160,9 +169,10 @@ def _rlaif(
     given: Judge | Function | None,
     decomposer: Decompose | None,
     preemption: Preemption | None,
+    pictures: NamedPictures,
 ) -> Path:
-    check_prompts(config)
-    judge = given_judge(config.judge, given)
+    shown = check_prompts(config, pictures)
+    judge = given_judge(config.judge, given, load_image=pictures.load)
     if judge is not None and config.gate.judge_model is not None:
         raise UserError(
             "gate.judge_model does nothing where the judge is given as an object: "
@@ -176,6 +186,8 @@ def _rlaif(
         "prompts": rows.fingerprint(config.prompts),
         "gate prompts": rows.fingerprint(config.gate.prompts),
     }
+    if shown is not None:
+        sources["pictures"] = shown
     if judge is not None:
         sources["judge"] = hash_of(judge.settings)
     if decomposer is not None:
@@ -188,12 +200,12 @@ def _rlaif(
         before=lambda out: read_yaml(out / CONFIG),
     ) as out:
         with Store(store_path(config)) as store:
-            run = _Run(config, out, store, judge, decomposer)
+            run = _Run(config, out, store, judge, decomposer, pictures)
             policy: int | None = None
             for number in range(1, config.rounds + 1):
                 if _round(run, number, policy, preemption).accepted:
                     policy = number
-            round_adapters.export(_adapter(out, policy), out)
+            round_adapters.export(adapter_of(out, policy), out)
     return out
 
 
@@ -217,7 +229,7 @@ def decomposer_of(config: RLAIFConfig) -> Decompose:
         case "claims":
             return claims.decomposer(own=own)
         case "risks":
-            return risks.decomposer(passes=("text",), own=own)
+            return risks.decomposer(own=own)
         case "hops":
             return hops.decomposer(own=own)
 
@@ -230,9 +242,9 @@ def _round(
     decided = here / "gate.json"
     if decided.is_file():
         return gate.decision_of(json.loads(decided.read_text(encoding="utf-8")))
-    progress.say(f"round {number} of {config.rounds}, from {_name(policy)}")
+    progress.say(f"round {number} of {config.rounds}, from {policy_name(policy)}")
     here.mkdir(exist_ok=True)
-    adapter = _adapter(run.out, policy)
+    adapter = adapter_of(run.out, policy)
     samples = _sample(config, config.prompts, adapter, here / "samples.jsonl", number)
     judged = _judge(run, config.prompts, samples, here / "judged.jsonl")
     if not _pair(run, judged, here):
@@ -245,21 +257,13 @@ def _round(
         decision = gate.decide(
             before, after, min_improvement=config.gate.min_improvement
         )
-    found = {"round": number, "from": _name(policy), **decision._asdict()}
+    found = {"round": number, "from": policy_name(policy), **decision._asdict()}
     write_text(decided, json.dumps(found, indent=2) + "\n")
     verb = "accepted" if decision.accepted else "REJECTED"
     gained = decision.improvement
     figures = "" if gained is None else f", {gained:+.4f} on {decision.prompts} prompts"
     progress.say(f"round {number} is {verb}: {decision.reason}{figures}")
     return decision
-
-
-def _name(policy: int | None) -> str:
-    return "base" if policy is None else f"round-{policy}"
-
-
-def _adapter(out: Path, policy: int | None) -> Path | None:
-    return None if policy is None else out / _name(policy) / "adapter"
 
 
 def _sample(
@@ -305,7 +309,11 @@ def _judge(
     """Judge what was sampled."""
     if not out.exists():
         found = candidates.read_samples(
-            samples, run.config.segmenter, run.references[prompts]
+            samples,
+            run.config.segmenter,
+            run.references[prompts],
+            image_dir=rows.image_base(prompts, run.config.image_dir),
+            pictures=run.pictures,
         )
         judged = candidates.judge_candidates(
             found,
@@ -369,7 +377,7 @@ def _train(
 
 def _gate(run: _Run, policy: int | None, adapter: Path | None) -> list[JudgedPrompt]:
     """Have a policy complete the held-out prompts, and judge that."""
-    config, name = run.config, _name(policy)
+    config, name = run.config, policy_name(policy)
     folder = run.out / "gate"
     folder.mkdir(exist_ok=True)
     samples = _sample(

@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from jaxalign.data import records
+from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
-from jaxalign.feedback import candidates, round_prompts
+from jaxalign.feedback import candidates, pairing, round_prompts
+from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import GateConfig, RLAIFConfig
+from jaxalign.feedback.decompose.decomposition import Judged
 from jaxalign.feedback.judge_file import JudgeFileConfig, judge_file
 from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.feedback.segmenters.segment_file import SegmentConfig, segment_file
@@ -99,12 +102,17 @@ def test_judged_records_keep_their_pictures(tmp_path: Path) -> None:
 
 
 def test_sampled_prompts_become_pairs_with_pictures(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/x.png").write_bytes(png("blue"))
     completions = [{"text": "It is."}, {"text": "No."}]
     lines = [
         {"index": i, **columns(row), "completions": completions}
         for i, row in enumerate(ROWS)
     ]
-    found = candidates.parse_samples(lines, SegmenterConfig())
+    pictures = NamedPictures()
+    found = candidates.parse_samples(
+        lines, SegmenterConfig(), image_dir=tmp_path, pictures=pictures
+    )
     assert [one.columns for one in found] == [
         {"images": ["p/x.png"]},
         {},
@@ -113,6 +121,30 @@ def test_sampled_prompts_become_pairs_with_pictures(tmp_path: Path) -> None:
     assert found[1].prompt == SHOWN
     (turn,) = found[1].candidates[0].prompt
     assert turn == {"role": "user", "content": [{"type": "image"}]}
+    shown_in: Any = found[0].candidates[1].prompt
+    (turn,) = shown_in
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
+    shown = [one.candidates[0].images for one in found]
+    assert [[pictures.load(name) for name in names] for names in shown] == [
+        [png("blue")],
+        [png()],
+        [png("blue")],
+    ]
+    records, _ = pairing.pair(
+        candidates.scored(
+            [
+                JudgedPrompt(
+                    one.prompt,
+                    tuple(c.response for c in one.candidates),
+                    (Judged(1.0), Judged(0.0)),
+                    one.columns,
+                )
+                for one in found
+            ]
+        ),
+        pairing.PairingConfig(),
+    )
+    assert [columns(record) for record in records] == [columns(row) for row in ROWS]
 
 
 def test_a_gates_prompt_is_another_where_its_picture_is(tmp_path: Path) -> None:
@@ -127,6 +159,18 @@ def test_a_gates_prompt_is_another_where_its_picture_is(tmp_path: Path) -> None:
             gate=GateConfig(prompts=str(gate)),
         )
 
-    round_prompts.check_prompts(config({"prompt": ASK, "images": ["p/y.png"]}))
-    with pytest.raises(UserError, match="1 of 1 prompts are also in"):
-        round_prompts.check_prompts(config({"prompt": ASK, "images": ["p/x.png"]}))
+    (tmp_path / "p").mkdir()
+    for name, color in (("x", "blue"), ("y", "green"), ("same", "blue")):
+        (tmp_path / f"p/{name}.png").write_bytes(png(color))
+    pictures = NamedPictures()
+    other = config({"prompt": ASK, "images": ["p/y.png"]})
+    round_prompts.check_prompts(other, pictures)
+    for name in ("x", "same"):  # by its bytes, wherever it lies
+        with pytest.raises(UserError, match="1 of 1 prompts are also in"):
+            round_prompts.check_prompts(
+                config({"prompt": ASK, "images": [f"p/{name}.png"]}), pictures
+            )
+    with pytest.raises(UserError, match="no picture there: tried .*gone.png"):
+        round_prompts.check_prompts(
+            config({"prompt": ASK, "images": ["p/gone.png"]}), pictures
+        )
