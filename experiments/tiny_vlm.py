@@ -50,8 +50,8 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "whole": Plan(Size(None, views=6, longer=200), Steps(300, 900, 150)),
-    "quick": Plan(Size(48, views=3, longer=12), Steps(20, 30, 6)),
+    "whole": Plan(Size(None, views=6, longer=200), Steps(400, 1200, 200)),
+    "quick": Plan(Size(36, views=2, longer=8), Steps(10, 20, 4)),
 }
 
 

@@ -36,7 +36,7 @@ def connector(data: Data, model: Path, steps: int) -> Path:
         "stage1",
         adapter=NoAdapter(),
         trainable=(CONNECTOR,),
-        optimizer=_rate(2e-3, steps),
+        optimizer=_rate(1e-3, steps),
         max_steps=steps,
     )
 
@@ -49,7 +49,7 @@ def whole(data: Data, model: Path, steps: int) -> Path:
         "stage2",
         adapter=LoRAConfig(rank=16, alpha=32.0),
         trainable=(CONNECTOR,),
-        optimizer=_rate(1e-3, steps),
+        optimizer=_rate(5e-4, steps),
         max_steps=steps,
     )
 
@@ -93,7 +93,6 @@ def _common(data: Data, model: Path, file: Path, name: str) -> dict[str, Any]:
         "batch_rows": 1,
         "row_length": 1024,
         "max_length": 256,
-        "gradient_accumulation_steps": 2,
         "save_steps": 50,
         "save_total_limit": 1,
         "logging_steps": 10,
