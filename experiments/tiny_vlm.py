@@ -50,8 +50,8 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "whole": Plan(Size(None, views=6, longer=200), Steps(400, 1200, 200)),
-    "quick": Plan(Size(36, views=2, longer=8), Steps(10, 20, 4)),
+    "whole": Plan(Size(None, views=6, aside=100), Steps(150, 550, 100)),
+    "quick": Plan(Size(36, views=2, aside=8), Steps(10, 20, 4)),
 }
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     text = out / "smollm2"
     start = checkpoint.write(out / "packages", text, out / "start")
     data = files.write(out, plan.size)
-    said = {"before": measuring.answered(data, "before", start, every=5)}
+    said = {"before": measuring.answered(data, "before", start, every=10)}
     model = _train(data, start, plan.steps, said)
     pairs = _align(data, model, plan.steps, said)
     measured = {name: measuring.shares(data, x) for name, x in said.items()}
@@ -78,7 +78,8 @@ def main() -> None:
     table = f"{table}\n\n| beside | |\n|---|---|\n{rows}\n"
     write_text(out / "results.md", table)
     write_text(out / "results.json", json.dumps(_plain(measured, beside), indent=2))
-    del said["before"]  # asked fewer questions
+    for name in ("before", "stage 1"):
+        del said[name]  # asked fewer questions
     print(table)
     print(f"report: {page.write(data, measured, beside, said, pairs)}")
 
@@ -89,7 +90,7 @@ def _train(
     """Run the two stages, ask after each, and return the model."""
     first = training.connector(data, start, steps.connector)
     between = training.merged(first, data.folder / "stage1_model")
-    said["stage 1"] = measuring.answered(data, "stage1", between)
+    said["stage 1"] = measuring.answered(data, "stage1", between, every=4)
     second = training.whole(data, between, steps.whole)
     model = training.merged(second, data.folder / "model")
     said["stage 2"] = measuring.answered(data, "stage2", model)

@@ -21,8 +21,8 @@ class Size(NamedTuple):
     """None is all."""
     views: int
     """Of a symbol to train on; one more is kept for the model's own mistakes."""
-    longer: int
-    """How many held-out drawings are asked for two sentences, and in Chinese."""
+    aside: int
+    """How many symbols are asked about in other ways."""
 
 
 class Data(NamedTuple):
@@ -50,7 +50,8 @@ class Data(NamedTuple):
 
     @property
     def aside(self) -> Path:
-        """What is asked beside those: two sentences, Chinese."""
+        """What is asked beside those, of some: drawings that were trained on, answers of
+        two sentences, Chinese."""
         return self.folder / "aside.jsonl"
 
 
@@ -93,8 +94,10 @@ def _capitals(data: Data) -> list[dict[str, Any]]:
 
 
 def _aside(data: Data) -> list[dict[str, Any]]:
-    some = data.symbols[:: max(1, len(data.symbols) // data.size.longer)]
+    some = data.symbols[:: max(1, len(data.symbols) // data.size.aside)]
     two = [s for s in some if s.key not in data.without_capital]
-    return [conversations.asked(s, "both", OTHER) for s in two] + [
-        conversations.asked(s, "chinese", OTHER) for s in some
+    return [
+        *(conversations.asked(s, conversations.question(s), KNOWN) for s in some),
+        *(conversations.asked(s, "both", OTHER) for s in two),
+        *(conversations.asked(s, "chinese", OTHER) for s in some),
     ]

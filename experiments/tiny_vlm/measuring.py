@@ -9,7 +9,7 @@ from jaxalign.generation.files import GenerateConfig, generate_file
 from jaxalign.judging.exact_match import holds
 from jaxalign.whole_file import write_lines
 from tiny_vlm import conversations
-from tiny_vlm.files import Data
+from tiny_vlm.files import KNOWN, Data
 from tiny_vlm.scoring import Share, is_right, share
 
 
@@ -27,6 +27,7 @@ FIGURES = {
     "recognition": "held-out drawings: what is it, whose flag is it",
     "recognition, no flags": "those that are no country's flag",
     "recognition, flags": "those that are",
+    "recognition, trained drawings": "drawings that were trained on: the same",
     "capitals taught": "held-out drawings of flags: the capital",
     "capitals held out": "flags whose capital was never beside the picture",
     "first sentence": "name, in answers of two sentences on held-out drawings",
@@ -95,7 +96,9 @@ def _marks(
     for asked, text in answers:
         right = is_right(text, asked["references"])
         kind, symbol = asked["kind"], symbols[asked["symbol"]]
-        if kind in ("name", "country"):
+        if kind in ("name", "country") and asked["images"][0].split("/")[1] == KNOWN:
+            yield "recognition, trained drawings", right
+        elif kind in ("name", "country"):
             yield "recognition", right
             yield f"recognition, {'flags' if kind == 'country' else 'no flags'}", right
         elif kind == "capital":

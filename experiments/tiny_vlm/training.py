@@ -88,10 +88,12 @@ def _common(data: Data, model: Path, file: Path, name: str) -> dict[str, Any]:
         "data": str(file),
         "image_dir": str(data.folder),
         "image_features": "cached",
+        "reference_cache": str(data.folder / "features"),
         "out": str(data.folder / name),
         "num_train_epochs": 1000,  # max_steps ends it
-        "batch_rows": 1,
-        "row_length": 1024,
+        # Short rows: every token of a row is compared with every other one.
+        "batch_rows": 2,
+        "row_length": 512,
         "max_length": 256,
         "save_steps": 50,
         "save_total_limit": 1,

@@ -171,13 +171,14 @@ def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
         conversations.asked(FRANCE, "capital", "m"),
         conversations.asked(ITALY, "capital", "m"),
         conversations.asked(APPLE, "name", "m"),
+        conversations.asked(APPLE, "name", "google"),
         conversations.asked(APPLE, "both", "m"),
     ]
     for row in asked:
         path = tmp_path / row["images"][0]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2, 2)).save(path)
-    texts = ["france", "Paris", "Paris", "<b>", "Name: apple. Group: flags."]
+    texts = ["france", "Paris", "Paris", "<b>", "flag", "Name: apple. Group: flags."]
     said = [Answer(*x) for x in zip(asked, texts, strict=True)]
     found = measuring.shares(data, said)
     right = {name: (x.right, x.of) for name, x in found.items()}
@@ -185,6 +186,7 @@ def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
         "recognition": (1, 2),
         "recognition, no flags": (0, 1),
         "recognition, flags": (1, 1),
+        "recognition, trained drawings": (0, 1),
         "capitals taught": (1, 1),
         "capitals held out": (0, 1),
         "first sentence": (1, 1),
@@ -198,7 +200,7 @@ def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
     beside = [("neighbour", scoring.Share(1, 2))]
     path = page.write(data, {"stage 2": found}, beside, {"stage 2": said}, pairs)
     text = path.read_text(encoding="utf-8")
-    assert text.count("data:image/png;base64,") == 6
+    assert text.count("data:image/png;base64,") == 7
     assert "<b class='right'>france</b>" in text
     assert "<b class='wrong'>&lt;b&gt;</b>" in text
     assert text.count("rgba(var(--good), .35)") == 3  # of four sentences
