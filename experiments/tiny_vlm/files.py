@@ -50,8 +50,7 @@ class Data(NamedTuple):
 
     @property
     def aside(self) -> Path:
-        """What is asked beside those, of some: drawings that were trained on, answers of
-        two sentences, Chinese."""
+        """Known drawings, answers of two sentences and Chinese, of some symbols."""
         return self.folder / "aside.jsonl"
 
 
