@@ -1,18 +1,25 @@
 """Pictures in packed rows: each pair's patches behind those of the pairs before it."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
-from jaxalign.data.chat import TokenizedPair
 from jaxalign.data.patches import Patcher, Patches, PictureLayout
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 from jaxalign.types import ImageInputs
 
 
-__all__ = ["Pixels", "Seeing", "no_images", "open_patches", "place_pictures"]
+__all__ = [
+    "Pixels",
+    "Seeing",
+    "no_images",
+    "open_patches",
+    "place_pictures",
+    "prompt_images",
+]
 
 Pixels = Callable[[Picture, PictureLayout], Patches]
 """Gives the patches of a picture."""
@@ -61,10 +68,53 @@ def no_images(rows: int, places: int, patcher: Patcher) -> ImageInputs:
     return ImageInputs(**arrays)
 
 
+@runtime_checkable
+class Pictured(Protocol):
+    """A pair or a prompt with pictures."""
+
+    @property
+    def images(self) -> Sequence[Picture]: ...
+
+    @property
+    def layouts(self) -> Sequence[PictureLayout]: ...
+
+    @property
+    def feature_places(self) -> Int[np.ndarray, " f"]: ...
+
+
+class _Prompt(NamedTuple):
+    images: Sequence[Picture]
+    layouts: Sequence[PictureLayout]
+    feature_places: Int[np.ndarray, " f"]
+
+
+def prompt_images(
+    pictures: Sequence[Picture],
+    layouts: Sequence[PictureLayout],
+    feature_places: Int[np.ndarray, " f"],
+    patcher: Patcher,
+) -> ImageInputs:
+    """Open a prompt's pictures and return them as a row of their own.
+
+    Args:
+      pictures: of the prompt.
+      layouts: what becomes of each.
+      feature_places: index in its tokens that each feature is for.
+      patcher: of the family.
+    Raises:
+      UserError: see :func:`open_patches`.
+    """
+    units = sum(patcher.units(layout) for layout in layouts)
+    images = no_images(1, units * patcher.merge * patcher.merge, patcher)
+    prompt, seeing = _Prompt(pictures, layouts, feature_places), Seeing(patcher)
+    place_pictures(images, 0, prompt, seeing, begin=0, units=0, count=0)
+    return images
+
+
 def place_pictures(
     images: Any,
     row: int,
-    pair: TokenizedPair,
+    pair: Pictured,
     seeing: Seeing,
     *,
     begin: int,

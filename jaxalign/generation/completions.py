@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.steps import MOST_RANKED, TokenScores
+from jaxalign.types import ImageInputs
 
 
 __all__ = [
@@ -105,6 +107,12 @@ class Request(NamedTuple):
     """Whether the prompt's tokens are told too, with their log-probabilities."""
     steering: Steering | None = None
     """A structure, biases and penalties; with None no mask is made."""
+    images: ImageInputs | Callable[[], ImageInputs] | None = None
+    """The prompt's pictures as a row of their own, or what makes that when the prompt
+    is read; ``features_to`` are places in ``tokens``. Encoded once for all samples."""
+    positions: Int[np.ndarray, " n *axes"] | None = None
+    """Rotary position of each token, [n 3] for multimodal rotary; what follows goes on
+    with the largest of all + 1. Default 0, 1, 2, ..."""
 
 
 class Completion(NamedTuple):
@@ -140,6 +148,7 @@ def check(
     vocab: int,
     length: int,
     text_of: Callable[[Sequence[int]], str] | None,
+    sees: bool = False,
 ) -> None:
     """Refuse what cannot be completed.
 
@@ -148,9 +157,10 @@ def check(
       vocab: tokens of the model.
       length: most tokens of a prompt with its completion.
       text_of: turns tokens into text, if anything does.
+      sees: whether pictures can be encoded, and positions be others than 0, 1, 2, ...
     Raises:
-      UserError: no token, too many, one that the model lacks, or a stop text
-        without ``text_of``.
+      UserError: no token, too many, one that the model lacks, a stop text without
+        ``text_of``, or pictures for a model that does not see.
     Example:
       >>> check(Request((1, 2)), vocab=8, length=512, text_of=None)
     """
@@ -176,6 +186,25 @@ def check(
         )
     if request.steering is not None:
         request.steering.check(vocab, options.max_new_tokens)
+    _check_seen(request, sees)
+
+
+def _check_seen(request: Request, sees: bool) -> None:
+    if not sees and (request.images is not None or request.positions is not None):
+        raise UserError(
+            "the request has pictures or positions, and the model takes none: expected "
+            "one with image_fn, decode_fn and cache_fn, as a vision-language "
+            "checkpoint gives. Load one, or leave them out"
+        )
+    if request.positions is not None:
+        shape = request.positions.shape
+        if request.images is None:
+            raise UserError("positions go with pictures: leave them out of a text")
+        if shape not in ((len(request.tokens),), (len(request.tokens), 3)):
+            raise UserError(
+                f"positions {list(shape)} are not those of the prompt's "
+                f"{len(request.tokens)} tokens: expected [n] or [n, 3]"
+            )
 
 
 def min_tokens(request: Request) -> int:

@@ -31,6 +31,7 @@ from jaxalign.generation.completions import (
 )
 from jaxalign.generation.drawing import Edits
 from jaxalign.generation.prefill import PIECE, WaitingPrompt, extent_of
+from jaxalign.generation.reading import read_piece
 from jaxalign.generation.steering import Masks
 from jaxalign.generation.steps import Slots, TokenScores
 from jaxalign.generation.structure import Grammars
@@ -95,6 +96,7 @@ class Engine:
         self._place = place
         self.mesh = place.mesh if isinstance(place, NamedSharding) else None
         self._static: dict[str, Any] = {"model": model, "mesh": self.mesh}
+        self._sees = model.image_fn is not None
         self.length = -(-length // PIECE) * PIECE
         self._block = None
         if [device.platform for device in place.device_set] == ["cpu"]:
@@ -102,7 +104,7 @@ class Engine:
             self._block = -(-least // PIECE) * PIECE
             # To put a narrow number in place, CPUs copy the whole block.
             cache_dtype = np.float32 if cache_dtype is None else cache_dtype
-        self.vocab = steps.vocab_size(model, variables)
+        self.vocab, self._hidden = steps.widths(model, variables)
         self.compile_seconds = 0.0
         self._cache_dtype = cache_dtype
         self._compiled: set[Hashable] = set()
@@ -148,12 +150,10 @@ class Engine:
         """Refuse what cannot be completed.
 
         Raises:
-          UserError: no token, too many, one that the model lacks, a stop text without
-            ``text_of``, or a structure that cannot be kept to.
+          UserError: see ``completions.check``; or a structure cannot be kept to.
         """
-        requests_lib.check(
-            request, vocab=self.vocab, length=self.length, text_of=self.text_of
-        )
+        sizes: Any = {"vocab": self.vocab, "length": self.length}
+        requests_lib.check(request, text_of=self.text_of, sees=self._sees, **sizes)
         if request.steering is not None:
             self._masks.check(request.steering, request.stop_tokens)
 
@@ -248,27 +248,25 @@ class Engine:
         if prompt.row is None:
             spare = self._spare_rows
             prompt.row = spare.pop() if spare else self._empty(1).cache
-        piece, begin, count, following, told = prompt.piece()
-        prompt.logits, prompt.row, scores = programs.prefill(
-            *(self.variables, prompt.row, piece),
-            *(np.int32(begin), np.int32(count)),
-            *(np.int32(len(prompt.request.tokens)), following),
-            **self._static,
-        )
-        prompt.begin += count
-        if scores is None:
-            return []
-        scores = jax.device_get(scores)
-        return [
-            requests_lib.event(prompt.number, None, prompt.request, scores, n, None)
-            for n in range(told)
-        ]
+        if prompt.request.images is not None and prompt.features is None:
+            self._encode(prompt)
+        return read_piece(prompt, self.variables, self._hidden.dtype, self._static)
+
+    def _encode(self, prompt: WaitingPrompt) -> None:
+        """Have a prompt's pictures encoded, once for all its samples."""
+        given = self.variables, prompt.open_images()
+        name = "encode", jax.tree.map(np.shape, given[1])
+        if name not in self._compiled:
+            lower = functools.partial(programs.encode.lower, **self._static)
+            self._build({name: functools.partial(lower, *given)})
+        prompt.features = programs.encode(*given, **self._static)
 
     def _begin(self, prompt: WaitingPrompt) -> None:
         """Give a prompt's next sample a slot."""
         request, slot = prompt.request, self._texts.index(None)
+        start = prompt.start(slot, self.vocab, sees=self._sees)
         self._slots = programs.admit(
-            *(self._slots, prompt.row, prompt.logits, prompt.start(slot, self.vocab)),
+            *(self._slots, prompt.row, prompt.logits, start),
             extent=extent_of(len(request.tokens), self.length),
             mesh=self.mesh,
         )
@@ -314,7 +312,6 @@ class Engine:
         self._wanted.clear()
         if not names:
             return
-        began = time.monotonic()
         row = self._empty(1)
         if not self._spare_rows:
             self._spare_rows.append(row.cache)
@@ -323,12 +320,15 @@ class Engine:
                 slots=len(self._texts), vocab=self.vocab, mesh=self.mesh
             )
             self._edits = made if self.mesh else jax.device_put(made, self._place)
-        arrays = self.variables, self._slots, row, self._edits
-        programs.compile_together(
-            functools.partial(programs.lowered, name, *arrays, self._static)
-            for name in names
-        )
-        self._compiled.update(names)
+        given = self.variables, self._slots, row, self._edits, self._hidden
+        lower = functools.partial(programs.lowered, static=self._static)
+        self._build({name: functools.partial(lower, name, *given) for name in names})
+
+    def _build(self, lowerings: dict[Hashable, Callable[[], Any]]) -> None:
+        """Compile programs by their names."""
+        began = time.monotonic()
+        programs.compile_together(lowerings.values())
+        self._compiled.update(lowerings)
         self.compile_seconds += time.monotonic() - began
 
 

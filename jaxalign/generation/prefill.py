@@ -9,9 +9,10 @@ from jaxtyping import Int
 from jaxalign.generation.completions import Request
 from jaxalign.generation.sampling import Controls
 from jaxalign.generation.steps import Start
+from jaxalign.types import ImageInputs
 
 
-__all__ = ["PIECE", "PromptPiece", "WaitingPrompt", "extent_of"]
+__all__ = ["PIECE", "PromptPiece", "WaitingPrompt", "extent_of", "padded"]
 
 PIECE = 128
 """Tokens of a prompt that are read at once.
@@ -33,9 +34,13 @@ class PromptPiece(NamedTuple):
     """The token behind each, if they are to be told."""
     told: int
     """How many tokens that is."""
+    which: Int[np.ndarray, "1 c"] | None = None
+    """Of a prompt with pictures: which of their features stands for each; -1: none."""
+    turned: Int[np.ndarray, "1 c *axes"] | None = None
+    """Rotary positions, where they are not the tokens' places."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class WaitingPrompt:
     """A request whose samples have not all got a slot yet."""
 
@@ -48,27 +53,60 @@ class WaitingPrompt:
     """The cache of one row that it is read into."""
     logits: Any = None
     """That it ended with."""
+    features: Any = None
+    """Of its pictures, once these are encoded."""
+    which: Int[np.ndarray, " n"] | None = None
+    """Which of them stands for each token; -1: none."""
 
     @property
     def is_read(self) -> bool:
         """Whether all its tokens are in its row."""
         return self.begin == len(self.request.tokens)
 
+    def open_images(self) -> ImageInputs:
+        """Return the pictures to be encoded, and remember what they stand for.
+
+        Raises:
+          UserError: of what makes them, where a picture cannot be opened.
+          ValueError: a feature is for a token that is not there.
+        """
+        request = self.request
+        images: Any = request.images
+        images = images() if callable(images) else images
+        to = np.asarray(images.features_to[0])
+        count = len(request.tokens)
+        if to.max(initial=-1) >= count:
+            raise ValueError(f"a feature is for token {to.max()} of {count}")
+        self.which = np.full(count, -1, np.int32)
+        units = np.flatnonzero(to >= 0)
+        self.which[to[units]] = units
+        return padded(images)
+
     def piece(self) -> PromptPiece:
         """Return the next tokens to be read."""
-        tokens, begin = self.request.tokens, self.begin
+        request, begin = self.request, self.begin
+        tokens = request.tokens
         count = min(len(tokens) - begin, PIECE)
-        piece = np.zeros((1, PIECE), np.int32)
-        piece[0, :count] = tokens[begin : begin + count]
-        if not self.request.judged:
-            return PromptPiece(piece, begin, count, None, 0)
-        behind = tokens[begin + 1 : begin + count + 1]
-        following = np.zeros(PIECE, np.int32)
-        following[: len(behind)] = behind
-        return PromptPiece(piece, begin, count, following, len(behind))
+        mine = slice(begin, begin + count)
+        piece = PromptPiece(_filled(tokens[mine], 0)[None], begin, count, None, 0)
+        if request.judged:
+            behind = tokens[begin + 1 : begin + count + 1]
+            piece = piece._replace(following=_filled(behind, 0), told=len(behind))
+        if self.which is not None:
+            piece = piece._replace(which=_filled(self.which[mine], -1)[None])
+        if request.positions is not None:
+            turned = _filled(request.positions[mine], 0)
+            piece = piece._replace(turned=turned[None])
+        return piece
 
-    def start(self, slot: int, vocab: int) -> Start:
-        """Return what the slot of the next sample begins with."""
+    def start(self, slot: int, vocab: int, *, sees: bool = False) -> Start:
+        """Return what the slot of the next sample begins with.
+
+        Args:
+          slot: its number.
+          vocab: tokens of the model.
+          sees: whether slots know by how much rotary positions differ from places.
+        """
         options = self.request.sampling
         seen = np.zeros(vocab, bool)
         if options.repetition_penalty != 1:
@@ -87,8 +125,49 @@ class WaitingPrompt:
             "seed": np.uint32(options.seed),
             "sample": np.int32(self.next_sample),
             "seen": seen,
+            "offset": np.int32(self._offset) if sees else None,
         }
         return Start(controls=Controls(**numbers), **fields)
+
+    @property
+    def _offset(self) -> int:
+        """The rotary position of what follows, less its place."""
+        if self.request.positions is None:
+            return 0
+        return int(self.request.positions.max()) + 1 - len(self.request.tokens)
+
+
+def _filled(values: Any, fill: int) -> Int[np.ndarray, " c *axes"]:
+    """Return numbers of a piece's tokens, filled up."""
+    values = np.asarray(values, np.int32)
+    out = np.full((PIECE, *values.shape[1:]), fill, np.int32)
+    out[: len(values)] = values
+    return out
+
+
+def padded(images: ImageInputs) -> ImageInputs:
+    """Fill a row of pictures up, so that few programs encode all.
+
+    Units become 64, 80, 96, 112, 128, 160 ...: at most a quarter of them is padding.
+
+    >>> zeros = np.zeros((1, 66), np.int32)
+    >>> images = ImageInputs(zeros, np.zeros((1, 66, 2), np.int32), zeros)
+    >>> padded(images).features_to.shape, padded(images).image_ids.shape
+    ((1, 80), (1, 80))
+    """
+    units = images.features_to.shape[1]
+    step = 2 ** max((units - 1).bit_length() - 3, 4)
+    size = max(-(-units // step) * step, 4 * step)
+
+    def fill(values: Any, value: int) -> Any:
+        if values is None:
+            return None
+        more = values.shape[1] * size // units - values.shape[1]
+        widths = [(0, 0), (0, more), *[(0, 0)] * (values.ndim - 2)]
+        return np.pad(np.asarray(values), widths, constant_values=value)
+
+    filled = {name: fill(value, 0) for name, value in images._asdict().items()}
+    return ImageInputs(**{**filled, "features_to": fill(images.features_to, -1)})
 
 
 def extent_of(length: int, most: int) -> int:

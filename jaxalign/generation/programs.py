@@ -12,7 +12,7 @@ from jaxalign.generation.completions import Request
 from jaxalign.generation.drawing import Edits
 from jaxalign.generation.prefill import PIECE, WaitingPrompt, extent_of
 from jaxalign.generation.steering import Steering
-from jaxalign.generation.steps import Slots
+from jaxalign.generation.steps import Sights, Slots
 
 
 __all__ = [
@@ -22,9 +22,11 @@ __all__ = [
     "compile_together",
     "draw",
     "empty",
+    "encode",
     "lowered",
     "names_of",
     "no_edits",
+    "pick",
     "prefill",
     "step",
 ]
@@ -33,6 +35,8 @@ empty = jax.jit(
     steps.empty,
     static_argnames=("model", "slots", "length", "vocab", "dtype", "block", "mesh"),
 )
+encode = jax.jit(steps.encode, static_argnames=("model", "mesh"))
+pick = jax.jit(steps.pick, static_argnames=("dtype", "mesh"))
 prefill = jax.jit(
     steps.prefill, static_argnames=("model", "mesh"), donate_argnames="cache"
 )
@@ -51,12 +55,19 @@ begin_edits = jax.jit(drawing.begin, static_argnames="mesh", donate_argnames="ed
 
 def names_of(request: Request, length: int) -> Iterator[Hashable]:
     """Yield a name for each program that a request needs in slots of a length."""
-    yield "prefill", request.judged
+    yield "prefill", request.judged, _axes(request)
     yield "admit", extent_of(len(request.tokens), length)
     if request.steering is None:
         yield ("step",)
     else:
         yield from (("draw",), ("advance",), ("begin_edits",))
+
+
+def _axes(request: Request) -> int | None:
+    """Return how rotary positions are told: None for a prompt without pictures."""
+    if request.images is None:
+        return None
+    return 0 if request.positions is None else request.positions.ndim
 
 
 def lowered(
@@ -65,6 +76,7 @@ def lowered(
     slots: Slots,
     row: Slots,
     edits: Edits | None,
+    hidden: jax.ShapeDtypeStruct,
     static: Mapping[str, Any],
 ) -> jax.stages.Lowered:
     """Return a program, from arguments like those that it will be called with.
@@ -75,6 +87,7 @@ def lowered(
       slots: of the engine.
       row: a single slot.
       edits: of the slots, for steered requests.
+      hidden: a token's hidden state.
       static: model and mesh.
     """
     kind, *options = name
@@ -96,11 +109,26 @@ def lowered(
     if kind == "prefill":
         following = np.zeros(PIECE, np.int32) if options[0] else None
         piece = np.zeros((1, PIECE), np.int32)
-        values = variables, row.cache, piece, one, one, one, following
+        sights = _sights(options[1], hidden, row)
+        values = variables, row.cache, piece, one, one, one, following, sights
         return prefill.lower(*values, **static)
-    start = WaitingPrompt(0, Request([0])).start(0, vocab)
+    sees = slots.offsets is not None
+    start = WaitingPrompt(0, Request([0])).start(0, vocab, sees=sees)
     values = slots, row.cache, row.logits, start
     return admit.lower(*values, extent=options[0], mesh=mesh)
+
+
+def _sights(axes: int | None, hidden: Any, row: Slots) -> Sights | None:
+    """Return what a piece of a prompt with pictures looks like."""
+    if axes is None:
+        return None
+    place = row.logits.sharding
+    features = jax.ShapeDtypeStruct(
+        (PIECE, *hidden.shape), hidden.dtype, sharding=place
+    )
+    which = np.zeros((1, PIECE), np.int32)
+    turned = (None, which, np.zeros((1, PIECE, 3), np.int32))[axes]
+    return Sights(features, which, turned)  # pyright: ignore[reportArgumentType]
 
 
 def compile_together(lowerings: Iterable[Callable[[], jax.stages.Lowered]]) -> None:

@@ -21,13 +21,14 @@ __all__ = ["with_cache"]
 def with_cache(model: Model) -> Model:
     """Return the model, with cache functions that recompute if it has none.
 
-    It is said once that they do.
+    It is said once that they do. Such a model is shown no pictures: every new token
+    would encode them again.
     """
     if model.decode_fn is not None and model.cache_fn is not None:
         return model
     _tell()
     return model._replace(
-        decode_fn=Bound(_decode, model), cache_fn=Bound(_cache, model)
+        decode_fn=Bound(_decode, model), cache_fn=Bound(_cache, model), image_fn=None
     )
 
 

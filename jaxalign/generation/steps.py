@@ -14,11 +14,12 @@ from jaxalign.generation.sampling import Controls
 from jaxalign.models.attention.cached import PLACES_AXIS
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import BATCH_AXES
-from jaxalign.types import Model
+from jaxalign.types import ImageInputs, Model
 
 
 __all__ = [
     "MOST_RANKED",
+    "Sights",
     "Slots",
     "Start",
     "TokenScores",
@@ -26,11 +27,13 @@ __all__ = [
     "advance",
     "choose",
     "empty",
+    "encode",
     "everywhere",
+    "pick",
     "prefill",
     "scores",
     "step",
-    "vocab_size",
+    "widths",
 ]
 
 MOST_RANKED = 20
@@ -52,6 +55,9 @@ class Slots(NamedTuple):
     controls: Controls
     seen: Bool[Array, "b v"]
     """Tokens that a repetition penalty lowers."""
+    offsets: Int[Array, " b"] | None = None
+    """Of a model that sees: the next token's rotary position, less its place. The
+    positions of multimodal rotary end before the places do."""
 
 
 class TokenScores(NamedTuple):
@@ -77,17 +83,42 @@ class Start(NamedTuple):
     controls: Controls
     """Numbers."""
     seen: Bool[Array, " v"]
+    offset: Int[Array, ""] | None = None
+    """Of the slot's ``offsets``."""
 
 
-def vocab_size(model: Model, variables: Any) -> int:
-    """Return how many logits a token has, without computing any."""
+class Sights(NamedTuple):
+    """What a piece of a prompt with pictures has beside its tokens."""
+
+    features: Float[Array, "c d"]
+    """In the place of each token that stands for one."""
+    which: Int[Array, "1 c"]
+    """-1 for the other tokens."""
+    turned: Int[Array, "1 c *axes"] | None
+    """Rotary positions, where they are not the tokens' places."""
+
+
+def widths(model: Model, variables: Any) -> tuple[int, Any]:
+    """Return how many logits a token has, and its hidden state's shape and dtype.
+
+    Nothing is computed.
+    """
     assert model.cache_fn is not None
     cache_fn = functools.partial(model.cache_fn, slots=1, length=1)
     cache = jax.eval_shape(cache_fn, variables)
-    one = jax.ShapeDtypeStruct((), jnp.int32)
     piece = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    step = functools.partial(prefill, model=model)
-    return jax.eval_shape(step, variables, cache, piece, one, one, one)[0].shape[-1]
+
+    def run(variables: Any, cache: Any, *given: Any) -> tuple[Array, Array]:
+        assert model.decode_fn is not None
+        tokens, positions, valid, lengths = given
+        hidden = model.decode_fn(
+            variables, cache, tokens, positions, valid > 0, lengths
+        )[0]
+        return model.logits_fn(variables, hidden[0]), hidden[0, 0]
+
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    found = jax.eval_shape(run, variables, cache, piece, piece, piece, lengths)
+    return found[0].shape[-1], found[1]
 
 
 def empty(
@@ -123,6 +154,7 @@ def empty(
         jnp.zeros((slots, 2), jnp.uint32),
         Controls(floats, integers, floats + 1, floats, floats + 1),
         jnp.zeros((slots, vocab), bool),
+        None if model.image_fn is None else integers,
     )
     return _placed(made, mesh)
 
@@ -156,6 +188,28 @@ def _placed_cache(cache: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(place, cache)
 
 
+def encode(
+    variables: Any, images: ImageInputs, *, model: Model, mesh: Mesh | None = None
+) -> Float[Array, "u d"]:
+    """Return the features of a prompt's pictures, for a model that sees."""
+    assert model.image_fn is not None
+    return everywhere(model.image_fn(variables, images)[0], mesh)
+
+
+def pick(
+    features: Float[Array, "u d"],
+    which: Int[Array, "1 c"],
+    *,
+    dtype: Any,
+    mesh: Mesh | None = None,
+) -> Float[Array, "c d"]:
+    """Return the feature of each token of a piece, any where ``which`` is -1.
+
+    A piece has as many whatever the pictures are, so that one program reads all.
+    """
+    return everywhere(features[jnp.maximum(which[0], 0)].astype(dtype), mesh)
+
+
 def prefill(
     variables: Any,
     cache: Any,
@@ -164,6 +218,7 @@ def prefill(
     count: Int[Array, ""],
     length: Int[Array, ""],
     following: Int[Array, " c"] | None = None,
+    sights: Sights | None = None,
     *,
     model: Model,
     mesh: Mesh | None = None,
@@ -178,6 +233,7 @@ def prefill(
       count: how many there are.
       length: tokens of the whole prompt.
       following: the token behind each, to be judged; default none is.
+      sights: features and positions, of a prompt with pictures.
       model: a language model.
       mesh: devices, if several.
     Returns:
@@ -186,8 +242,12 @@ def prefill(
     """
     assert model.decode_fn is not None
     index = jnp.arange(tokens.shape[1])[None]
+    seen: dict[str, Any] = {}
+    if sights is not None:
+        which = jnp.where(sights.which >= 0, index, -1)
+        seen = {"turned": sights.turned, "pictures": (sights.features, which)}
     hidden, cache = model.decode_fn(
-        variables, cache, tokens, begin + index, index < count, length[None]
+        variables, cache, tokens, begin + index, index < count, length[None], **seen
     )
     if following is None:
         last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)[:, 0]
@@ -247,7 +307,7 @@ def admit(
         begin = (0, start.slot, *(0 for _ in new.shape[2:]))
         return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
 
-    def put(leaf: Array, value: Array) -> Array:
+    def put(leaf: Array, value: Any) -> Array:
         # Not `leaf.at[slot].set`, a scatter, which takes longer to compile.
         return jax.lax.dynamic_update_index_in_dim(leaf, value, start.slot, axis=0)
 
@@ -259,6 +319,7 @@ def admit(
         put(slots.keys, sampling.key_of(start.seed, start.sample)),
         jax.tree.map(put, slots.controls, start.controls),
         put(slots.seen, start.seen),
+        None if slots.offsets is None else put(slots.offsets, start.offset),
     )
     return _placed(slots, mesh)
 
@@ -286,12 +347,16 @@ def advance(
 ) -> Slots:
     """Run the model on the token of every active slot."""
     assert model.decode_fn is not None
+    turned: dict[str, Any] = {}
+    if slots.offsets is not None:
+        turned["turned"] = (slots.positions + slots.offsets)[:, None]
     hidden, cache = model.decode_fn(
         variables,
         slots.cache,
         tokens[:, None],
         slots.positions[:, None],
         active[:, None],
+        **turned,
     )
     moved = active.astype(jnp.int32)
     slots = slots._replace(

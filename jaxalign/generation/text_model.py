@@ -1,6 +1,7 @@
 """A model with its tokenizer: what turns texts into texts."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +11,33 @@ from jaxalign.checkpoints import hub
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint, DType
 from jaxalign.checkpoints.policy import open_policy
-from jaxalign.checkpoints.renderer import open_renderer, template_kwargs_of
+from jaxalign.checkpoints.renderer import (
+    max_pixels_of,
+    open_renderer,
+    template_kwargs_of,
+)
 from jaxalign.data import rows
+from jaxalign.data.image_rows import prompt_images
+from jaxalign.data.records import Prompt, parse_prompt
 from jaxalign.data.rendering import Renderer
 from jaxalign.data.tokenizer import Tokenizer, special_tokens
 from jaxalign.errors import UserError
+from jaxalign.generation.engine import Completion, Request, Sampling, generate
 from jaxalign.models import decoder, decoding
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.types import Model, Variables
 
 
-__all__ = ["TextModel", "check_slots", "cut", "fingerprint", "load", "text_with"]
+__all__ = [
+    "TextModel",
+    "as_request",
+    "check_slots",
+    "cut",
+    "fingerprint",
+    "load",
+    "text_with",
+]
 
 
 _TEXT_FILES = (
@@ -47,9 +63,98 @@ class TextModel(NamedTuple):
         """Return what turns text into tokens, and tokens into text."""
         return self.renderer.tokenizer
 
+    def request(
+        self,
+        prompt: Prompt | str | Sequence[Any],
+        sampling: Sampling | None = None,
+        *,
+        images: Sequence[Any] = (),
+        image_dir: str | Path | None = None,
+        **options: Any,
+    ) -> Request:
+        """Return what the engine is asked, for a text or messages, maybe with pictures.
+
+        Pictures are opened and encoded when the engine reads the prompt, once for all
+        samples.
+
+        Args:
+          prompt: a text, or messages, whose contents may have parts
+            ``{"type": "image"}``.
+          sampling: how it is answered; default ``Sampling()``.
+          images: paths, bytes, data URLs, ``PIL.Image`` or arrays: one for each part;
+            without parts they stand before the first user turn's text.
+          image_dir: where relative paths start; default the working directory.
+          **options: of :class:`Request`.
+        Raises:
+          UserError: see ``Renderer.prompt_encoding`` and ``records.parse_prompt``.
+        Example::
+
+          made = text_model.load("smolvlm")
+          turns = [{"role": "user", "content": "What is this?"}]
+          asked = made.request(turns, Sampling(temperature=0), images=["cat.png"])
+          ((said,),) = made.complete([asked])
+        """
+        if not isinstance(prompt, Prompt):
+            columns: dict[str, Any] = {"prompt": prompt}
+            columns |= {"images": list(images)} if images else {}
+            prompt = parse_prompt(columns, "the prompt", Path(image_dir or ""))
+        sampling = sampling or Sampling()
+        ends = self.ends(sampling.stop)
+        return as_request(self.renderer, prompt, sampling, ends, **options)
+
+    def complete(
+        self, requests: Iterable[Request], **options: Any
+    ) -> list[list[Completion]]:
+        """Return the completions of each request, see ``engine.generate``."""
+        return generate(
+            self.model,
+            self.variables,
+            requests,
+            **{
+                "text_of": text_with(self.tokenizer),
+                "tokenizer": self.tokenizer,
+                **options,
+            },
+        )
+
     def ends(self, stop: Sequence[str]) -> frozenset[int]:
         """Return ``stop_tokens`` and those of stop texts, which no text would show."""
         return self.stop_tokens | special_tokens(self.tokenizer, stop)
+
+
+def as_request(
+    renderer: Renderer,
+    prompt: Prompt,
+    sampling: Sampling,
+    stop_tokens: frozenset[int],
+    *,
+    open_now: bool = False,
+    **options: Any,
+) -> Request:
+    """Return what the engine is asked.
+
+    Args:
+      renderer: of the model.
+      prompt: a text or a conversation, with its pictures.
+      sampling: how it is answered.
+      stop_tokens: that end a completion.
+      open_now: open the pictures here, and not when the prompt is read.
+      **options: of :class:`Request`.
+    Raises:
+      UserError: see ``Renderer.prompt_encoding``; with ``open_now`` also those of
+        opening a picture.
+    """
+    found = renderer.prompt_encoding(prompt)
+    request = Request(found.tokens, sampling, stop_tokens, **options)
+    if not prompt.images or renderer.patcher is None:
+        return request
+    images = functools.partial(
+        prompt_images,
+        *(prompt.images, found.layouts, found.feature_places, renderer.patcher),
+    )
+    return request._replace(
+        images=images() if open_now else images, positions=found.positions
+    )
 
 
 def check_slots(batch_slots: int, cache_dtype: DType | None, mesh: MeshConfig) -> None:
@@ -80,6 +185,7 @@ def load(
     dtype: DType = "float32",
     quantize: Quantize | None = None,
     mesh: MeshConfig | None = None,
+    max_pixels: int | None = None,
 ) -> TextModel:
     """Load a model for generation.
 
@@ -91,6 +197,8 @@ def load(
       dtype: of the weights and of the computation.
       quantize: how base weights are held; default as in the run, elsewhere ``none``.
       mesh: how the devices are arranged.
+      max_pixels: of a picture, larger ones are made smaller; default as the run that
+        ``adapter`` is was trained, elsewhere what the checkpoint's own files say.
     Raises:
       UserError: see ``policy.open_policy``.
     Example::
@@ -100,7 +208,8 @@ def load(
     model = str(model)
     devices = make_mesh(mesh or MeshConfig())
     options = template_kwargs_of(template_kwargs, adapter)
-    renderer = open_renderer(model, options)
+    pixels = max_pixels_of(max_pixels, adapter)
+    renderer = open_renderer(model, options, max_pixels=pixels)
     policy = open_policy(model, adapter, dtype=dtype, quantize=quantize, mesh=devices)
     checkpoint = policy.checkpoint
     return TextModel(
