@@ -130,6 +130,11 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_peft_scores_adapted_experts_alike": Rule("parity", ("qwen3_moe",)),
         "test_adapted_experts_merge_and_come_back": Rule("variants", ("static",)),
     },
+    # Positions of three axes, windows, pictures of any size.
+    "generation/test_pictures.py": {
+        "test_greedy_text_is_that_of_transformers": Rule("parity", ("qwen2_5_vl",)),
+        "test_a_mesh_changes_no_text": Rule("variants"),
+    },
     "generation/test_engine.py": {
         "test_greedy_text_is_that_of_transformers": Rule(
             "parity", ("llama llama3", "qwen2", "mixtral", "gemma3")
