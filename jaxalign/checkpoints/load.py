@@ -141,7 +141,7 @@ def load(
         config, family = _without_head(config, family)
     directory = hub.directory_of(path)
     if adapter is not None:
-        groups = _groups_for(adapter, groups, config)
+        groups, vision_groups = _groups_for(adapter, groups, vision_groups, config)
     cut = places_lib.stacks_of(config, groups, vision_groups)
     shapes = decoder.param_shapes(config, cut[""], cut.get("vision"))
     source = _open(directory, config, family, cut, shapes)
@@ -179,10 +179,13 @@ def load(
 
 
 def _groups_for(
-    adapter: Adapter, groups: Sequence[Group] | None, config: ModelConfig
-) -> Sequence[Group]:
-    """Return how an adapter to be made cuts the layers."""
-    if groups is not None:
+    adapter: Adapter,
+    groups: Sequence[Group] | None,
+    vision_groups: Sequence[Group] | None,
+    config: ModelConfig,
+) -> tuple[Sequence[Group], Sequence[Group] | None]:
+    """Return how an adapter to be made cuts the layers, of a tower too."""
+    if groups is not None or vision_groups is not None:
         raise UserError("load_hf: give adapter or groups, which it says, not both")
     if isinstance(adapter, PeftConfig):
         raise UserError(
@@ -190,7 +193,8 @@ def _groups_for(
             "its base, jaxalign.checkpoints.policy.open_policy(model, adapter=path)"
         )
     shapes = decoder.param_shapes(config)
-    return adapter_lib.groups(adapter, shapes, config.text.num_layers)
+    cut = adapter_lib.groups(adapter, shapes, config.text.num_layers)
+    return cut, adapter_lib.vision_groups(adapter, shapes)
 
 
 def _read_leaves(

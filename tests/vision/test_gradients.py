@@ -1,23 +1,6 @@
 """Gradients of tower, connector and decoder beside torch's."""
 
-import functools
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
-from jaxalign import trees
-from jaxalign.checkpoints import export
-from jaxalign.checkpoints import load as load_lib
-from jaxalign.checkpoints.renderer import open_renderer
-from jaxalign.data import loader, pairs, records
-from jaxalign.objectives import objective
-from jaxalign.objectives.pairwise import PairwiseConfig
-from jaxalign.objectives.policy import REFERENCE
-from jaxalign.objectives.sft import SFTConfig
-from tests import vision_models
 
 
 BETA = 0.3
