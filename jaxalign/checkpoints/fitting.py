@@ -48,10 +48,11 @@ def check(config: ModelConfig, path: Path, variables: Variables) -> Stacks:
                 f"{did_you_mean(str(name), known)} Leave it out"
             )
     params = variables["params"]
-    groups = _groups(params, config.text.num_layers)
+    groups = _groups(params, config.text.num_layers, "params")
     vision_groups = None
     if config.vision is not None and isinstance(params.get("vision"), Mapping):
-        vision_groups = _groups(params["vision"], config.vision.num_layers)
+        layers = config.vision.num_layers
+        vision_groups = _groups(params["vision"], layers, "params/vision")
     want = trees.by_path(decoder.param_shapes(config, groups, vision_groups))
     got = trees.by_path(params)
     problems = [
@@ -78,14 +79,16 @@ def check(config: ModelConfig, path: Path, variables: Variables) -> Stacks:
     return stacks_of(config, groups, vision_groups)
 
 
-def _groups(params: Mapping[str, Any], num_layers: int) -> tuple[Group, ...]:
+def _groups(
+    params: Mapping[str, Any], num_layers: int, where: str
+) -> tuple[Group, ...]:
     found = sorted(g for name in params if (g := stacks.group_of_name(name)))
     ends = [0, *(high for _, high in found)]
     begins = [*(low for low, _ in found), num_layers]
     if ends != begins:
         names = ", ".join(map(stacks.group_name, found)) or "none"
         raise UserError(
-            f"save_hf: params: got the stacks {names}, expected such as hold each of "
+            f"save_hf: {where}: got the stacks {names}, expected such as hold each of "
             f"the {num_layers} layers once, as "
             f"{stacks.group_name((0, num_layers))} does"
         )

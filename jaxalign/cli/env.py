@@ -19,6 +19,7 @@ PACKAGES = (
     "grain",
     "chex",
     "numpy",
+    "pillow",
     "transformers",
     "tokenizers",
     "safetensors",

@@ -189,13 +189,19 @@ def apply(fn: Callable[[Array, Array], Array], x: Array, weight: Any) -> Array:
 def holds_codes(path: str) -> bool:
     """Tell by its path whether quantising holds a weight as codes.
 
-    Linear layers of attention, MLPs and experts are; embeddings, head, routers, norms
-    and biases are not.
+    Linear layers of attention, MLPs and experts are, of a vision tower too; embeddings,
+    head, connector, routers, norms and biases are not.
 
     >>> holds_codes("layers_0_2/mlp/up_proj/kernel"), holds_codes("norm/scale")
     (True, False)
+    >>> holds_codes("vision/layers_0_27/mlp/fc1/kernel")
+    True
     """
-    return stacks.split(path).group is not None and path.endswith("_proj/kernel")
+    place = stacks.split(path)
+    if place.group is None:
+        return False
+    # A tower has nothing but linear layers in its stacks.
+    return path.endswith("/kernel" if place.scope else "_proj/kernel")
 
 
 def quantise_params(params: Any, kind: Quantize) -> Any:

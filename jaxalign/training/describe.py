@@ -22,7 +22,7 @@ from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
 from jaxalign.models import decoder, quantised
-from jaxalign.models.config import DecoderConfig
+from jaxalign.models.config import DecoderConfig, ModelConfig, VisionConfig
 from jaxalign.models.decoder import Remat
 from jaxalign.models.quantised import Quantised, Quantize
 from jaxalign.training.checks import check_trained
@@ -47,6 +47,8 @@ class DescribeConfig:
       remat: what the backward pass keeps of each layer.
       batch_rows: rows of a micro-batch.
       row_length: places of a row.
+      row_patches: places of a row for patches of pictures, of which a tower and a
+        connector that are trained keep something.
 
     >>> DescribeConfig(model="smollm2").adapter.name
     'lora'
@@ -60,14 +62,14 @@ class DescribeConfig:
     remat: Remat = "dots"
     batch_rows: int = 4
     row_length: int = 2048
+    row_patches: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for field in ("batch_rows", "row_length"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"{field} must be at least 1: got {getattr(self, field)}"
-                )
+        for field in ("batch_rows", "row_length", "row_patches"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"{field} must be at least 1: got {value}")
         check_trainable(self.adapter, self.trainable)
 
 
@@ -84,19 +86,26 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
         their codes; trained ones and adapters float32;
       * ``optimizer_bytes``: AdamW's two moments, float32, and ``gradient_bytes``;
       * ``activations_bytes``: what the backward pass keeps of ``batch_rows`` ×
-        ``row_length`` tokens, 0 below the lowest trained layer. An estimate from the
+        ``row_length`` tokens, of tower and connector of ``row_patches`` patches, 0
+        below the lowest trained layer. An estimate from the
         sizes of the layers, for remat none a lower bound; what the compiler fuses or
         reorders it does not know.
 
       The head's logits are not in it: they are never held whole.
     Raises:
-      UserError: config.json is not understood, or the adapter does not fit it.
+      UserError: config.json is not understood, or the adapter does not fit it;
+        ``row_patches`` of a model that sees nothing.
     Example::
 
       config = DescribeConfig(model="smollm2", adapter=LoRAConfig(rank=8))
       print(table(describe(config)))
     """
     model = load_lib.open_config(config.model)[0]
+    if config.row_patches is not None and not model.sees:
+        raise UserError(
+            f"row_patches {config.row_patches} has no effect: {config.model} is no "
+            "vision-language model. Leave it out"
+        )
     if isinstance(config.adapter, PeftConfig):
         files = AdapterFiles(Path(config.adapter.path), config.model)
         params = decoder.param_shapes(model, files.groups(), files.vision_groups())
@@ -114,7 +123,7 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     names += [name for name in ("norm", "lm_head") if name in there]
     lowest = next((i for i, n in enumerate(names) if _leaves(kept, n)), len(names))
     groups = [
-        _group(config, model.text, name, variables, kept, backward=i >= lowest)
+        _group(config, model, name, variables, kept, backward=i >= lowest)
         for i, name in enumerate(names)
     ]
     return {
@@ -153,7 +162,7 @@ def _leaves(tree: Any, name: str) -> list[tuple[str, Any]]:
 
 def _group(
     config: DescribeConfig,
-    model: DecoderConfig,
+    model: ModelConfig,
     name: str,
     variables: Any,
     kept: Any,
@@ -180,16 +189,14 @@ def _group(
         {name: variables["params"].get(name, {})},
     )
     layers = stacks.group_of_name(name)
-    activations = 0
-    if layers is not None and backward:
-        rank = sum(
-            leaf.shape[-1]
-            for path, leaf in _leaves(variables, name)
-            if path.startswith("lora/") and path.endswith(("/a", "/a0"))
-        )
-        tokens = config.batch_rows * config.row_length
-        activations = tokens * width * (layers[1] - layers[0])
-        activations *= _floats_a_token(model, config.remat, rank)
+    floats = 0
+    if layers is not None:
+        tokens = config.row_length * (layers[1] - layers[0])
+        ranks = _ranks(_leaves(variables, name))
+        floats = tokens * _floats_a_token(model.text, config.remat, ranks)
+    elif name in stacks.SCOPES and config.row_patches:
+        floats = _floats_of_sight(config, model, name, variables, kept)
+    activations = config.batch_rows * width * floats * backward
     return {
         "name": name if layers is None else f"layers {layers[0]}-{layers[1] - 1}",
         "trainable": trainable,
@@ -202,6 +209,51 @@ def _group(
         "gradient_bytes": _FLOAT32 * trainable,
         "activations_bytes": activations,
     }
+
+
+def _ranks(leaves: list[tuple[str, Any]]) -> int:
+    """Sum the ranks of LoRA's layers."""
+    ends = ("/a", "/a0")
+    return sum(
+        leaf.shape[-1]
+        for path, leaf in leaves
+        if path.startswith("lora/") and path.endswith(ends)
+    )
+
+
+def _floats_of_sight(
+    config: DescribeConfig, model: ModelConfig, name: str, variables: Any, kept: Any
+) -> int:
+    """Estimate what the backward pass keeps of a row's patches."""
+    assert model.vision is not None and model.connector is not None
+    patches, trained = config.row_patches or 0, _leaves(kept, name)
+    if name == "connector":
+        outputs = sum(features for _, features in model.connector.layers)
+        inputs = model.connector.unit * model.vision.width
+        ranks = _ranks(_leaves(variables, name))
+        return patches // model.connector.unit * (inputs + outputs + ranks)
+    found = [stacks.split(path.partition("/")[2]).group for path, _ in trained]
+    lowest = min((0 if group is None else group[0] for group in found), default=0)
+    floats = 0
+    for stack in filter(None, map(stacks.group_of_name, variables["params"][name])):
+        path = f"/{stacks.group_name(stack)}/"
+        mine = [pair for pair in _leaves(variables, name) if path in pair[0]]
+        layers = stack[1] - stack[0] if stack[0] >= lowest else 0
+        each = _floats_a_patch(model.vision, config.remat, _ranks(mine))
+        floats += layers * patches * each
+    return floats
+
+
+def _floats_a_patch(tower: VisionConfig, remat: Remat, rank: int) -> int:
+    """Estimate what the backward pass keeps of one layer of a tower and patch."""
+    d, wide = tower.width, tower.mlp_width * (1 if tower.names.gate is None else 2)
+    if remat == "full":
+        return d
+    dots = d + (3 * d + d + wide + d) + (d + tower.num_heads) + rank
+    if remat == "dots":
+        return dots
+    # Norms before and after scaling, turned queries and keys, the MLP's activation.
+    return dots + 4 * d + 2 * d + wide
 
 
 def _base_bytes(params: Any, width: int) -> int:
@@ -261,7 +313,15 @@ def table(found: dict[str, Any]) -> str:
         f"{found['model']}{stored}, {found['adapter']}: {found['trainable']:,} beside "
         f"{found['total']:,} base weights are trained ({share:.3g} %)"
     )
-    return "\n".join([summary, "", lines[0], *lines[1:-1], lines[-1]])
+    told = [summary, "", lines[0], *lines[1:-1], lines[-1]]
+    for group in found["groups"]:
+        name, unknown = group["name"], not group["activations_bytes"]
+        if name in stacks.SCOPES and group["backward"] and unknown:
+            told.append(
+                f"{name} is trained, and what it keeps of pictures is not counted: say "
+                "how many patches a row has, --row_patches"
+            )
+    return "\n".join(told)
 
 
 def _sums(groups: list[dict[str, Any]]) -> dict[str, int]:

@@ -201,7 +201,6 @@ def test_commands(shell, tmp_path, monkeypatch, arguments, match) -> None:
             "batch_rows 6 cannot be split .* = 4 devices: make it a multiple of 4",
         ),
         (["--adapter.name", "none"], "trains nothing by itself: give --trainable"),
-        (["--trainable", "[.*]"], "goes with adapter.name none: got .* adapter.name l"),
         (["--reference_cache", "C"], "no effect without --reference cached"),
         (
             ["--objective.form", "vanilla", "--objective.pairing", "order"],

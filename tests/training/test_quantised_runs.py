@@ -169,17 +169,19 @@ def test_another_reference_is_held_alike(files, run, tmp_path) -> None:
         train(options_of(run, **changes))
 
 
-@pytest.mark.parametrize("config", [TrainConfig, DescribeConfig])
-def test_codes_are_not_trained(config) -> None:
-    paths = {} if config is DescribeConfig else {"data": "D", "out": "O"}
-    with pytest.raises(UserError, match="quantize nf4 holds .* cannot be trained"):
-        config(
-            model="M",
-            adapter=NoAdapter(),
-            trainable=("norm/scale",),
-            quantize="nf4",
-            **paths,
-        )
+@pytest.mark.parametrize("adapter", [NoAdapter(), LoRAConfig(targets=("q_proj",))])
+def test_codes_are_not_trained(files, adapter, tmp_path) -> None:
+    model, data = map(str, files)
+    options = {"model": model, "adapter": adapter, "quantize": "nf4"}
+    codes = "quantize nf4 holds layers_0_3/mlp/down_proj/kernel as codes, which cannot"
+    with pytest.raises(UserError, match=f"{codes} be trained: got '.*mlp/.*'"):
+        describe(DescribeConfig(**options, trainable=("norm/.*", ".*/mlp/.*")))
+    with pytest.raises(UserError, match=codes):
+        out = str(tmp_path / "out")
+        train(TrainConfig(**options, data=data, out=out, trainable=(".*/mlp/.*",)))
+    assert not (tmp_path / "out").exists()
+    found = describe(DescribeConfig(**options, trainable=("norm/scale",)))
+    assert found["groups"][-2]["base"] == 144
     with pytest.raises(UserError, match="quantize"):
         from_dict({"model": "M", "data": "D", "out": "O", "quantize": "nf8"})
 
