@@ -28,7 +28,14 @@ from jaxalign.data.picture import Picture, Stretch
 from jaxalign.errors import UserError
 
 
-__all__ = ["COLUMNS", "as_json", "as_picture", "placed", "refuse_image_parts"]
+__all__ = [
+    "COLUMNS",
+    "as_json",
+    "as_picture",
+    "has_pictures",
+    "placed",
+    "refuse_image_parts",
+]
 
 COLUMNS = ("images", "image")
 """Columns that have a row's pictures."""
@@ -82,6 +89,24 @@ def placed(
         )
     pictures = _pictures(listed, where, image_dir)
     return tuple(_bare(turn) for turn in prompt), pictures
+
+
+def has_pictures(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row that was read before shows a picture.
+
+    >>> has_pictures({"prompt": "?", "images": []}), has_pictures({"image": "a.png"})
+    (False, True)
+    """
+    if row.get("image") is not None or len(row.get("images") or ()):
+        return True
+    prompt = row.get("prompt") or ""
+    contents = () if isinstance(prompt, str) else (t.get("content") for t in prompt)
+    return any(
+        part.get("type") in ("image", "image_url")
+        for content in contents
+        if isinstance(content, list)
+        for part in content
+    )
 
 
 def refuse_image_parts(turns: Sequence[Message], field: str, where: str) -> None:

@@ -12,6 +12,7 @@ from jaxalign import event_loops, progress
 from jaxalign.data import records
 from jaxalign.data.images import NamedPictures
 from jaxalign.data.messages import without_nulls
+from jaxalign.data.record_images import has_pictures
 from jaxalign.data.records import Message, Segment
 from jaxalign.data.rows import image_base
 from jaxalign.errors import UserError
@@ -35,6 +36,7 @@ from jaxalign.judging.votes import merged
 __all__ = [
     "JudgedPrompt",
     "SampledPrompt",
+    "as_judged",
     "from_lines",
     "judge_candidates",
     "judge_candidates_async",
@@ -123,7 +125,10 @@ def parse_samples(
     pictures, base = pictures or NamedPictures(), image_base([], image_dir)
     for row in rows:
         prompt = row["prompt"]
-        given, images = _shown(row, base, pictures)
+        given, images = as_judged(row), ()
+        if has_pictures(row):
+            parsed = records.parse_prompt(row, f"prompt {row.get('index', 0)}", base)
+            images = pictures.references(parsed.images)
         asked = prompt if isinstance(prompt, str) else Message(**prompt[-1]).text
         known = references[row["index"]] if references is not None else ()
         candidates = [
@@ -149,17 +154,17 @@ def _template_kwargs(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return ({"tools": tools, **given} if tools else given) or None
 
 
-def _shown(
-    row: Mapping[str, Any], base: Path | None, pictures: NamedPictures
-) -> tuple[Any, tuple[str, ...]]:
-    """Return a prompt with the places of its pictures, and their references."""
-    parsed = records.parse_prompt(row, f"prompt {row.get('index', 0)}", base)
-    if isinstance(parsed.text, str):
-        return parsed.text, pictures.references(parsed.images)
-    if parsed.images:
-        turns = tuple(turn.turn() for turn in parsed.text)
-        return turns, pictures.references(parsed.images)
-    return tuple(map(_turn, row["prompt"])), ()
+def as_judged(row: Mapping[str, Any]) -> str | tuple[Mapping[str, Any], ...]:
+    """Return a row's prompt as judges read it: its pictures' places, not their bytes.
+
+    >>> as_judged({"prompt": [{"role": "user", "content": ""}], "images": ["a.png"]})
+    ({'role': 'user', 'content': [{'type': 'image'}]},)
+    """
+    given = row["prompt"]
+    if has_pictures(row):
+        given = records.parse_prompt(row).text
+        return given if isinstance(given, str) else tuple(t.turn() for t in given)
+    return given if isinstance(given, str) else tuple(map(_turn, given))
 
 
 def _turn(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -344,9 +344,8 @@ def _pair(run: _Run, judged: list[JudgedPrompt], here: Path) -> int:
 
 
 def _pair_of(record: Mapping[str, Any]) -> StoredPair:
-    given = record["prompt"]
     return StoredPair(
-        given if isinstance(given, str) else tuple(given),
+        candidates.as_judged(record),
         record["chosen"],
         record["rejected"],
         record["chosen_score"] - record["rejected_score"],

@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxalign.data.records import Message
+from jaxalign.feedback.candidates import as_judged
 from jaxalign.judging.store import Store, sample_id, text_of
 from jaxalign.judging.store_report import kind_of
 from jaxalign.reports import agreement_section, page
@@ -58,8 +60,8 @@ def _samples(run: Run) -> set[str]:
     made = {sample_id("", "")}
     for one in _groups(run).values():
         for asked in one:
-            prompt = asked.prompt
-            last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+            prompt = as_judged({"prompt": asked.prompt, **asked.columns})
+            last = prompt if isinstance(prompt, str) else Message(**prompt[-1]).text
             for text in ("", *asked.texts):
                 made |= {sample_id(prompt, text), sample_id(last, text)}
     return made
@@ -128,7 +130,7 @@ def _name(settings: str) -> str:
 def _repeats(run: Run) -> str:
     """Say how many candidates cost nothing because they had been judged before."""
     candidates = [
-        ((json.dumps(one.prompt), text), judged)
+        ((json.dumps([one.prompt, {**one.columns}]), text), judged)
         for group in _groups(run).values()
         for one in group
         for text, judged in zip(one.texts, one.judged, strict=True)

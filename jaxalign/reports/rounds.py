@@ -14,6 +14,7 @@ from jaxalign.reports import (
     run_files,
     samples_section,
     scores_section,
+    thumbnails,
 )
 from jaxalign.reports.page import escape
 
@@ -96,5 +97,8 @@ def write(out: Path, config: RLAIFConfig, store: Store) -> Path:
         "</main>",
     ]
     return page.write(
-        out / "report.html", f"RLAIF report: {config.model}", parts, _STYLE
+        out / "report.html",
+        f"RLAIF report: {config.model}",
+        parts,
+        _STYLE + thumbnails.STYLE,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.data.records import Completion, Record, Segment, texts_of
-from jaxalign.reports import page
+from jaxalign.reports import page, thumbnails
 from jaxalign.reports.page import escape, is_number
 from jaxalign.training import metrics as metrics_lib
 
@@ -67,7 +67,7 @@ def write_report(
         escape((run / "config.yaml").read_text(encoding="utf-8")),
         "</pre>",
     ]
-    return page.write(path, title, parts)
+    return page.write(path, title, parts, thumbnails.STYLE)
 
 
 def held_out_figures(run: Path) -> list[Figures]:
@@ -228,9 +228,6 @@ def _top(examples: Sequence[Example], beta: float) -> float:
 
 def _pair(example: Example, beta: float, top: float) -> str:
     record, result = example
-    prompt = record.prompt
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{m.role}: {m.text}" for m in prompt)
     margin = result["rewards"]["margin"]
     sides = "".join(
         _side(name, *_in_one_text(said, segments or ()), result[name], beta, top)
@@ -240,7 +237,8 @@ def _pair(example: Example, beta: float, top: float) -> str:
         )
     )
     return (
-        f"<div class='pair'><p class='prompt'>{escape(prompt)}</p>"
+        f"<div class='pair'>{thumbnails.beside(record.images)}"
+        f"<p class='prompt'>{escape(thumbnails.words(record.prompt))}</p>"
         f"<p class='mute'>reward margin {margin:+.3f}</p>"
         f"<div class='sides'>{sides}</div></div>"
     )

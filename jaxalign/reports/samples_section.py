@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxalign.data.records import Segment
+from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.decompose.decomposition import Unit
-from jaxalign.reports import page, shown_samples
+from jaxalign.reports import page, shown_samples, thumbnails
 from jaxalign.reports.figures import count, signed
 from jaxalign.reports.page import escape
 from jaxalign.reports.run_files import BASE, Round, Run, judged_of
@@ -80,7 +81,8 @@ def held_out(run: Run) -> str:
             _side(name, Shown(x.texts[0], x.judged[0]), scale)
             for name, x in zip(names, (one, other), strict=True)
         ]
-        parts.append(_pair(one.prompt, told, sides))
+        shown = _pictures(run, one, run.config.gate.prompts)
+        parts.append(_pair(one.prompt, shown, told, sides))
     return "".join(parts)
 
 
@@ -108,13 +110,13 @@ def training(run: Run) -> str:
             one.judged, max(2, _MOST // len(run.rounds))
         )
         parts.append(f"<h3>Round {one.number}</h3>")
-        parts += [_candidates(one, place, scale) for place in places]
+        parts += [_candidates(run, one, place, scale) for place in places]
         if not places:
             parts.append("<p class='mute'>No prompt has a candidate with a score.</p>")
     return "".join(parts)
 
 
-def _candidates(one: Round, place: int, scale: _Scale) -> str:
+def _candidates(run: Run, one: Round, place: int, scale: _Scale) -> str:
     asked = one.judged[place]
     found = shown_samples.extremes(asked)
     assert found is not None  # as training_places promises
@@ -130,7 +132,12 @@ def _candidates(one: Round, place: int, scale: _Scale) -> str:
     told = f"prompt {place + 1}, {count(len(asked.texts), 'candidate')}; {told}"
     last = "worst" if worst.judged.score is not None else "failed"
     sides = [_side("best", best, scale), _side(last, worst, scale)]
-    return _pair(asked.prompt, told, sides)
+    shown = _pictures(run, asked, run.config.prompts)
+    return _pair(asked.prompt, shown, told, sides)
+
+
+def _pictures(run: Run, one: JudgedPrompt, source: str) -> str:
+    return thumbnails.of_row(one.prompt, one.columns, source, run.config.image_dir)
 
 
 def _legend(run: Run, scale: _Scale) -> str:
@@ -143,11 +150,10 @@ def _legend(run: Run, scale: _Scale) -> str:
     )
 
 
-def _pair(prompt: Any, told: str, sides: Sequence[str]) -> str:
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+def _pair(prompt: Any, pictures: str, told: str, sides: Sequence[str]) -> str:
+    text = thumbnails.words(prompt)
     return (
-        f"<section class='pair'>{_folded(prompt, escape(prompt), 'prompt')}"
+        f"<section class='pair'>{pictures}{_folded(text, escape(text), 'prompt')}"
         f"<p class='mute'>{told}</p><div class='sides'>{''.join(sides)}</div></section>"
     )
 
