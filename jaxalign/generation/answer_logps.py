@@ -13,11 +13,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign.adapters import adapter
-from jaxalign.data import packing
+from jaxalign.data import packing, picture_text
 from jaxalign.data.records import Prompt
 from jaxalign.data.rendering import Renderer, as_renderer
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
+from jaxalign.generation.question_pictures import (
+    QuestionPictures,
+    laid_out,
+    pictures_of,
+)
 from jaxalign.objectives import logps
 from jaxalign.types import Completions, Model, ModelInputs, Variables
 
@@ -31,6 +36,8 @@ class Question(NamedTuple):
     prompt: Sequence[int]
     answers: Sequence[Sequence[int]]
     """Tokens of each, at least one."""
+    pictures: QuestionPictures | None = None
+    """Of the prompt, encoded with its row."""
 
 
 class AnswerProbs(NamedTuple):
@@ -61,7 +68,11 @@ def question(
     tokenizer = renderer.tokenizer
     rendered = renderer.prompt_text(prompt)
     plain = isinstance(prompt.text, str)
-    begin = renderer.prompt_tokens(prompt)
+    begin, positions, places, layouts = renderer.prompt_encoding(prompt)
+    patcher = renderer.patcher
+    if layouts and patcher is not None:
+        where = prompt.where
+        rendered = picture_text.expand(rendered, layouts, patcher, where).text
     found = []
     for answer in answers:
         whole = tokenizer(rendered + answer, add_special_tokens=plain, verbose=False)
@@ -72,7 +83,8 @@ def question(
                 "the prompt. Give a text, and end the prompt where a word ends"
             )
         found.append(tokens[len(begin) :])
-    return Question(begin, found)
+    shown = pictures_of(prompt.images, layouts, places, positions, patcher)
+    return Question(begin, found, shown)
 
 
 def choose(
@@ -146,13 +158,13 @@ def answer_logps(
     if not questions:
         return []
     found: list[list[np.ndarray]] = [[] for _ in questions]
-    for rows, length, wanted in _plan(questions, row_length):
+    for rows, sizes in _plan(questions, row_length):
         rows = rows + [()] * (-len(rows) % batch_rows)
         for begin in range(0, len(rows), batch_rows):
             part = rows[begin : begin + batch_rows]
             built = [_row([questions[i] for i in row]) for row in part]
             values = jax.device_get(
-                _score(variables, *_batch(built, length, wanted), model=model)
+                _score(variables, *_batch(built, sizes), model=model)
             )
             for row, mine in zip(part, values, strict=True):
                 at = 0
@@ -166,18 +178,34 @@ def answer_logps(
 _Rows = list[tuple[int, ...]]
 
 
+class _Sizes(NamedTuple):
+    """Of rows that are computed by one program."""
+
+    length: int
+    wanted: int
+    """Log-probabilities."""
+    units: int
+    """Units of patches."""
+    axes: tuple[int, ...]
+    """Of positions, () or (3,)."""
+
+
 def _plan(
     questions: Sequence[Question], row_length: int | None
-) -> list[tuple[_Rows, int, int]]:
-    """Return rows of questions, with how long they are and how much they ask for."""
+) -> list[tuple[_Rows, _Sizes]]:
+    """Return rows of questions, with their sizes."""
     places = np.array([_places(asked) for asked in questions])
     wanted = np.array([sum(map(len, asked.answers)) for asked in questions])
+    shown = [asked.pictures for asked in questions]
+    units = np.array([0 if one is None else one.units for one in shown])
+    axes = [() if one is None or one.positions is None else (3,) for one in shown]
     if row_length is None:
-        alike: dict[tuple[int, int], _Rows] = {}
-        for number, sizes in enumerate(zip(places, wanted, strict=True)):
-            length, most = (_rounded(int(size)) for size in sizes)
-            alike.setdefault((length, most), []).append((number,))
-        return [(rows, *sizes) for sizes, rows in alike.items()]
+        alike: dict[_Sizes, _Rows] = {}
+        for number, own in enumerate(zip(places, wanted, units, strict=True)):
+            length, most, seen = (_rounded(int(size)) if size else 0 for size in own)
+            sizes = _Sizes(length, most, seen, axes[number])
+            alike.setdefault(sizes, []).append((number,))
+        return [(rows, sizes) for sizes, rows in alike.items()]
     length = max(row_length, int(places.max()))
     rows = packing.plan_rows(
         places,
@@ -187,8 +215,10 @@ def _plan(
         epoch=0,
         shuffle=False,
     )
-    most = max(int(wanted[list(row)].sum()) for row in rows)
-    return [(rows, length, most)]
+    most, seen = (
+        max(int(sizes[list(row)].sum()) for row in rows) for sizes in (wanted, units)
+    )
+    return [(rows, _Sizes(length, most, seen, max(axes)))]
 
 
 def _rounded(size: int) -> int:
@@ -223,39 +253,62 @@ def _places(asked: Question) -> int:
     return len(asked.prompt) + sum(len(answer) - 1 for answer in asked.answers)
 
 
-def _row(asked: Sequence[Question]) -> dict[str, list[int]]:
+def _row(asked: Sequence[Question]) -> dict[str, list[Any]]:
     """Lay questions out one after the other, each answer a branch of its prompt."""
     names = ("tokens", "positions", "sequences", "branches", "source", "target")
-    row: dict[str, list[int]] = {name: [] for name in names}
+    row: dict[str, list[Any]] = {name: [] for name in (*names, "pictures")}
 
-    def put(tokens: Sequence[int], position: int, sequence: int, branch: int) -> None:
+    def put(
+        tokens: Sequence[int], positions: Sequence[Any], sequence: int, branch: int
+    ) -> None:
         row["tokens"] += tokens
-        row["positions"] += range(position, position + len(tokens))
+        row["positions"] += positions
         row["sequences"] += [sequence] * len(tokens)
         row["branches"] += [branch] * len(tokens)
 
-    for sequence, (prompt, answers) in enumerate(asked, start=1):
-        put(prompt, 0, sequence, 0)
+    for sequence, (prompt, answers, pictures) in enumerate(asked, start=1):
+        if pictures is not None:
+            row["pictures"].append((pictures, len(row["tokens"])))
+        positions = _positions(prompt, pictures)
+        after = max(map(np.max, positions)) + 1
+        put(prompt, positions, sequence, 0)
         last = len(row["tokens"]) - 1
         for branch, answer in enumerate(answers, start=1):
             begin = len(row["tokens"])
-            put(answer[:-1], len(prompt), sequence, branch)
+            follow = range(after, after + len(answer) - 1)
+            put(answer[:-1], follow, sequence, branch)
             row["source"] += [last, *range(begin, begin + len(answer) - 1)]
             row["target"] += answer
     return row
 
 
+def _positions(prompt: Sequence[int], pictures: QuestionPictures | None) -> list[Any]:
+    """Return the rotary position of each of a prompt's tokens."""
+    known = None if pictures is None else pictures.positions
+    if known is None:
+        return list(range(len(prompt)))
+    after = int(known.max()) + 1
+    return [*known.tolist(), *range(after, after + len(prompt) - len(known))]
+
+
 def _batch(
-    rows: Sequence[dict[str, list[int]]], length: int, wanted: int
+    rows: Sequence[dict[str, list[Any]]], sizes: _Sizes
 ) -> tuple[ModelInputs, Completions]:
-    def filled(name: str, size: int) -> np.ndarray:
-        out = np.zeros((len(rows), size), np.int32)
+    def filled(name: str, size: int, axes: tuple[int, ...] = ()) -> np.ndarray:
+        out = np.zeros((len(rows), size, *axes), np.int32)
         for place, row in zip(out, rows, strict=True):
-            place[: len(row[name])] = row[name]
+            for index, value in enumerate(row[name]):
+                place[index] = value
         return out
 
-    names = ("tokens", "positions", "sequences", "branches")
-    inputs: Any = [filled(name, length) for name in names]
+    length, wanted, units, axes = sizes
+    inputs: Any = [
+        filled("tokens", length),
+        filled("positions", length, axes),
+        filled("sequences", length),
+        filled("branches", length),
+        laid_out([row["pictures"] for row in rows], units),
+    ]
     there: Any = np.arange(wanted)[None] < [[len(row["target"])] for row in rows]
     source, target = (filled(name, wanted) for name in ("source", "target"))
     response = np.where(there, 0, -1).astype(np.int32)

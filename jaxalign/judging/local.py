@@ -7,6 +7,9 @@ checkpoint gives them; ``likelihood`` asks nothing and takes 4 exp(mean log p) o
 segment's tokens, given the prompt and the response so far, the largest score for a text
 that the checkpoint would have written itself.
 
+A checkpoint that sees is shown the pictures of what it judges; one that does not
+refuses them, request by request.
+
 Every text has a row of its own, so a verdict does not depend on what else is judged.
 """
 
@@ -24,14 +27,16 @@ from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.policy import open_policy
 from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.data import chat
-from jaxalign.data.records import Message, Prompt, Record, Segment
+from jaxalign.data.images import with_images
+from jaxalign.data.picture import Picture
+from jaxalign.data.records import Message, Record, Segment
 from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
-from jaxalign.generation import answer_logps
+from jaxalign.generation import answer_logps, question_pictures
 from jaxalign.generation.answer_logps import Question
 from jaxalign.judging import wording
 from jaxalign.judging.config import LIKELIHOOD
-from jaxalign.judging.in_process import graded
+from jaxalign.judging.in_process import graded, pictures_of, prompt_of, seen
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 from jaxalign.judging.prompts import MAX_SCORE
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
@@ -72,6 +77,8 @@ class LocalJudge:
       dtype: of the weights and of the computation.
       mesh: how the devices are arranged.
       batch_rows: texts that are computed at the same time.
+      load_image: gives the bytes of the picture that a reference names, for a
+        checkpoint that sees.
     """
 
     def __init__(
@@ -84,8 +91,10 @@ class LocalJudge:
         dtype: DType = "float32",
         mesh: MeshConfig | None = None,
         batch_rows: int = 4,
+        load_image: Callable[[str], bytes] | None = None,
     ):
         self._model, self._method, self._own = model, method, own
+        self._load_image = load_image
         self._dtype, self._mesh = dtype, mesh or MeshConfig()
         self._batch_rows = -(-batch_rows // self._mesh.rows) * self._mesh.rows
         self._settings = {
@@ -121,10 +130,11 @@ class LocalJudge:
             made = open_policy(self._model, None, dtype=self._dtype, mesh=mesh)
             self._loaded = made.checkpoint.model, made.variables, renderer
         model, variables, renderer = self._loaded
+        pictures = pictures_of(requests, renderer, self._load_image)
         questions: list[_LocalQuestions | str] = []
         for request in requests:
             try:
-                questions.append(self._questions(request, renderer))
+                questions.append(self._questions(request, renderer, pictures))
             except UserError as error:
                 questions.append(str(error))
         answers = iter(
@@ -151,22 +161,29 @@ class LocalJudge:
             verdicts.append(Verdict(one.value(mine), prompt_tokens=read))
         return verdicts
 
-    def _questions(self, request: JudgeRequest, renderer: Renderer) -> _LocalQuestions:
+    def _questions(
+        self,
+        request: JudgeRequest,
+        renderer: Renderer,
+        pictures: Mapping[str, Picture],
+    ) -> _LocalQuestions:
         """Return a request as questions.
 
         Raises:
-          UserError: it asks for a text, or cannot be told in tokens.
+          UserError: it asks for a text, cannot be told in tokens, or shows images to a
+            checkpoint that does not see.
         """
         if request.task == "scores" and self._method == LIKELIHOOD:
-            return _likelihood(request.subject, renderer)
+            return _likelihood(request.subject, renderer, pictures)
         if request.task == "scores":
-            return self._choices(request.subject, renderer)
+            return self._choices(request.subject, renderer, pictures)
         if request.task not in _ANSWERS:
             raise UserError(
                 f"it writes no text, as {request.task} asks for; judge.method json does"
             )
         field, answers = _ANSWERS[request.task]
-        question = _question(request.messages, answers, renderer)
+        prompt = prompt_of(request.messages, pictures, renderer)
+        question = answer_logps.question(prompt, answers, renderer)
 
         def value(found: _Found) -> Any:
             # By the mean of its tokens: the answers are not of one length.
@@ -175,7 +192,9 @@ class LocalJudge:
 
         return _LocalQuestions([question], value)
 
-    def _choices(self, subject: Subject, renderer: Renderer) -> _LocalQuestions:
+    def _choices(
+        self, subject: Subject, renderer: Renderer, pictures: Mapping[str, Picture]
+    ) -> _LocalQuestions:
         """Ask for each segment and aspect by itself."""
         digits = [str(score) for score in range(MAX_SCORE + 1)]
         places = [
@@ -191,8 +210,10 @@ class LocalJudge:
                 "aspect": aspect,
                 "material": _material(subject, start, end),
             }
-            messages = wording.messages(_TEMPLATE, values, self._own)
-            questions.append(_question(messages, digits, renderer))
+            system, user = wording.messages(_TEMPLATE, values, self._own)
+            shown = with_images(user, subject.images)
+            prompt = prompt_of((system, shown), pictures, renderer)
+            questions.append(answer_logps.question(prompt, digits, renderer))
 
         def value(found: _Found) -> Any:
             scores: list[dict[str, float]] = [{} for _ in subject.spans]
@@ -206,7 +227,9 @@ class LocalJudge:
         return _LocalQuestions(questions, value)
 
 
-def _likelihood(subject: Subject, renderer: Renderer) -> _LocalQuestions:
+def _likelihood(
+    subject: Subject, renderer: Renderer, pictures: Mapping[str, Picture]
+) -> _LocalQuestions:
     """Score segments by what the checkpoint would have written."""
     given = subject.prompt
     turns = given if isinstance(given, str) else tuple(Message(**t) for t in given)
@@ -215,11 +238,16 @@ def _likelihood(subject: Subject, renderer: Renderer) -> _LocalQuestions:
     record = Record(
         *(turns, subject.response, None, segments, None, "response"),
         template_kwargs=subject.template_kwargs or {},
+        images=seen(subject.images, pictures, renderer),
     )
     (pair,) = chat.tokenize([record], renderer, end_of_turn=False)
     branch = pair.chosen
     prompt = [*pair.prompt.tolist(), *branch.tokens[: branch.lead].tolist()]
-    question = Question(prompt, [branch.tokens[branch.lead :].tolist()])
+    shown = question_pictures.pictures_of(
+        *(pair.images, pair.layouts, pair.feature_places, pair.positions),
+        renderer.patcher,
+    )
+    question = Question(prompt, [branch.tokens[branch.lead :].tolist()], shown)
 
     def value(found: _Found) -> Any:
         logps = found[0][0].astype(np.float64)
@@ -241,18 +269,3 @@ def _material(subject: Subject, start: int, end: int) -> str:
         "segment": subject.response[start:end],
     }
     return json.dumps(shown, ensure_ascii=False, indent=1, default=dict)
-
-
-def _question(
-    messages: Sequence[Mapping[str, Any]], answers: Sequence[str], renderer: Renderer
-) -> Question:
-    """Put messages through the chat template; without one, one below the other."""
-    if not all(isinstance(m["content"], str) for m in messages):
-        raise UserError("it sees no images; judge.name openai may")
-    if renderer.has_template:
-        turns = tuple(Message(role=m["role"], content=m["content"]) for m in messages)
-        prompt = Prompt(turns, None, "the request")
-    else:
-        text = "\n\n".join(m["content"] for m in messages) + "\n\nAnswer: "
-        prompt = Prompt(text, None, "the request")
-    return answer_logps.question(prompt, answers, renderer)

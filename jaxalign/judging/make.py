@@ -69,6 +69,7 @@ def make_judge(
             method=config.local_method,
             own=config.own_wording,
             template_kwargs=config.chat_template_kwargs,
+            load_image=load_image,
         )
     from jaxalign.judging import openai
 
