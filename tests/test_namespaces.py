@@ -150,14 +150,16 @@ WITHOUT_EXAMPLE = {
     "generation.completions": "event finished",
     "generation.engine": "Engine completed generate",
     "generation.sampling": "sample",
-    "generation.steps": "admit advance choose empty prefill scores step vocab_size",
+    "generation.steps": "admit advance choose empty encode pick prefill scores step "
+    "widths",
     "generation.structure": "Grammars",
-    "generation.text_model": "cut fingerprint text_with",
+    "generation.text_model": "as_request cut fingerprint text_with",
     "judging.estimate": "lines_of",
     "judging.store": "Store",
     "judging.writing": "WritingJudge",
     "models.config": "ConnectorConfig DecoderConfig ModelConfig TowerNames "
     "VisionConfig",
+    "models.decoding": "make_cache",
     "models.decoder": "Decoder keys_and_values make_model param_shapes",
     "models.layers": "Block traits",
     "models.quantised": "place",
