@@ -1,10 +1,11 @@
 """From a file of prompts to a file of completions; goes on where it was stopped."""
 
 import dataclasses
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,13 @@ import numpy as np
 from jaxalign import progress
 from jaxalign.checkpoints import adapter_files, contents, fastest, runs
 from jaxalign.checkpoints.load import DType
-from jaxalign.checkpoints.renderer import template_kwargs_of
+from jaxalign.checkpoints.renderer import (
+    max_pixels_of,
+    open_renderer,
+    template_kwargs_of,
+)
 from jaxalign.configs import to_dict
-from jaxalign.data import layouts, records, rows
+from jaxalign.data import layouts, picture_sizes, records, rows
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.record_images import as_json
 from jaxalign.data.records import Prompt
@@ -49,6 +54,8 @@ class GenerateConfig(Sampling):
       layout: of the data's rows, see ``jaxalign.data.layouts``; default what their
         columns say.
       image_dir: where relative paths of pictures start; default beside the data file.
+      max_pixels: of a picture; larger ones are made smaller. Default as the run that
+        ``adapter`` is was trained, elsewhere what the checkpoint's own files say.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a prompt's own column comes first.
         Default as the run that ``adapter`` is was trained.
@@ -71,6 +78,7 @@ class GenerateConfig(Sampling):
     adapter: str | None = None
     layout: str | None = None
     image_dir: str | None = None
+    max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     batch_slots: int = 64
     dtype: DType = "float32"
@@ -126,8 +134,13 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     prompts = records.read_prompts(config.data, config.layout, image_dir=folder)
     dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
     options = dict(template_kwargs_of(config.chat_template_kwargs, config.adapter))
-    config = dataclasses.replace(config, dtype=dtype, chat_template_kwargs=options)
-    settings = _settings(config)
+    config = dataclasses.replace(
+        config,
+        dtype=dtype,
+        chat_template_kwargs=options,
+        max_pixels=max_pixels_of(config.max_pixels, config.adapter),
+    )
+    settings = _settings(config, shown=any(prompt.images for prompt in prompts))
     with writing(f"--out {out}", _KEPT):
         done = _resume(out, settings, len(prompts))
     if done == len(prompts):
@@ -140,11 +153,10 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         dtype=config.dtype,
         quantize=config.quantize,
         mesh=config.mesh,
+        max_pixels=config.max_pixels,
     )
     made.renderer.check_used(prompt.text for prompt in prompts)
-    requests = [
-        _request(config, prompt, line, made) for line, prompt in enumerate(prompts)
-    ]
+    requests = _requests(config, prompts, made)
     longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
     left = requests[done:]
     # Of all prompts, not of what is left: the same programs give the same bits.
@@ -181,8 +193,26 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     return GenerationReport(tokens, seconds, engine.compile_seconds)
 
 
+def _requests(
+    config: GenerateConfig, prompts: Sequence[Prompt], made: text_model.TextModel
+) -> list[Request]:
+    sees = made.renderer.patcher is not None  # else the renderer says that it does not
+    pictures = [picture for prompt in prompts for picture in prompt.images if sees]
+    sizes = iter(picture_sizes.sizes(pictures))
+    return [
+        _request(
+            config, prompt, line, made, [*itertools.islice(sizes, len(prompt.images))]
+        )
+        for line, prompt in enumerate(prompts)
+    ]
+
+
 def _request(
-    config: GenerateConfig, prompt: Prompt, line: int, made: text_model.TextModel
+    config: GenerateConfig,
+    prompt: Prompt,
+    line: int,
+    made: text_model.TextModel,
+    sizes: Sequence[tuple[int, int]],
 ) -> Request:
     options = {
         field.name: getattr(config, field.name)
@@ -190,8 +220,8 @@ def _request(
         if field.name != "seed"
     }
     sampling = Sampling(**options, seed=seed_of(config.seed, line))
-    tokens = made.renderer.prompt_tokens(prompt)
-    return Request(tokens, sampling, made.ends(sampling.stop))
+    ends = made.ends(sampling.stop)
+    return text_model.as_request(made.renderer, prompt, sampling, ends, sizes=sizes)
 
 
 def _in_order(
@@ -246,15 +276,24 @@ def _kept_dtype(out: Path) -> str | None:
     return kept.get("dtype") if isinstance(kept, dict) and out.exists() else None
 
 
-def _settings(config: GenerateConfig) -> dict[str, Any]:
-    """Return all that decides the texts."""
+def _settings(config: GenerateConfig, *, shown: bool) -> dict[str, Any]:
+    """Return all that decides the texts.
+
+    Args:
+      config: of the command.
+      shown: whether prompts have pictures.
+    """
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     # What outputs of before this option lack is not there.
-    for name in ("layout", "image_dir", "chat_template_kwargs"):
+    for name in ("layout", "image_dir", "chat_template_kwargs", "max_pixels"):
         if not found[name]:
             del found[name]
     found["model"] = contents.fingerprint(config.model)
     found["tokenizer"] = text_model.fingerprint(config.model)
+    if shown or config.max_pixels is not None:
+        patcher = open_renderer(config.model, max_pixels=config.max_pixels).patcher
+        if patcher is not None:
+            found["pictures"] = patcher.settings
     found["data"] = rows.fingerprint(config.data)
     if config.adapter is not None:
         path = Path(config.adapter)

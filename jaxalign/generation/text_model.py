@@ -128,6 +128,7 @@ def as_request(
     sampling: Sampling,
     stop_tokens: frozenset[int],
     *,
+    sizes: Sequence[tuple[int, int]] | None = None,
     open_now: bool = False,
     **options: Any,
 ) -> Request:
@@ -138,13 +139,14 @@ def as_request(
       prompt: a text or a conversation, with its pictures.
       sampling: how it is answered.
       stop_tokens: that end a completion.
+      sizes: width and height of each picture; None: read from their headers.
       open_now: open the pictures here, and not when the prompt is read.
       **options: of :class:`Request`.
     Raises:
       UserError: see ``Renderer.prompt_encoding``; with ``open_now`` also those of
         opening a picture.
     """
-    found = renderer.prompt_encoding(prompt)
+    found = renderer.prompt_encoding(prompt, sizes)
     request = Request(found.tokens, sampling, stop_tokens, **options)
     if not prompt.images or renderer.patcher is None:
         return request

@@ -146,7 +146,7 @@ def test_a_special_token_is_a_stop_text(config, tiny_llama) -> None:
     assert begin not in made.stop_tokens
     asked = GenerateConfig(**config, stop=("<|im_start|>", "a"))
     (prompt, *_) = records.read_prompts(config["data"])
-    request = files._request(asked, prompt, 0, made)
+    request = files._request(asked, prompt, 0, made, ())
     assert request.stop_tokens == made.stop_tokens | {begin}
     assert made.ends(("a", "im_start")) == made.stop_tokens
 
@@ -201,7 +201,7 @@ def test_an_adapter_on_top(tiny_llama, tmp_path, options) -> None:
         ({}, {"prompt": 3}, "expected a text or a list of"),
         ({}, {"prompt": ""}, r"bad.jsonl:1: .*no token"),
         ({}, {"prompt": [{"role": "user"}]}, "field prompt.*content is missing"),
-        ({}, {"prompt": "hi", "images": ["a.png"]}, "no vision-language model"),
+        ({}, {"prompt": "hi", "images": ["a.png"]}, "does not see: it takes"),
         ({"out": "."}, {"prompt": "hi"}, "not an ordinary file"),
         ({"out": "x" * 300}, {"prompt": "hi"}, "cannot be written"),
         ({"adapter": "nowhere"}, {"prompt": "hi"}, "nowhere"),

@@ -66,8 +66,8 @@ def over_pieces(made: text_model.TextModel) -> tuple[Any, Any]:
         turns = [user("river " * count, None, "and", None, "is it?")]
         request = made.request(turns, images=PICTURES[:2])
         assert callable(request.images)
-        to = request.images().features_to
-        if {PIECE - 1, PIECE} <= set(to[0].tolist()):
+        images: Any = request.images()
+        if {PIECE - 1, PIECE} <= set(images.features_to[0].tolist()):
             return turns, PICTURES[:2]
     raise AssertionError("no picture lies over the end of a piece")
 
@@ -85,7 +85,7 @@ def torch_greedy(directory: Path, turns: Any, pictures: Any) -> tuple[Any, ...]:
     files = published.Checkpoint(directory, config, tokenizer)
     patcher = test_parity.PATCHERS[config["model_type"]].from_files(*files.arguments)
     processor = test_parity.reference(files, **test_parity.options_of(patcher, config))
-    model = AutoModelForImageTextToText.from_pretrained(directory).eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(directory).eval()
     text = tokenizer.apply_chat_template(
         turns, tokenize=False, add_generation_prompt=True
     )
@@ -170,7 +170,7 @@ def test_features_take_the_place_of_patches(sees) -> None:
     turns, pictures = PROMPTS["several"]
     request = sees.request(turns, GREEDY, images=pictures)
     assert callable(request.images)
-    images = request.images()
+    images: Any = request.images()
     features = sees.model.image_fn(sees.variables, jax.tree.map(jnp.asarray, images))
     given = images._replace(patches=None, features=np.asarray(features))
     ((made,),) = sees.complete([request])
