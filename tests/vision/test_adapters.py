@@ -71,11 +71,11 @@ def made(model: Path, **options: Any) -> scenes.Adapted:
     return scenes.Adapted(loaded, scenes.shaken(collections, size=0.2))
 
 
-def own_logps(scene: Any, adapter: Path, out: Path) -> list[list[float]]:
+def own_logps(scene: Any, adapter: Path | None, out: Path) -> list[list[float]]:
     """Return the log-probabilities of all completions by ``score``."""
     config = ScoreConfig(
         model=str(scene.model),
-        adapter=str(adapter),
+        adapter=None if adapter is None else str(adapter),
         data=str(scene.data),
         out=str(out),
         token_logps=True,

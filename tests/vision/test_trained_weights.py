@@ -99,7 +99,7 @@ def test_they_train_beside_an_adapter(scene, kind, trainable, module, tmp_path) 
         for name, _ in theirs.named_parameters()
         if ".modules_to_save." in name
     }
-    assert any(name.endswith(module) for name in saved)
+    assert any(module in name for name in saved)
     assert not any("language_model" in name or "text_model" in name for name in saved)
     close(of_torch(found, theirs), expected)
     close(own_logps(found, adapter, tmp_path / "again.jsonl"), expected)
