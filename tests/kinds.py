@@ -68,6 +68,25 @@ RULES: dict[str, dict[str, Rule]] = {
     "feedback/test_thinking.py": {
         "test_a_round_trains_on_samples_that_think": Rule("variants", ("skip",)),
     },
+    # Of families that see, the one with positions of three axes.
+    "judging/test_local_pictures.py": {
+        name: Rule("parity", ("qwen2_5_vl*",))
+        for name in (
+            "test_likelihood_is_that_of_the_whole_prompt",
+            "test_a_plain_prompt_shows_its_picture_where_it_stands",
+            "test_a_choice_is_made_with_the_pictures",
+            "test_what_is_written_is_the_engines_text_with_the_pictures",
+        )
+    }
+    | {
+        "test_scores_by_choice_depend_on_the_picture": Rule("parity", ("llava",)),
+        "test_a_picture_that_has_changed_stops_the_run": Rule(
+            "variants", ("llava-likelihood", "llava-json")
+        ),
+    },
+    "generation/test_question_pictures.py": {
+        "test_log_probs_are_those_of_transformers": Rule("parity", ("qwen2_5_vl",)),
+    },
     "judging/test_writing_judge.py": {
         "test_a_verdict_does_not_depend_on_the_others": Rule("variants"),
     },

@@ -61,6 +61,7 @@ def make_judge(
                 temperature=config.temperature,
                 max_reply_tokens=config.max_reply_tokens,
                 template_kwargs=config.chat_template_kwargs,
+                load_image=load_image,
             )
         from jaxalign.judging import local
 

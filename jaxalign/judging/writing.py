@@ -2,20 +2,20 @@
 
 It is asked what an endpoint is asked, and its tokens are drawn under the schema of the
 reply (see ``generation.structure``), so that whatever it knows of JSON every reply that
-ends can be read. A reply that gets too long is a failure, never a part of one.
+ends can be read. A reply that gets too long is a failure, never a part of one. If it
+sees, it is shown the pictures that a request shows.
 
 A request has a slot, a length and a seed of its own, so a verdict does not depend on
 what else is judged.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxalign.checkpoints import contents
 from jaxalign.checkpoints.load import DType
-from jaxalign.data.records import Message, Prompt
-from jaxalign.data.rendering import Renderer
+from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import (
@@ -28,7 +28,7 @@ from jaxalign.generation.engine import (
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.structure import json_schema
 from jaxalign.judging import prompts
-from jaxalign.judging.in_process import graded
+from jaxalign.judging.in_process import graded, pictures_of, prompt_of
 from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
 from jaxalign.parallel.mesh import MeshConfig
 
@@ -65,6 +65,8 @@ class WritingJudge:
       dtype: of the weights and of the computation.
       mesh: how the devices are arranged.
       batch_slots: replies that are written at the same time.
+      load_image: gives the bytes of the picture that a reference names, for a
+        checkpoint that sees.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class WritingJudge:
         dtype: DType = "float32",
         mesh: MeshConfig | None = None,
         batch_slots: int = 16,
+        load_image: Callable[[str], bytes] | None = None,
     ):
+        self._load_image = load_image
         self._model, self._mesh = model, mesh or MeshConfig()
         self._dtype: DType = dtype
         self._temperature = 1.0 if temperature is None else temperature
@@ -119,11 +123,12 @@ class WritingJudge:
                 dtype=self._dtype,
                 mesh=self._mesh,
             )
+        shown = pictures_of(requests, self._made.renderer, self._load_image)
         verdicts: dict[int, Verdict] = {}
         asked: list[_Asked] = []
         for number, request in enumerate(requests):
             try:
-                asked.append(self._asked(number, request, self._made))
+                asked.append(self._asked(number, request, self._made, shown))
             except UserError as error:
                 verdicts[number] = Verdict(None, failure=f"local: {error}")
         asked.sort(key=lambda one: one.length)
@@ -143,14 +148,19 @@ class WritingJudge:
         return [verdicts[number] for number in range(len(requests))]
 
     def _asked(
-        self, number: int, request: JudgeRequest, made: text_model.TextModel
+        self,
+        number: int,
+        request: JudgeRequest,
+        made: text_model.TextModel,
+        shown: Mapping[str, Picture],
     ) -> _Asked:
         """Return a request as the engine takes it.
 
         Raises:
-          UserError: it shows images, or the template refuses it.
+          UserError: it shows images to a checkpoint that does not see, or the template
+            refuses it.
         """
-        tokens = _tokens(request.messages, made.renderer)
+        prompt = prompt_of(request.messages, shown, made.renderer)
         # Of its own, whatever is judged before and beside it.
         seed = int(request_key(request, self._settings)[:8], 16)
         sampling = Sampling(
@@ -158,10 +168,12 @@ class WritingJudge:
         )
         structure = json_schema(request.schema, one_line=True)
         steering = Steering(structure=structure)
+        asked = text_model.as_request(
+            made.renderer, prompt, sampling, made.stop_tokens, steering=steering
+        )
         length = _LEAST
-        while length < len(tokens) + self._most:
+        while length < len(asked.tokens) + self._most:
             length *= 2
-        asked = Request(tokens, sampling, made.stop_tokens, steering=steering)
         return _Asked(number, asked, length)
 
     def _engine_of(self, length: int, made: text_model.TextModel) -> Engine:
@@ -200,14 +212,3 @@ class WritingJudge:
             prompt_tokens=read,
             completion_tokens=len(reply.tokens),
         )
-
-
-def _tokens(messages: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[int]:
-    """Put messages through the chat template; without one, one below the other."""
-    if not all(isinstance(m["content"], str) for m in messages):
-        raise UserError("it sees no images; judge.name openai may")
-    if renderer.has_template:
-        turns = tuple(Message(role=m["role"], content=m["content"]) for m in messages)
-        return renderer.prompt_tokens(Prompt(turns, None, "the request"))
-    text = "\n\n".join(m["content"] for m in messages) + "\n\nAnswer: "
-    return renderer.prompt_tokens(Prompt(text, None, "the request"))
