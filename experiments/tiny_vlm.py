@@ -38,6 +38,7 @@ from tiny_vlm.neighbour import neighbours
 from tiny_vlm.scoring import Share
 from tiny_vlm.training import Steps
 
+from jaxalign import progress
 from jaxalign.cli import devices
 from jaxalign.whole_file import write_text
 
@@ -102,6 +103,9 @@ def _align(
 ) -> Path:
     """Align on the model's own mistakes in two ways, ask after each."""
     pairs = mistakes.pairs(data, model)
+    if not measuring.lines(pairs):
+        progress.say("no answer of two sentences was wrong in one: nothing to align on")
+        return pairs
     for name, title in (("dpo", "DPO"), ("dpo2d", "2D-DPO")):
         run = training.align(data, model, pairs, name, steps.alignment)
         said[title] = measuring.answered(data, name, model, run)
