@@ -44,6 +44,9 @@ class ImageInputs(NamedTuple):
     are a unit, which becomes one feature: those of a square of the patch grid, row by
     row. An image whose tower has a class token has that first, as the last patch of a
     unit of its own, which is filled up before it.
+
+    Rows of states or features have no patches (``m`` is 0 in ``image_ids`` and
+    ``places_in_image``); their features stand in the order of the text.
     """
 
     image_ids: Int[Array, "b m"]
@@ -57,7 +60,8 @@ class ImageInputs(NamedTuple):
     patches: Float[Array, "b m patch"] | None = None
     """Values of each patch: channel, row, column, the last fastest."""
     states: Float[Array, "b m width"] | None = None
-    """What the tower makes of them, in their place: where the connector is trained."""
+    """What the tower makes of a unit's patches, in the places of those: where the
+    connector is trained."""
     features: Float[Array, "b u d"] | None = None
     """What the connector makes of those, in the place of both: where nothing is."""
 
@@ -154,9 +158,10 @@ class Model(NamedTuple):
     ``block`` places each, by default in one."""
     routed_fn: Callable[..., tuple[Float[Array, "b t d"], RouterSums]] | None = None
     """Of a mixture of experts: as ``hidden_fn``, and what the routers did."""
-    image_fn: Callable[[Any, ImageInputs], Float[Array, "b u d"]] | None = None
-    """Of a model that sees: ``(variables, images) -> features``, tower and connector;
-    once for all that look at the same pictures with the same weights."""
+    image_fn: Callable[..., Float[Array, "b n d"]] | None = None
+    """Of a model that sees: ``(variables, images) -> features`` [b u d], tower and
+    connector; once for all that look at the same pictures with the same weights. With
+    ``states=True`` what the tower alone makes of them [b m width]."""
 
 
 class Bound:

@@ -143,6 +143,9 @@ def layer_choices(
     return [tuple(sorted(chosen)) for chosen in layers.values()]
 
 
+_ORDER = ("", "connector", "vision")
+
+
 def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]:
     """Make the adapters of the chosen layers, all in float32.
 
@@ -170,8 +173,12 @@ def init(key: Key[Array, ""], params: Any, config: LoRAConfig) -> dict[str, Any]
     """
     sizes = _sizes(params, config)
     adapters: dict[str, Any] = {}
-    # Linear layers first, whatever their place, so that the embeddings take no key.
-    weights = sorted(sites.weights(params), key=lambda found: found[1] == "embedding")
+    # Linear layers first, whatever their place, so that the embeddings take no key; the
+    # tower last, so that the others start the same where it is not loaded.
+    weights = sorted(
+        sites.weights(params),
+        key=lambda w: (_ORDER.index(stacks.scope_of(w[0])), w[1] == "embedding"),
+    )
     for index, (path, name, weight) in enumerate(weights):
         mine = [sizes.get(site) for site in sites.sites_of(path)]
         if not any(mine):

@@ -1,6 +1,7 @@
 """What a checkpoint holds, whatever form it has, and whether it is still the same."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,17 @@ from jaxalign.checkpoints import hub, tensors, weights
 from jaxalign.checkpoints.load import open_config
 from jaxalign.checkpoints.places import Place, locate, stacks_of
 from jaxalign.checkpoints.tensors import TensorInfo
+from jaxalign.stacks import scope_of
 
 
-__all__ = ["fingerprint", "headers", "read_tensor", "reader", "tensor_infos"]
+__all__ = [
+    "fingerprint",
+    "fingerprint_of",
+    "headers",
+    "read_tensor",
+    "reader",
+    "tensor_infos",
+]
 
 
 def tensor_infos(model: str | Path) -> dict[str, TensorInfo]:
@@ -45,6 +54,31 @@ def fingerprint(model: str | Path) -> str:
     if base_files.is_base(directory):
         return base_files.read_base(directory).fingerprint
     return tensors.fingerprint(directory)
+
+
+def fingerprint_of(model: str | Path, scopes: Collection[str]) -> str:
+    """Return a hash of the weights of some parts, and of how those are computed.
+
+    Other than :func:`fingerprint` it reads all of them: two checkpoints with the same
+    tower have the same features of pictures, whatever their decoders are.
+
+    Args:
+      model: checkpoint.
+      scopes: see ``stacks.scope_of``; of ``vision`` and ``connector``.
+    """
+    directory = hub.directory_of(model)
+    config, family = open_config(directory)
+    read, cut = reader(directory), stacks_of(config)
+    digest = hashlib.sha256(repr([getattr(config, s) for s in scopes]).encode())
+    for name, info in sorted(tensor_infos(directory).items()):
+        place = locate(family.canonical(name), family.rules, cut)
+        if place is None or place.is_idle or scope_of(place.path) not in scopes:
+            continue
+        values = read(name)
+        assert values is not None
+        digest.update(f"{place.path} {place.at} {info.dtype} {info.shape}".encode())
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def read_tensor(model: str | Path, name: str) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,18 +29,23 @@ from jaxalign.models.families import Family, family_of
 from jaxalign.models.families.rules import Rule
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel import sharding
-from jaxalign.stacks import Group
+from jaxalign.stacks import SCOPES, Group, scope_of
 from jaxalign.types import Model, Variables
 
 
 __all__ = [
     "Checkpoint",
     "DType",
+    "WHOLE",
     "check",
     "compute_dtype",
     "load",
+    "of_scopes",
     "open_config",
 ]
+
+WHOLE = ("", *SCOPES)
+"""All parts of a model: the decoder, and what it sees with."""
 
 DType = Literal["float32", "bfloat16", "float16", "auto", "fastest"]
 """Of weights and computation; ``auto`` keeps every weight as it is stored. ``fastest``
@@ -101,6 +106,7 @@ def load(
     quantize: Quantize = "none",
     mesh: Mesh | None = None,
     headless: bool = False,
+    scopes: Collection[str] = WHOLE,
     progress: Callable[[int, int], None] | None = None,
     **model_options: Any,
 ) -> Checkpoint:
@@ -125,6 +131,8 @@ def load(
       mesh: devices; default the one where JAX puts new arrays.
       headless: leave the head out, and what a classifier has in its place; then the
         model's ``logits_fn`` is none of the checkpoint's.
+      scopes: the parts whose weights are read, see ``stacks.scope_of``; of the others
+        there are none then. All that the files hold is checked.
       progress: called with (bytes read, bytes in all).
       **model_options: see ``models.decoder.make_model``.
     Raises:
@@ -145,6 +153,7 @@ def load(
     cut = places_lib.stacks_of(config, groups, vision_groups)
     shapes = decoder.param_shapes(config, cut[""], cut.get("vision"))
     source = _open(directory, config, family, cut, shapes)
+    shapes = of_scopes(shapes, scopes)
     targets = trees.by_path(shapes)
     if mesh is None:
         # Arrays that are tied to a device are others to jit than those that are made
@@ -153,7 +162,8 @@ def load(
     else:
         specs = sharding.param_shardings(shapes, mesh, family.sharding)
         layout = trees.by_path(specs)
-    kinds = _kinds(source.stored, dtype, float32)
+    read = [(path, info) for path, info in source.stored if path in targets]
+    kinds = _kinds(read, dtype, float32)
     leaves = _read_leaves(source, targets, layout, kinds, quantize, progress)
     compute = _compute_dtype(source.stored, dtype)
     return Checkpoint(
@@ -176,6 +186,15 @@ def load(
         name=source.name or hub.name_of(path),
         vision_groups=None if vision_groups is None else tuple(vision_groups),
     )
+
+
+def of_scopes(params: Any, scopes: Collection[str]) -> Any:
+    """Return the parts of a model's parameters, or of their shapes, that are wanted.
+
+    >>> of_scopes({"norm": 1, "vision": 2, "connector": 3}, ("", "connector"))
+    {'norm': 1, 'connector': 3}
+    """
+    return {name: part for name, part in params.items() if scope_of(name) in scopes}
 
 
 def _groups_for(
@@ -207,12 +226,14 @@ def _read_leaves(
 ) -> dict[str, Any]:
     """Read every parameter, each device its shard, stacks layer by layer."""
     leaves: dict[str, Any] = {}
-    done, total = 0, sum(info.nbytes for _, info in source.stored)
+    done, total = 0, sum(i.nbytes for path, i in source.stored if path in targets)
 
     def is_coded(path: str) -> bool:
         return quantize != "none" and quantised.holds_codes(path)
 
     for path, at, values, size in source.pieces(is_coded):
+        if path not in targets:
+            continue
         coded = is_coded(path)
         kind, target = jnp.dtype(jnp.float32) if coded else kinds[path], targets[path]
         if at and path not in leaves:

@@ -1,6 +1,6 @@
 """Any base model with any adapter or run on it, ready to call."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.types import Variables
 
 
-__all__ = ["Policy", "open_policy", "open_run"]
+__all__ = ["Policy", "open_policy", "open_run", "quantize_of"]
 
 
 class Policy(NamedTuple):
@@ -74,6 +74,7 @@ def open_policy(
     dtype: Any = jnp.float32,
     quantize: Quantize | None = None,
     mesh: Mesh | None = None,
+    scopes: Collection[str] = load_lib.WHOLE,
 ) -> Policy:
     """Load a checkpoint with an adapter on it, or without one.
 
@@ -83,6 +84,7 @@ def open_policy(
       dtype: of the weights and of the computation; see ``load.load``.
       quantize: how base weights are held; default as in the run, elsewhere ``none``.
       mesh: devices; default the first.
+      scopes: the parts of the base that are read; see ``load.load``.
     Raises:
       UserError: the adapter is neither, or belongs to another base model.
     Example::
@@ -93,12 +95,27 @@ def open_policy(
     model = str(model)
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     if adapter is not None and runs.is_run(run := Path(adapter)):
-        return open_run(run, model=model, dtype=dtype, quantize=quantize, mesh=mesh)
+        return open_run(
+            run, model=model, dtype=dtype, quantize=quantize, mesh=mesh, scopes=scopes
+        )
     collections: Variables = {}
     if adapter is not None:
         collections = AdapterFiles(Path(adapter), model).collections()
     quantize = quantize or "none"
-    return _load(model, collections, dtype=dtype, quantize=quantize, mesh=mesh)
+    return _load(
+        model, collections, dtype=dtype, quantize=quantize, mesh=mesh, scopes=scopes
+    )
+
+
+def quantize_of(given: Quantize | None, adapter: str | None) -> Quantize:
+    """Return how base weights are held: as asked, or as in an adapter's run.
+
+    >>> quantize_of(None, None), quantize_of("nf4", None)
+    ('none', 'nf4')
+    """
+    if given is not None or adapter is None or not runs.is_run(run := Path(adapter)):
+        return given or "none"
+    return runs.read_settings(run).get("quantize", "none")
 
 
 def open_run(
@@ -109,6 +126,7 @@ def open_run(
     dtype: Any = None,
     quantize: Quantize | None = None,
     mesh: Mesh | None = None,
+    scopes: Collection[str] = load_lib.WHOLE,
 ) -> Policy:
     """Load what a run has trained.
 
@@ -119,6 +137,7 @@ def open_run(
       dtype: default the run's.
       quantize: default the run's.
       mesh: devices; default the first.
+      scopes: the parts of the base that are read, at least those that were trained.
     Raises:
       UserError: no run, no checkpoint, or the base model is not the one trained on.
     Example::
@@ -150,11 +169,13 @@ def open_run(
         quantize=quantize or settings.get("quantize", "none"),
         trained=trained,
         mesh=mesh,
+        scopes=scopes,
     )
     checkpoint = policy.checkpoint
     shapes = decoder.param_shapes(
         checkpoint.config, checkpoint.groups, checkpoint.vision_groups
     )
+    shapes = load_lib.of_scopes(shapes, scopes)
     mask = adapter_lib.trained_mask(policy.variables, shapes, trained)
     trainable, frozen = trees.partition(policy.variables, mask)
     everywhere = sharding.replicated(mesh)
@@ -179,6 +200,7 @@ def _load(
     quantize: Quantize,
     mesh: Mesh,
     trained: Sequence[str] = (),
+    scopes: Collection[str] = load_lib.WHOLE,
 ) -> Policy:
     """Load a base model, cut for an adapter's stacks, and put the adapter on it."""
     config, family = load_lib.open_config(model)
@@ -195,6 +217,7 @@ def _load(
             float32=stays_float32.__getitem__,
             quantize=quantize,
             mesh=mesh,
+            scopes=scopes,
             progress=show,
         )
     placed = adapter_start.place(collections, mesh, family)

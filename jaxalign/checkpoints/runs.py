@@ -12,6 +12,7 @@ __all__ = [
     "ADAPTER_START",
     "CHECKPOINTS",
     "CONFIG",
+    "PICTURES",
     "SOURCES",
     "is_run",
     "read_settings",
@@ -20,6 +21,9 @@ __all__ = [
 
 CONFIG = "config.yaml"
 SOURCES = "sources.json"
+PICTURES = "pictures"
+"""Of a run's sources: how pictures were made into patches, see ``Patcher.settings``."""
+
 CHECKPOINTS = "checkpoints"
 ADAPTER_START = "adapter_start.safetensors"
 """The adapter's starting values, of which checkpoints have only what is trained."""

@@ -125,7 +125,8 @@ class StateStore:
         """Restore what was trained alone, of the newest checkpoint or of a given one.
 
         Args:
-          target: arrays or shapes with shardings, of the structure that was saved.
+          target: arrays or shapes with shardings, of the structure that was saved, but
+            for parts of the model that are not trained: those may be there or not.
           step: None for the newest.
         Returns:
           The step and the weights.
@@ -146,9 +147,10 @@ class StateStore:
                 f"{', '.join(map(str, steps))}"
             )
         if not self._is_old(step):
-            args = {"trainable": ocp.args.StandardRestore(_abstract(target))}
+            wanted = _of_structure(self._kept(step, "trainable"), _abstract(target))
+            args = {"trainable": ocp.args.StandardRestore(wanted)}
             items = self._manager.restore(step, args=ocp.args.Composite(**args))
-            return step, items["trainable"]
+            return step, _of_structure(target, items["trainable"])
         part = {"trainable": _abstract(target)}
         read = ocp.args.PyTreeRestore(
             item=part,
@@ -164,10 +166,7 @@ class StateStore:
 
     def _check_optimizer(self, step: int, optimizer: dict[str, Any]) -> None:
         """Refuse an optimiser whose numbers are others than those that were saved."""
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            kept = handler.metadata(
-                self._manager.directory / str(step) / "optimizer"
-            ).tree
+        kept = self._kept(step, "optimizer")
         saved, asked = (
             {path: tuple(leaf.shape) for path, leaf in trees.by_path(state).items()}
             for state in (kept["opt_state"], optimizer["opt_state"])
@@ -183,6 +182,11 @@ class StateStore:
                 f"state at step {step} differs in {'; '.join(differing[:4])}. Give "
                 "the tx that the run began with, or a new out"
             )
+
+    def _kept(self, step: int, item: str) -> Any:
+        """Return the tree of an item of a checkpoint, without its numbers."""
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            return handler.metadata(self._manager.directory / str(step) / item).tree
 
     def _is_old(self, step: int) -> bool:
         return (self._directory / str(step) / _ONE_ITEM).is_dir()
@@ -254,3 +258,11 @@ def _report(others: Any, unraisable: Any) -> None:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _of_structure(like: Any, tree: Any) -> Any:
+    """Return a tree with the nodes of another; what it lacks of them is None."""
+    if not isinstance(like, dict):
+        return tree
+    parts = tree if isinstance(tree, dict) else {}
+    return {name: _of_structure(part, parts.get(name)) for name, part in like.items()}

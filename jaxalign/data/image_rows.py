@@ -1,11 +1,15 @@
-"""Pictures in packed rows: each pair's patches behind those of the pairs before it."""
+"""Pictures in packed rows: each pair's patches behind those of the pairs before it.
 
-from collections.abc import Callable, Sequence
+Or in their place what is kept of a frozen tower's work on them.
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxalign.data.kept_features import KeptFeatures
 from jaxalign.data.patches import Patcher, Patches, PictureLayout
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
@@ -13,30 +17,21 @@ from jaxalign.types import ImageInputs
 
 
 __all__ = [
-    "Pixels",
     "Seeing",
+    "lay_patches",
     "no_images",
     "open_patches",
     "place_pictures",
     "prompt_images",
 ]
 
-Pixels = Callable[[Picture, PictureLayout], Patches]
-"""Gives the patches of a picture."""
-
 
 class Seeing(NamedTuple):
     """What makes the pictures of pairs into arrays."""
 
     patcher: Patcher
-    pixels: Pixels | None = None
-    """None: every picture is opened."""
-
-    def patches_of(self, picture: Picture, layout: PictureLayout) -> Patches:
-        """Return a picture's patches."""
-        if self.pixels is None:
-            return open_patches(picture, layout, self.patcher)
-        return self.pixels(picture, layout)
+    kept: KeptFeatures | None = None
+    """None: every picture is opened, and its patches are laid into the row."""
 
 
 def open_patches(picture: Picture, layout: PictureLayout, patcher: Patcher) -> Patches:
@@ -56,15 +51,29 @@ def open_patches(picture: Picture, layout: PictureLayout, patcher: Patcher) -> P
     return patches
 
 
-def no_images(rows: int, places: int, patcher: Patcher) -> ImageInputs:
-    """Return arrays of numpy for rows of so many patches, all padding."""
+def no_images(
+    rows: int, places: int, patcher: Patcher, kept: KeptFeatures | None = None
+) -> ImageInputs:
+    """Return arrays of numpy for rows of so many patches, all padding.
+
+    With ``kept`` the rows hold that, and of patches nothing.
+    """
     unit = patcher.merge * patcher.merge
+    units = places // unit
+    patches = places if kept is None else 0
     arrays: Any = {
-        "image_ids": np.zeros((rows, places), np.int32),
-        "places_in_image": np.zeros((rows, places, 2), np.int32),
-        "features_to": np.full((rows, places // unit), -1, np.int32),
-        "patches": np.zeros((rows, places, patcher.patch_values), np.float32),
+        "image_ids": np.zeros((rows, patches), np.int32),
+        "places_in_image": np.zeros((rows, patches, 2), np.int32),
+        "features_to": np.full((rows, units), -1, np.int32),
     }
+    if kept is None:
+        shape = rows, places, patcher.patch_values
+        arrays["patches"] = np.zeros(shape, np.float32)
+    elif kept.kind == "states":
+        shape = rows, places, kept.width // unit
+        arrays["states"] = np.zeros(shape, kept.numbers)
+    else:
+        arrays["features"] = np.zeros((rows, units, kept.width), kept.numbers)
     return ImageInputs(**arrays)
 
 
@@ -132,21 +141,45 @@ def place_pictures(
       units: units of patches that the row has already.
       count: images (tiles) that it has already.
     """
-    unit = seeing.patcher.merge * seeing.patcher.merge
+    to = images.features_to[row]
     feature = 0
     for picture, layout in zip(pair.images, pair.layouts, strict=True):
-        patches = seeing.patches_of(picture, layout)
-        size = len(patches.features)
-        laid = row, slice(units * unit, (units + size) * unit)
-        ids = patches.images
-        images.image_ids[laid] = np.where(ids < 0, 0, count + 1 + ids)
-        images.places_in_image[laid] = patches.places
-        images.patches[laid] = patches.values
-        own = pair.feature_places[feature:]
-        filled = patches.features >= 0
-        to = np.full(size, -1, np.int32)
-        to[filled] = begin + own[patches.features[filled]]
-        images.features_to[row, units : units + size] = to
+        own = begin + pair.feature_places[feature:]
+        if seeing.kept is None:
+            patches = open_patches(picture, layout, seeing.patcher)
+            lay_patches(images, row, patches, units=units, count=count)
+            filled = np.flatnonzero(patches.features >= 0)
+            to[units + filled] = own[patches.features[filled]]
+            size, known = len(patches.features), len(filled)
+        else:
+            # In the order of the text, without what becomes no feature.
+            values = seeing.kept.of(picture)
+            size, known = seeing.patcher.units(layout), len(values)
+            to[units : units + known] = own[:known]
+            _lay_kept(images, row, values, units)
         units += size
-        feature += int(filled.sum())
+        feature += known
         count += len(layout.grids)
+
+
+def lay_patches(
+    images: Any, row: int, patches: Patches, *, units: int, count: int
+) -> None:
+    """Lay a picture's patches into a row, behind so many units and images."""
+    unit = len(patches.images) // len(patches.features)
+    begin = units * unit
+    laid = row, slice(begin, begin + len(patches.images))
+    ids = patches.images
+    images.image_ids[laid] = np.where(ids < 0, 0, count + 1 + ids)
+    images.places_in_image[laid] = patches.places
+    images.patches[laid] = patches.values
+
+
+def _lay_kept(images: Any, row: int, values: np.ndarray, units: int) -> None:
+    if images.features is not None:
+        images.features[row, units : units + len(values)] = values
+        return
+    states, width = images.states, images.states.shape[2]
+    unit = values.shape[1] // width
+    laid = slice(units * unit, (units + len(values)) * unit)
+    states[row, laid] = values.reshape(-1, width)

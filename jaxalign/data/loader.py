@@ -298,4 +298,4 @@ def row_units(data: PairDataset, shape: packing.BatchShape) -> int:
 
 
 def _seeing(data: PairDataset) -> Seeing | None:
-    return None if data.patcher is None else Seeing(data.patcher, data.pixels)
+    return None if data.patcher is None else Seeing(data.patcher, data.kept)

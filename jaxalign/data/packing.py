@@ -233,7 +233,7 @@ def _padding(
     if seeing is not None:
         axes = () if seeing.patcher.axes == 1 else (seeing.patcher.axes,)
         if shape.patches:
-            images = image_rows.no_images(rows, shape.patches, seeing.patcher)
+            images = image_rows.no_images(rows, shape.patches, *seeing)
     t, p, s, a = shape.row_length, shape.pairs, shape.segments, shape.aspects
 
     def full(value: Any, dtype: Any, *sizes: int) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxalign.data import chat, forms
 from jaxalign.data.chat import Branch, TokenizedPair
-from jaxalign.data.image_rows import Pixels
+from jaxalign.data.kept_features import KeptFeatures
 from jaxalign.data.patches import Patcher
 from jaxalign.data.records import Record, as_records, aspects_of
 from jaxalign.data.rendering import Renderer, as_renderer
@@ -33,8 +33,9 @@ class PairDataset(NamedTuple):
     """Counts of what a person should know: dropped, truncated, unscored ..."""
     patcher: Patcher | None = None
     """What becomes of pictures; None where the model does not see."""
-    pixels: Pixels | None = None
-    """Gives a picture's patches; None: it is opened each time that its row is built."""
+    kept: KeptFeatures | None = None
+    """What a frozen tower made of the pictures; None: each is opened whenever a row
+    with it is built."""
 
     @property
     def num_segments(self) -> int:

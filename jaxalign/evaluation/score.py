@@ -16,7 +16,7 @@ from jaxalign.adapters import adapter
 from jaxalign.checkpoints import fastest
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.load import DType
-from jaxalign.checkpoints.policy import open_policy
+from jaxalign.checkpoints.policy import open_policy, quantize_of
 from jaxalign.checkpoints.renderer import (
     max_pixels_of,
     open_renderer,
@@ -26,6 +26,7 @@ from jaxalign.configs import check_fields
 from jaxalign.data import layouts, loader, pairs, records
 from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.data.columns import check_template_kwargs
+from jaxalign.data.kept_features import ImageFeatures
 from jaxalign.errors import UserError
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives import logps
@@ -42,6 +43,7 @@ from jaxalign.objectives.policy import pair_logps
 from jaxalign.objectives.record import per_pair
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
+from jaxalign.training import encoding, kept_parts
 from jaxalign.training.checks import check_records, check_tokens
 from jaxalign.types import Model, PreferenceBatch, Variables
 from jaxalign.whole_file import check_target, whole
@@ -67,6 +69,9 @@ class ScoreConfig:
       image_dir: where relative paths of pictures start; default beside the data file.
       max_pixels: of a picture; larger ones are made smaller. Default what the
         checkpoint's own files say; each family has its own limit.
+      image_features: ``recompute`` runs the tower for every row; ``cached`` once a
+        picture, keeps what it makes of them in ``features`` beside ``out``, and does
+        not load it. The tower is then the model's own, without an adapter.
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a record's own column comes first.
         Default as the run that ``adapter`` is was trained.
@@ -94,6 +99,7 @@ class ScoreConfig:
     layout: str | None = None
     image_dir: str | None = None
     max_pixels: int | None = None
+    image_features: ImageFeatures = "recompute"
     chat_template_kwargs: dict[str, Any] | None = None
     token_logps: bool = False
     batch_rows: int = 1
@@ -171,12 +177,24 @@ def score(config: ScoreConfig) -> Path:
         if path is not None:
             check_tokens(data, load_lib.open_config(path)[0].text, path)
     mesh = make_mesh(config.mesh)
+    kept = None
+    if config.image_features == "cached":
+        kept = kept_parts.kept_of_policy(config.model, config.adapter, config.reference)
+        encoder = encoding.Encoder(
+            *(config.model, kept, config.dtype),
+            quantize_of(config.quantize, config.adapter),
+            mesh,
+            config.batch_rows,
+        )
+        [data] = encoding.encoded([data], encoder, out.parent / "features")
+    scopes = kept_parts.scopes_to_load(kept)
     policy = open_policy(
         config.model,
         config.adapter,
         dtype=config.dtype,
         quantize=config.quantize,
         mesh=mesh,
+        scopes=scopes,
     )
     if adapter.reads_ahead(policy.variables):
         raise UserError(
@@ -193,6 +211,7 @@ def score(config: ScoreConfig) -> Path:
                 dtype=config.dtype,
                 quantize=policy.quantize,
                 mesh=mesh,
+                scopes=scopes,
                 progress=show,
             )
         scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)

@@ -12,6 +12,7 @@ from jaxalign.checkpoints.load import DType
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts
 from jaxalign.data.columns import check_template_kwargs
+from jaxalign.data.kept_features import ImageFeatures
 from jaxalign.data.pairs import Overflow
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.models.attention.choice import AttentionOption
@@ -51,7 +52,12 @@ class TrainConfig:
       reference: ``adapter_off`` is the model as it was loaded (with an adapter that
         costs no memory), ``cached`` the same with its log-probabilities computed once
         and kept on disk, or the directory of another checkpoint.
-      reference_cache: where ``cached`` keeps them; default in the run directory.
+      reference_cache: where ``cached`` keeps them, and the features of pictures;
+        default in the run directory.
+      image_features: ``recompute`` runs the tower at every step; ``cached`` once a
+        picture, keeps on disk what it makes of them (the connector's output, or the
+        tower's where the connector is trained), and does not load it again. The tower
+        is then frozen.
       objective: the loss.
       adapter: what is trained beside the base weights.
       trainable: patterns of base weights to train, beside the adapter or, with
@@ -109,6 +115,7 @@ class TrainConfig:
     eval_data: str | None = None
     reference: str = "adapter_off"
     reference_cache: str | None = None
+    image_features: ImageFeatures = "recompute"
     objective: ObjectiveConfig = dataclasses.field(default_factory=DPO2DConfig)
     adapter: Adapter = dataclasses.field(default_factory=LoRAConfig)
     trainable: tuple[str, ...] = ()
@@ -206,11 +213,13 @@ class TrainConfig:
                 f"reference cached keeps one number a token, but {name} compares whole "
                 "distributions: use --reference adapter_off or a directory"
             )
-        kept = self.reference == "cached" or weight_models(self.objective)
+        kept = "cached" in (self.reference, self.image_features) or weight_models(
+            self.objective
+        )
         if self.reference_cache is not None and not kept:
             raise UserError(
-                "reference_cache has no effect without --reference cached: got "
-                f"reference={self.reference}"
+                "reference_cache has no effect without --reference cached or "
+                f"--image_features cached: got reference={self.reference}"
             )
 
 

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxalign import progress, trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import PeftConfig
-from jaxalign.checkpoints import adapter_files, adapter_start, contents
+from jaxalign.checkpoints import adapter_files, adapter_start, contents, runs
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.data import loader, packing, pairs, records, rows
+from jaxalign.data.kept_features import Kept
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
@@ -23,7 +24,7 @@ from jaxalign.models.attention.choice import KernelChoice
 from jaxalign.models.config import DecoderConfig
 from jaxalign.objectives import objective
 from jaxalign.parallel.mesh import make_mesh
-from jaxalign.training import attention
+from jaxalign.training import attention, kept_parts
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training.checks import check_records, check_tokens, check_trained
 from jaxalign.training.config import TrainConfig, check_branches
@@ -61,9 +62,11 @@ class RunInputs(NamedTuple):
     source: loader.StepSource
     """The batch of every step."""
     fingerprints: dict[str, str]
-    """Of model and data, by their option's name."""
+    """Of model and data, by their option's name; how pictures are made into patches."""
     objects: RunObjects = NAMES_ONLY
     """What was given in the place of names."""
+    kept: Kept | None = None
+    """What is kept of the pictures' way through the model; None: nothing."""
 
 
 def read_inputs(config: TrainConfig, objects: RunObjects = NAMES_ONLY) -> RunInputs:
@@ -76,16 +79,24 @@ def read_inputs(config: TrainConfig, objects: RunObjects = NAMES_ONLY) -> RunInp
       UserError: something the user gave is wrong.
     """
     mesh = make_mesh(config.mesh)
-    model, kernel = None, None
+    model, kernel, kept = None, None, None
     if objects.own_model is None:
         model, collections = _check_model(config, own_tx=objects.tx is not None)
+        kept = _kept(config, collections, objects)
         kernel = attention.choose(config, model, mesh, prefix="prefix" in collections)
         progress.say(f"attention: {kernel.implementation} ({kernel.reason})")
+    elif config.image_features == "cached":
+        raise UserError(
+            "image_features cached needs a model of the library's, whose tower it "
+            "knows: got an OwnModel. Leave it out"
+        )
     found, held_out = _records(config, objects)
     data = _prepared(config, model, found, held_out)
     prints = fingerprints(config, objects, [*found, *held_out])
+    if data.shape.patches and data.train.patcher is not None:
+        prints[runs.PICTURES] = data.train.patcher.settings
     source = plan_steps(config, data)
-    return RunInputs(config, mesh, kernel, data, source, prints, objects)
+    return RunInputs(config, mesh, kernel, data, source, prints, objects, kept)
 
 
 def given_adapter(config: TrainConfig, start: Path | None = None) -> Variables | None:
@@ -136,13 +147,7 @@ def _check_model(
             f"adapter.dropout {adapter.dropout(config.adapter)} has no effect: the "
             "adapter has no LoRA. Leave it out"
         )
-    others = {
-        f"objective.{name}": path
-        for name, path in objective.weight_models(config.objective).items()
-    }
-    if config.reference not in ("adapter_off", "cached"):
-        others["the reference"] = config.reference
-    for what, other in others.items():
+    for what, other in _other_models(config).items():
         if load_lib.open_config(other)[0] != model:
             raise UserError(
                 f"{what} {other} is not of the same architecture as "
@@ -150,6 +155,33 @@ def _check_model(
             )
         load_lib.check(other)
     return model.text, collections
+
+
+def _other_models(config: TrainConfig) -> dict[str, str]:
+    """Return the paths of what is run on the data beside the model that is trained."""
+    others = {
+        f"objective.{name}": path
+        for name, path in objective.weight_models(config.objective).items()
+    }
+    if config.reference not in ("adapter_off", "cached"):
+        others["the reference"] = config.reference
+    return others
+
+
+def _kept(
+    config: TrainConfig, collections: Variables, objects: RunObjects
+) -> Kept | None:
+    """Return what is kept of the pictures' way through the model."""
+    if config.image_features == "recompute":
+        return None
+    model = load_lib.open_config(config.model)[0]
+    mask = trees.mask_from_patterns(decoder.param_shapes(model), config.trainable)
+    changed = kept_parts.changed_scopes(collections, mask)
+    if objects.checkpoint is not None:
+        changed |= kept_parts.changed_scopes(objects.checkpoint.variables)
+    kept = kept_parts.kept_of(config.model, changed, sees=model.sees)
+    kept_parts.check_same_eyes(config.model, _other_models(config), kept)
+    return kept
 
 
 def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:

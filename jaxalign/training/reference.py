@@ -52,6 +52,8 @@ class Scorer(NamedTuple):
     mesh: Mesh
     sources: Mapping[str, str]
     """Fingerprints of the models by their option's name."""
+    scopes: tuple[str, ...] = load_lib.WHOLE
+    """The parts of other models that are loaded."""
 
     def score(self, checkpoint: Checkpoint | OwnModel, name: str) -> PerToken:
         """Return a model's log-probabilities of all data, kept on disk."""
@@ -115,6 +117,7 @@ def reference_of(
                 dtype=config.dtype,
                 quantize=config.quantize,
                 mesh=scorer.mesh,
+                scopes=scorer.scopes,
                 progress=show,
             )
         return {policy.REFERENCE: {"params": other.variables["params"]}}, PerToken()
@@ -145,6 +148,7 @@ def estimated_weights(scorer: Scorer) -> PerToken:
                 dtype=scorer.config.dtype,
                 quantize=scorer.config.quantize,
                 mesh=scorer.mesh,
+                scopes=scorer.scopes,
             ),
             name,
         )

@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from jaxalign import progress
 from jaxalign.checkpoints import runs
 from jaxalign.configs import to_dict, to_plain
+from jaxalign.data.patchers import processor
 from jaxalign.errors import UserError
 from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.whole_file import write_text
@@ -46,7 +48,7 @@ def claim(
 
     Args:
       config: the run's, a dataclass with ``out``.
-      sources: fingerprints of model and data.
+      sources: fingerprints of model and data; how pictures are made into patches.
       name: of the file that keeps the config.
       free: fields that may change when the run goes on.
       before: reads the kept config as nested values; default a training run's.
@@ -134,11 +136,30 @@ def _refuse_difference(
         )
     were = runs.read_sources(run)
     for name, value in sources.items():
-        if were.get(name) != value:
+        if name == runs.PICTURES and name in were:
+            _compare_pictures(run, were[name], value)
+        elif were.get(name) != value:
             raise UserError(
                 f"the {name} has changed since {run} was begun, so the run cannot go "
                 "on exactly. Restore it, or begin anew with another --out"
             )
+
+
+def _compare_pictures(run: Path, before: str, now: str) -> None:
+    """Refuse other options of pictures than a run's, and say where a library changed."""
+    found = processor.changes(before, now)
+    if found.options:
+        raise UserError(
+            f"the way in which pictures are made into patches has changed since {run} "
+            f"was begun ({'; '.join(found.options)}), so the run cannot go on exactly. "
+            "Restore the checkpoint's processor files, or begin anew with another --out"
+        )
+    if found.versions:
+        progress.say_once(
+            f"warning: {run} was begun under other versions "
+            f"({'; '.join(found.versions)}): pictures' pixels may differ by a few "
+            "levels from there on. Install the former versions to go on exactly"
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,14 @@ from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.objectives.own import LossOfPairs
 from jaxalign.objectives.record import Objective
 from jaxalign.parallel import sharding
-from jaxalign.training import compilation, evaluation, reference, run_directory
+from jaxalign.training import (
+    compilation,
+    encoding,
+    evaluation,
+    kept_parts,
+    reference,
+    run_directory,
+)
 from jaxalign.training import optimizer as optimizer_lib
 from jaxalign.training import start as start_lib
 from jaxalign.training import step as step_lib
@@ -138,6 +145,7 @@ def open_session(
     Raises:
       UserError: weights that are not what their headers said.
     """
+    inputs = encoding.encoded_inputs(inputs, run)
     config, data, source = inputs.config, inputs.data, inputs.source
     rows = source.rows_of_epoch(0)
     progress.say(f"rows: {loader.filled(rows, data.train, data.shape)}")
@@ -199,9 +207,11 @@ def _start(
         return None, StartingPolicy(own_model, *parts)
     start = None if run is None else run / runs.ADAPTER_START
     checkpoint = inputs.objects.checkpoint
-    layout = start_lib.lay_out(config, start)
     if checkpoint is not None:
-        return None, _load(inputs, start_lib.given_layout(layout, checkpoint), start)
+        layout = start_lib.given_layout(start_lib.lay_out(config, start), checkpoint)
+        return None, _load(inputs, layout, start)
+    scopes = kept_parts.scopes_to_load(inputs.kept)
+    layout = start_lib.lay_out(config, start, scopes)
     ahead = _compile_ahead(inputs, layout, tx, put)
     return ahead, _load(inputs, layout, start)
 
@@ -254,6 +264,7 @@ def _frozen_numbers(
         data.shape,
         inputs.mesh,
         inputs.fingerprints,
+        kept_parts.scopes_to_load(inputs.kept),
     )
     weights = reference.estimated_weights(scorer)
     frozen, ref = reference.reference_of(scorer, policy.checkpoint, policy.trainable)

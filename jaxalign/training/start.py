@@ -59,14 +59,21 @@ class StartLayout(NamedTuple):
     """Which of them are trained."""
     collections: Variables | None
     """An adapter that is there already."""
+    scopes: tuple[str, ...] = load_lib.WHOLE
+    """The parts of the base that are loaded."""
 
 
-def lay_out(config: TrainConfig, start: Path | None = None) -> StartLayout:
+def lay_out(
+    config: TrainConfig,
+    start: Path | None = None,
+    scopes: tuple[str, ...] = load_lib.WHOLE,
+) -> StartLayout:
     """Find out how the weights of a run are cut, by headers alone.
 
     Args:
       config: of the run.
       start: file that keeps the starting values, if it is there (yet).
+      scopes: the parts of the base that are loaded.
     """
     model, family = load_lib.open_config(config.model)
     collections = given_adapter(config, start)
@@ -79,8 +86,9 @@ def lay_out(config: TrainConfig, start: Path | None = None) -> StartLayout:
         vision_groups = adapter.vision_groups(config.adapter, shapes)
     shapes = decoder.param_shapes(model, groups, vision_groups)
     trained = trees.mask_from_patterns(shapes, config.trainable)
+    shapes, trained = (load_lib.of_scopes(tree, scopes) for tree in (shapes, trained))
     return StartLayout(
-        model, family, groups, vision_groups, shapes, trained, collections
+        model, family, groups, vision_groups, shapes, trained, collections, scopes
     )
 
 
@@ -117,6 +125,7 @@ def load_start(
             float32=trained.__getitem__,
             quantize=config.quantize,
             mesh=mesh,
+            scopes=layout.scopes,
             progress=show,
             **options,
         )

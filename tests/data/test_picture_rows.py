@@ -17,12 +17,10 @@ from PIL import Image
 
 from jaxalign.data import chat, filling, loader, packing, pairs, records
 from jaxalign.data.image_rows import Seeing
-from jaxalign.data.patches import Patches, PictureLayout
-from jaxalign.data.picture import Picture
 from jaxalign.data.positions import multimodal_positions
 from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
-from tests.data.mosaic import Mosaic, seeing
+from tests.data.mosaic import seeing
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -137,7 +135,7 @@ def taken_apart(
     data: pairs.PairDataset, rows: Sequence[packing.Row], shape: packing.BatchShape
 ) -> dict[int, list[Any]]:
     """Return what each record's part of the arrays is, wherever it lies."""
-    seen = None if data.patcher is None else Seeing(data.patcher, data.pixels)
+    seen = None if data.patcher is None else Seeing(data.patcher)
     batch = packing.build_rows(data.pairs, rows, shape, seeing=seen)
     inputs, images = batch.inputs, batch.inputs.images
     assert images is not None and images.patches is not None
@@ -286,24 +284,6 @@ def test_batches_of_workers_are_those_of_the_source(
         batch = next(iterator)
         jax.tree.map(np.testing.assert_array_equal, batch, source[step])
     assert isinstance(iterator, grain.DatasetIterator)
-
-
-def test_pixels_may_come_from_elsewhere(made: Callable[..., Renderer]) -> None:
-    renderer = made()
-    data = prepared(mixed(renderer, 4), renderer)
-    asked: list[tuple[Picture, PictureLayout]] = []
-
-    def pixels(picture: Picture, layout: PictureLayout) -> Patches:
-        asked.append((picture, layout))
-        assert isinstance(renderer.patcher, Mosaic)
-        found = renderer.patcher.patches(picture.open())
-        return found._replace(values=np.ones_like(found.values))
-
-    batch = loader.single_batch(data._replace(pixels=pixels))
-    images = batch.inputs.images
-    assert images is not None and images.patches is not None
-    assert ((images.patches == 1).all(-1) == (images.image_ids > 0)).all()
-    assert len(asked) == sum(len(pair.images) for pair in data.pairs) == 6
 
 
 def test_a_picture_that_became_another_one_is_refused(

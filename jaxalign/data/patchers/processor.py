@@ -5,16 +5,24 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 
 
-__all__ = ["describe", "image_token", "load_processor", "needed"]
+__all__ = [
+    "Changes",
+    "changes",
+    "describe",
+    "image_token",
+    "load_processor",
+    "needed",
+]
 
 _NEW = "processor_config.json"
 _OLD = "preprocessor_config.json"
+_LIBRARIES = ("pillow", "transformers")
 
 
 def load_processor(directory: str | Path, known: Sequence[str]) -> Any:
@@ -146,8 +154,7 @@ def describe(patcher: Any) -> str:
         if (value := getattr(processor, name, None)) is not None
     }
     versions = {
-        name: ".".join(metadata.version(name).split(".")[:2])
-        for name in ("pillow", "transformers")
+        name: ".".join(metadata.version(name).split(".")[:2]) for name in _LIBRARIES
     }
     told = {
         "patcher": type(patcher).__name__,
@@ -157,3 +164,26 @@ def describe(patcher: Any) -> str:
         **versions,
     }
     return json.dumps(told, sort_keys=True, default=dict)  # sizes are no dicts
+
+
+class Changes(NamedTuple):
+    """What differs between two texts of :func:`describe`, for messages."""
+
+    options: list[str]
+    versions: list[str]
+    """Of libraries: the same options, computed in another way."""
+
+
+def changes(before: str, now: str) -> Changes:
+    """Compare how pictures were made into patches with how they are now.
+
+    >>> changes('{"merge": 2, "pillow": "12.2"}', '{"merge": 2, "pillow": "13.0"}')
+    Changes(options=[], versions=['pillow: 12.2 there, 13.0 now'])
+    """
+    old, new = json.loads(before), json.loads(now)
+    found = Changes([], [])
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            told = f"{name}: {old.get(name)} there, {new.get(name)} now"
+            (found.versions if name in _LIBRARIES else found.options).append(told)
+    return found

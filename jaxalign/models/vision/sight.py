@@ -72,16 +72,25 @@ def of_config(
 
 
 def features(
-    sight: Sight, variables: Variables, images: ImageInputs, *, key: Any = None
-) -> Float[Array, "b u d"]:
-    """Return the features of rows' pictures, with dropout of adapters for a key."""
+    sight: Sight,
+    variables: Variables,
+    images: ImageInputs,
+    *,
+    key: Any = None,
+    states: bool = False,
+) -> Float[Array, "b n d"]:
+    """Return the features of rows' pictures, with dropout of adapters for a key.
+
+    With ``states`` what the tower alone makes of them, one a patch.
+    """
     rngs = None
     if key is not None:
         noisy = dataclasses.replace(sight.runtime, deterministic=False)
         # Another key than the decoder's, whose layers have the same names.
         sight = sight.clone(runtime=noisy)
         rngs = {"dropout": jax.random.fold_in(key, 1)}
-    out: Any = sight.apply(variables, images, rngs=rngs)
+    method = Sight.states if states else Sight.__call__
+    out: Any = sight.apply(variables, images, rngs=rngs, method=method)
     return out
 
 
