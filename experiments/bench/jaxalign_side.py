@@ -65,6 +65,8 @@ def training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         *("--optimizer.learning_rate", args.learning_rate),
         *("--optimizer.schedule", "constant", "--report_to", "none"),
         *("--logging_steps", 1, "--save_steps", NEVER),
+        *_pictures(args),
+        *(("--image_features", args.image_features) if args.image_dir else ()),
     )
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
@@ -82,6 +84,10 @@ def training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "losses": [step["loss"] for step in steps],
         "records": str(data),
     }
+
+
+def _pictures(args: argparse.Namespace) -> tuple[str, ...]:
+    return ("--image_dir", args.image_dir) if args.image_dir else ()
 
 
 def generation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -128,23 +134,24 @@ def _replies(pair: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def error(result: dict[str, Any], model: str, count: int) -> dict[str, float]:
+def error(result: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
     """Compare a token's log-probability in the side's dtype with float32.
 
-    The policy is the model before training, on the first ``count`` records. Both are
-    scored in this process, after its peak of memory has been noted.
+    The policy is the model before training, on the first records. Both are scored in
+    this process, after its peak of memory has been noted.
     """
     records = Path(result["records"])
-    lines = records.read_text(encoding="utf-8").splitlines()[:count]
+    lines = records.read_text(encoding="utf-8").splitlines()[: args.error_pairs]
     few = records.with_name("few.jsonl")
     few.write_text("\n".join(lines) + "\n", encoding="utf-8")
     found: dict[str, list[float]] = {}
     for dtype in {result["dtype"], "float32"}:
         out = records.with_name(f"{dtype}.jsonl")
         jaxalign(
-            *("score", "--model", model, "--data", few, "--out", out),
+            *("score", "--model", args.model, "--data", few, "--out", out),
             *("--dtype", dtype, "--objective.name", "sigmoid"),
-            *("--token_logps", "true", "--row_length", 1024),
+            *("--token_logps", "true", "--row_length", args.row_length),
+            *_pictures(args),
         )
         scored = map(json.loads, out.read_text(encoding="utf-8").splitlines())
         found[dtype] = [
@@ -179,6 +186,8 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--lora_rank", type=int, default=16)
     train.add_argument("--lora_alpha", type=float, default=32.0)
     train.add_argument("--learning_rate", type=float, default=1e-4)
+    train.add_argument("--image_dir", help="of the records' pictures")
+    train.add_argument("--image_features", default="recompute")
     generate = parser.add_argument_group("generate")
     generate.add_argument("--num_samples", type=int, default=4)
     generate.add_argument("--max_new_tokens", type=int, default=256)
@@ -195,7 +204,7 @@ def main() -> None:
         task = training if args.task == "train" else generation
         result = task(args, Path(folder))
         if args.error_pairs:
-            result |= error(result, args.model, args.error_pairs)
+            result |= error(result, args)
     del result["records"]
     result["versions"] = {name: version(name) for name in PACKAGES}
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,10 @@ first N measured pairs go through the model with the adapter off (the policy bef
 training) as TRL computes them, and through a second copy in float32: `error` is the
 mean |difference| of a token's log-probability.
 
+`--image_dir DIR`: the records have pictures there (`images`, names of files), and the
+model sees: its processor is that of `vlm_checkpoints.py`, LoRA goes on the decoder
+alone, and `tower_share` is the part of the steps that the vision tower took.
+
 SmolLM2-135M, HH pairs up to 512 tokens, batches of 4, two cores: about 4 minutes.
 
 Time runs from the end of one step to the end of the next, hence includes the loading of
@@ -51,12 +55,14 @@ os.environ.update(
 )
 
 import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
+import vlm_checkpoints  # noqa: E402
+from datasets import Dataset, Image, List  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from side_by_side import peak_gb  # noqa: E402
 from torch.utils.data import Sampler, SequentialSampler  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     TrainerCallback,
 )
@@ -122,6 +128,27 @@ class StepClock(TrainerCallback):
         self._note()
 
 
+class TowerClock:
+    """Seconds in a model's vision tower, of the calls since a moment."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.seconds = self._began = 0.0
+        names = ("vision_model", "visual", "vision_tower")
+        tower = next(
+            module
+            for name, module in model.named_modules()
+            if name.split(".")[-1] in names
+        )
+        tower.register_forward_pre_hook(self._enter)
+        tower.register_forward_hook(self._leave)
+
+    def _enter(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _leave(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
 def machine_busy_seconds() -> float:
     """Return the core seconds spent on anything, or stolen by the host, since boot."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
@@ -138,6 +165,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--image_dir", type=Path, help="of the records' pictures")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup_steps", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=4, help="pairs a step")
@@ -159,16 +187,33 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def load_pairs(path: Path, count: int) -> Dataset:
+def load_pairs(path: Path, count: int, image_dir: Path | None) -> Dataset:
     """Return the file's first `count` pairs; fewer would mean a second epoch."""
     with path.open(encoding="utf-8") as lines:
         records = [json.loads(line) for line in islice(lines, count)]
     if len(records) < count:
         sys.exit(f"{path} holds {len(records)} pairs, steps * batch_size is {count}")
     columns = ("prompt", "chosen", "rejected")
-    return Dataset.from_list(
-        [{column: record[column] for column in columns} for record in records]
-    )
+    rows = [{column: record[column] for column in columns} for record in records]
+    if image_dir is None:
+        return Dataset.from_list(rows)
+    for row, record in zip(rows, records, strict=True):
+        row["images"] = [str(image_dir / name) for name in record["images"]]
+    return Dataset.from_list(rows).cast_column("images", List(Image()))
+
+
+def load_model(arguments: argparse.Namespace, dtype: torch.dtype) -> torch.nn.Module:
+    sees = arguments.image_dir is not None
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return kind.from_pretrained(arguments.model, dtype=dtype)
+
+
+def lora_targets(arguments: argparse.Namespace) -> Any:
+    """Return PEFT's target modules: of a model that sees the decoder's alone."""
+    names = arguments.targets.split(",")
+    if arguments.image_dir is None:
+        return names
+    return rf".*\b(text_model|language_model)\..*\.({'|'.join(names)})"
 
 
 def make_trainer(
@@ -201,20 +246,24 @@ def make_trainer(
         seed=arguments.seed,
     )
     return MeasuredDPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            arguments.model, dtype=getattr(torch, arguments.dtype)
-        ),
+        model=load_model(arguments, getattr(torch, arguments.dtype)),
         args=config,
         train_dataset=load_pairs(
-            arguments.data, arguments.steps * arguments.batch_size
+            arguments.data,
+            arguments.steps * arguments.batch_size,
+            arguments.image_dir,
         ),
-        processing_class=AutoTokenizer.from_pretrained(arguments.model),
+        processing_class=(
+            AutoTokenizer.from_pretrained(arguments.model)
+            if arguments.image_dir is None
+            else vlm_checkpoints.load_processor(arguments.model)
+        ),
         peft_config=LoraConfig(
             r=arguments.lora_rank,
             lora_alpha=arguments.lora_alpha,
             lora_dropout=0.0,
             bias="none",
-            target_modules=arguments.targets.split(","),
+            target_modules=lora_targets(arguments),
             task_type="CAUSAL_LM",
         ),
         callbacks=[clock],
@@ -227,14 +276,14 @@ def error(trainer: MeasuredDPOTrainer, arguments: argparse.Namespace) -> dict:
 
     The same batches, as TRL computes them and as a plain softmax in float32.
     """
-    exact = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    exact = load_model(arguments, torch.float32)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     apart, told, tokens, pairs = 0.0, 0.0, 0, 0
     batches = islice(trainer.get_train_dataloader(), arguments.warmup_steps, None)
     for inputs in batches:
         # The mask is of the tokens, what predicts them stands one place before.
         ids, wanted = inputs["input_ids"], inputs["completion_mask"][:, 1:].bool()
-        given = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
+        given = {k: v for k, v in inputs.items() if k != "completion_mask"}
         labels = ids.masked_fill(inputs["completion_mask"] == 0, -100)
         with model.disable_adapter(), trainer.accelerator.autocast():
             out = model(**given, labels=labels, use_cache=False, fused_lm_head=True)
@@ -259,9 +308,11 @@ def main() -> None:
     clock = StepClock()
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = make_trainer(arguments, clock, output_dir)
+        tower = None if arguments.image_dir is None else TowerClock(trainer.model)
         gb_before_training = peak_gb()
         trainer.train()
     peak = peak_gb()
+    in_tower = None if tower is None else tower.seconds
     apart = error(trainer, arguments) if arguments.error_pairs else {}
 
     seconds = [end - start for start, end in pairwise(clock.wall)]
@@ -281,6 +332,8 @@ def main() -> None:
         "tokens_per_second": sum(trainer.tokens[first:]) / measured,
         "peak_gb": peak,
         **apart,
+        # Of all steps, as the clock of the tower runs from the first.
+        **({} if in_tower is None else {"tower_share": in_tower / sum(seconds)}),
         "gb_before_training": gb_before_training,
         "precompute_seconds": trainer.precompute_seconds,
         # The share of all cores that went to anything but this process meanwhile. A
