@@ -127,7 +127,8 @@ WITHOUT_EXAMPLE = {
     "checkpoints.adapter_files": "AdapterFiles fingerprint groups_of is_stock "
     "read_start save_adapter vision_groups_of write_start",
     "checkpoints.adapter_start": "make place shapes",
-    "checkpoints.contents": "fingerprint headers read_tensor reader tensor_infos",
+    "checkpoints.contents": "fingerprint fingerprint_of headers read_tensor reader "
+    "tensor_infos",
     "checkpoints.export": "check_mergeable copy_index copy_rest split_headers write",
     "checkpoints.fetch": "Asset",
     "checkpoints.gguf": "already_converted convert_llama_gguf",

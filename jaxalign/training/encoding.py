@@ -82,7 +82,6 @@ class Encoder(NamedTuple):
                 **self.options,
             )
 
-
     def _moved(self, given: Checkpoint) -> Checkpoint:
         """Return tower and connector of a loaded model on the mesh."""
         model = decoder.make_model(

@@ -146,7 +146,7 @@ def _refuse_difference(
 
 
 def _compare_pictures(run: Path, before: str, now: str) -> None:
-    """Refuse other options of pictures than a run's, and say where a library changed."""
+    """Refuse other options of pictures than a run has; say where a library changed."""
     found = processor.changes(before, now)
     if found.options:
         raise UserError(
