@@ -100,6 +100,12 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_an_endpoint_judges_and_what_it_fails_is_in_no_pair": Rule("slow"),
         "test_kills_at_every_stage_change_nothing": Rule("kill"),
     },
+    "training/test_image_features.py": {
+        "test_trains_as_the_run_that_recomputes": Rule("variants", ("adapters",)),
+        "test_a_mesh_of_two_devices_changes_nothing": Rule("variants", ("decoder",)),
+        "test_scores_are_those_of_the_recomputing": Rule("variants", ("connector",)),
+        "test_what_changed_is_encoded_anew": Rule("slow"),
+    },
     "training/test_own_parts.py": {
         "test_accumulation_and_a_mesh_do_as_for_the_built_in": Rule("variants"),
     },
