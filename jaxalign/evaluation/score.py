@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxalign import progress
 from jaxalign.adapters import adapter
@@ -161,22 +162,7 @@ def score(config: ScoreConfig) -> Path:
     check_target(out)
     dtype = fastest.resolve(config.dtype, config.model)
     config = dataclasses.replace(config, dtype=dtype)
-    found = records.read(config.data, config.layout, image_dir=config.image_dir)
-    check_records(config.objective, found, records.aspects_of(found))
-    options = template_kwargs_of(config.chat_template_kwargs, config.adapter)
-    pixels = max_pixels_of(config.max_pixels, config.adapter)
-    renderer = open_renderer(config.model, options, max_pixels=pixels)
-    data = pairs.prepare(
-        found,
-        renderer,
-        max_length=None,
-        end_of_turn=needs(config.objective).end_of_turn,
-        progress=lambda items, n: progress.track(items, n, "tokenising"),
-    )
-    for path in (config.model, config.reference):
-        if path is not None:
-            check_tokens(data, load_lib.open_config(path)[0].text, path)
-    mesh = make_mesh(config.mesh)
+    data, mesh = _read(config), make_mesh(config.mesh)
     kept = None
     if config.image_features == "cached":
         kept = kept_parts.kept_of_policy(config.model, config.adapter, config.reference)
@@ -187,7 +173,43 @@ def score(config: ScoreConfig) -> Path:
             config.batch_rows,
         )
         [data] = encoding.encoded([data], encoder, out.parent / "features")
-    scopes = kept_parts.scopes_to_load(kept)
+    scorer = _load(config, mesh, kept_parts.scopes_to_load(kept))
+    with whole(out, "the checkpoint and the data are as they were") as file:
+        for result in score_records(
+            data,
+            scorer,
+            objective=config.objective,
+            token_logps=config.token_logps,
+            batch_rows=config.batch_rows,
+            row_length=config.row_length,
+            row_patches=config.row_patches,
+            put=functools.partial(sharding.put_batch, mesh=mesh),
+        ):
+            file.write(json.dumps(result) + "\n")
+    return out
+
+
+def _read(config: ScoreConfig) -> pairs.PairDataset:
+    """Read and tokenise the records, for a model that can score them."""
+    found = records.read(config.data, config.layout, image_dir=config.image_dir)
+    check_records(config.objective, found, records.aspects_of(found))
+    options = template_kwargs_of(config.chat_template_kwargs, config.adapter)
+    pixels = max_pixels_of(config.max_pixels, config.adapter)
+    data = pairs.prepare(
+        found,
+        open_renderer(config.model, options, max_pixels=pixels),
+        max_length=None,
+        end_of_turn=needs(config.objective).end_of_turn,
+        progress=lambda items, n: progress.track(items, n, "tokenising"),
+    )
+    for path in (config.model, config.reference):
+        if path is not None:
+            check_tokens(data, load_lib.open_config(path)[0].text, path)
+    return data
+
+
+def _load(config: ScoreConfig, mesh: Mesh, scopes: Any) -> PolicyAndReference:
+    """Load the policy and what it is compared with, of both the scopes asked for."""
     policy = open_policy(
         config.model,
         config.adapter,
@@ -204,30 +226,18 @@ def score(config: ScoreConfig) -> Path:
         )
     model = policy.checkpoint.model
     scorer = PolicyAndReference(model, policy.variables, model, policy.base)
-    if config.reference is not None:
-        with progress.reading(f"loading {config.reference}") as show:
-            other = load_lib.load(
-                config.reference,
-                dtype=config.dtype,
-                quantize=policy.quantize,
-                mesh=mesh,
-                scopes=scopes,
-                progress=show,
-            )
-        scorer = scorer._replace(ref_model=other.model, ref_variables=other.variables)
-    with whole(out, "the checkpoint and the data are as they were") as file:
-        for result in score_records(
-            data,
-            scorer,
-            objective=config.objective,
-            token_logps=config.token_logps,
-            batch_rows=config.batch_rows,
-            row_length=config.row_length,
-            row_patches=config.row_patches,
-            put=functools.partial(sharding.put_batch, mesh=mesh),
-        ):
-            file.write(json.dumps(result) + "\n")
-    return out
+    if config.reference is None:
+        return scorer
+    with progress.reading(f"loading {config.reference}") as show:
+        other = load_lib.load(
+            config.reference,
+            dtype=config.dtype,
+            quantize=policy.quantize,
+            mesh=mesh,
+            scopes=scopes,
+            progress=show,
+        )
+    return scorer._replace(ref_model=other.model, ref_variables=other.variables)
 
 
 def score_records(

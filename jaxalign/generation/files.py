@@ -169,11 +169,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         cache_dtype=config.cache_dtype,
         text_of=text_model.text_with(made.tokenizer),
     )
-    for request, prompt in zip(left, prompts[done:], strict=True):
-        try:
-            engine.check(request)
-        except UserError as error:
-            raise UserError(f"{prompt.where}: {error}") from None
+    _check(engine, left, prompts[done:])
     with writing(f"--out {out}", _KEPT):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(_settings_file(out), json.dumps(settings, indent=2))
@@ -191,6 +187,17 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
             show(line + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
     return GenerationReport(tokens, seconds, engine.compile_seconds)
+
+
+def _check(
+    engine: Engine, requests: Sequence[Request], prompts: Sequence[Prompt]
+) -> None:
+    """Refuse what cannot be completed, with its prompt's place."""
+    for request, prompt in zip(requests, prompts, strict=True):
+        try:
+            engine.check(request)
+        except UserError as error:
+            raise UserError(f"{prompt.where}: {error}") from None
 
 
 def _requests(
