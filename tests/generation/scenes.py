@@ -90,7 +90,11 @@ def serving(model: Path, *, key: str | None = None, **options: Any) -> Iterator[
     config = service.ServeConfig(
         model=str(model), port=0, model_name="tiny", **{"max_length": 200, **options}
     )
-    made = text_model.load(config.model, template_kwargs=config.chat_template_kwargs)
+    made = text_model.load(
+        config.model,
+        template_kwargs=config.chat_template_kwargs,
+        max_pixels=config.max_pixels,
+    )
     state = service.Service(config, made, service.make_engine(config, made))
     gate = Gate(state.driver.engine)
     with server._listen(config) as listener:

@@ -12,9 +12,10 @@ __all__ = [
     "CompletionBody",
     "ConversationBody",
     "DetokenizeBody",
+    "ImagePart",
     "JsonFormat",
-    "Part",
     "StructuredOutputs",
+    "TextPart",
     "TokenizeBody",
     "Turn",
     "inner_names",
@@ -35,13 +36,33 @@ _AnySchema = dict[str, Any] | bool | str
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class Part(pydantic.BaseModel):
-    """A part of a turn."""
+class TextPart(pydantic.BaseModel):
+    """A stretch of a turn's text."""
 
     model_config = _STRICT
 
     type: Literal["text"]
     text: str
+
+
+class _ImageURL(pydantic.BaseModel):
+    model_config = _STRICT
+
+    url: str
+    # How large pictures are is the server's to say.
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(pydantic.BaseModel):
+    """A picture that a turn shows."""
+
+    model_config = _STRICT
+
+    type: Literal["image_url"]
+    image_url: _ImageURL
+
+
+Part = Annotated[TextPart | ImagePart, pydantic.Field(discriminator="type")]
 
 
 class Turn(pydantic.BaseModel):
@@ -204,7 +225,8 @@ class DetokenizeBody(pydantic.BaseModel):
 
 def inner_names() -> set[str]:
     """Return the names of fields inside the fields of a body."""
-    inner = (Turn, Part, _StreamOptions, JsonFormat, _JsonSchema, StructuredOutputs)
+    parts = (TextPart, ImagePart, _ImageURL)
+    inner = (Turn, *parts, _StreamOptions, JsonFormat, _JsonSchema, StructuredOutputs)
     return {
         info.alias or name
         for model in inner

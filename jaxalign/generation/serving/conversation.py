@@ -8,7 +8,13 @@ from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import UserError
 from jaxalign.generation.serving.api_error import ApiError, shown
-from jaxalign.generation.serving.bodies import ChatBody, ConversationBody, Turn
+from jaxalign.generation.serving.bodies import (
+    ChatBody,
+    ConversationBody,
+    ImagePart,
+    TextPart,
+    Turn,
+)
 
 
 __all__ = ["conversation"]
@@ -18,6 +24,8 @@ _KEPT = ("name", "tool_call_id", "reasoning_content")
 
 def conversation(messages: Sequence[Turn], body: ConversationBody) -> Prompt:
     """Return the turns, parts of a text put together, with the template's options.
+
+    A picture's part has in ``image`` where it is, see ``pictures.looked_up``.
 
     Raises:
       ApiError: 400, a turn or an option that no template is given.
@@ -77,12 +85,14 @@ def _turn(turn: Turn, place: str) -> dict[str, Any]:
             param=f"{place}.content",
             code="missing_parameter",
         )
-    text = parts
+    content: Any = parts
     if isinstance(parts, list):
-        text = "".join(part.text for part in parts)
+        content = [_part(part) for part in parts]
+        if all(isinstance(part, TextPart) for part in parts):
+            content = "".join(part["text"] for part in content)
     # OpenAI's newer name, which no template knows.
     role = "system" if turn.role == "developer" else turn.role
-    made: dict[str, Any] = {"role": role, "content": text}
+    made: dict[str, Any] = {"role": role, "content": content}
     for name in _KEPT:
         if getattr(turn, name) is not None:
             made[name] = getattr(turn, name)
@@ -91,6 +101,12 @@ def _turn(turn: Turn, place: str) -> dict[str, Any]:
             _call(call, f"{place}.tool_calls") for call in turn.tool_calls
         ]
     return made
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, Any]:
+    if isinstance(part, ImagePart):
+        return {"type": "image", "image": part.image_url.url}
+    return {"type": "text", "text": part.text}
 
 
 def _call(call: dict[str, Any], place: str) -> dict[str, Any]:

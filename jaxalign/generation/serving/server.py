@@ -43,8 +43,8 @@ except ImportError as error:
 
 __all__ = ["ServeConfig", "make_app", "serve"]
 
-_MOST_BYTES = 4 * 2**20
-"""Of a request's body."""
+_MOST_BYTES = {False: 4 * 2**20, True: 64 * 2**20}
+"""Of a request's body, by whether it may have pictures."""
 
 
 async def _answer(
@@ -58,7 +58,7 @@ async def _answer(
       ApiError: what the client did wrong, or what keeps us from answering.
       EngineFailed: it did, on the way.
     """
-    body = await _body_of(request)
+    body = await _body_of(service, request)
     service.check_open()
     with contextlib.ExitStack() as stack:
         stack.enter_context(service.counted())
@@ -95,13 +95,13 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _body_of(request: fastapi.Request) -> bytes:
-    found = bytearray()
+async def _body_of(service: Service, request: fastapi.Request) -> bytes:
+    found, most = bytearray(), _MOST_BYTES[service.sees]
     async for piece in request.stream():
         found += piece
-        if len(found) > _MOST_BYTES:
+        if len(found) > most:
             raise ApiError(
-                f"the body is longer than {_MOST_BYTES} bytes",
+                f"the body is longer than {most} bytes",
                 status=413,
                 code="request_too_large",
             )
@@ -237,15 +237,16 @@ def _add_routes(app: fastapi.FastAPI, service: Service) -> None:
 
     @app.post("/tokenize")
     async def tokenize(request: fastapi.Request) -> Response:
-        body = wire.read(await _body_of(request), TokenizeBody)
+        body = wire.read(await _body_of(service, request), TokenizeBody)
         service.check_model(body.model or service.name)
-        renderer, most = service.made.renderer, service.config.max_length
-        found = await service.with_tokenizer(tokens.tokenize, renderer, body, most)
+        prompt = await service.looked_up(tokens.prompt_of(body))
+        given = service.made.renderer, prompt, body, service.config.max_length
+        found = await service.with_tokenizer(tokens.tokenize, *given)
         return JSONResponse(found)
 
     @app.post("/detokenize")
     async def detokenize(request: fastapi.Request) -> Response:
-        body = wire.read(await _body_of(request), DetokenizeBody)
+        body = wire.read(await _body_of(service, request), DetokenizeBody)
         service.check_model(body.model or service.name)
         tokenizer = service.made.tokenizer
         found = await service.with_tokenizer(tokens.detokenize, tokenizer, body)
@@ -315,6 +316,7 @@ def serve(config: ServeConfig) -> None:
             quantize=config.quantize,
             mesh=config.mesh,
             template_kwargs=config.chat_template_kwargs,
+            max_pixels=config.max_pixels,
         )
         service = Service(config, made, make_engine(config, made))
         host, port = listener.getsockname()[:2]

@@ -4,8 +4,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxalign.checkpoints.load import DType
@@ -16,9 +18,10 @@ from jaxalign.data.tokenizer import special_tokens
 from jaxalign.errors import UserError
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Engine, Request, Sampling
-from jaxalign.generation.serving import access
+from jaxalign.generation.serving import access, fetching
 from jaxalign.generation.serving.driver import Call, Driver, Overloaded
 from jaxalign.generation.serving.metrics import Metrics
+from jaxalign.generation.serving.pictures import Sources, has_pictures, looked_up
 from jaxalign.generation.serving.wire import ApiError, ParsedRequest
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
@@ -52,6 +55,12 @@ class ServeConfig:
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a request's own come first. Default as
         the run that ``adapter`` is was trained.
+      image_dir: folder whose files messages may show; default none, so that pictures
+        come as data URLs.
+      fetch_images: whether pictures at http and https URLs are fetched: from public
+        addresses alone, 20 MB at most, in 10 seconds.
+      max_pixels: of a picture; larger ones are made smaller. Default as the run that
+        ``adapter`` is was trained, elsewhere what the checkpoint's own files say.
       batch_slots: completions that are made at the same time.
       max_length: most tokens of a prompt with its completion.
       max_waiting: completions that may wait for a slot; what is more gets 429.
@@ -74,6 +83,9 @@ class ServeConfig:
     api_key_file: str | None = None
     allowed_origins: tuple[str, ...] = ()
     chat_template_kwargs: dict[str, Any] | None = None
+    image_dir: str | None = None
+    fetch_images: bool = False
+    max_pixels: int | None = None
     batch_slots: int = 16
     max_length: int = 2048
     max_waiting: int = 256
@@ -97,6 +109,11 @@ class ServeConfig:
             raise UserError("model_name is empty: leave it out")
         access.check_origins(self.allowed_origins)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
+        if self.image_dir is not None and not Path(self.image_dir).is_dir():
+            raise UserError(
+                f"image_dir {self.image_dir} is not a directory: give the one that "
+                "pictures lie in"
+            )
 
 
 def make_engine(config: ServeConfig, made: text_model.TextModel) -> Engine:
@@ -121,6 +138,17 @@ class Service:
 
     def __init__(self, config: ServeConfig, made: text_model.TextModel, engine: Engine):
         self.config, self.made = config, made
+        self.sees = made.renderer.patcher is not None
+        """Whether messages may have pictures."""
+        if not self.sees and (config.image_dir is not None or config.fetch_images):
+            raise UserError(
+                f"image_dir and fetch_images have no effect: {made.name} does not see. "
+                "Leave them out"
+            )
+        self._sources = Sources(
+            None if config.image_dir is None else Path(config.image_dir),
+            fetching.fetch if config.fetch_images else None,
+        )
         self.name = config.model_name or made.name
         self.driver = Driver(engine, most=config.batch_slots + config.max_waiting)
         self.draining = False
@@ -133,6 +161,7 @@ class Service:
         )
         # One thread: tokenizers are not made for several, and it is enough.
         self._tokenising = concurrent.futures.ThreadPoolExecutor(1, "tokenizer")
+        self._looking_up = concurrent.futures.ThreadPoolExecutor(8, "pictures")
 
     @contextlib.asynccontextmanager
     async def running(self, _: Any = None) -> AsyncIterator[None]:
@@ -143,6 +172,7 @@ class Service:
         finally:
             await asyncio.to_thread(self.driver.stop)
             self._tokenising.shutdown()
+            self._looking_up.shutdown(wait=False)
 
     def check_open(self) -> None:
         """Refuse a request that nobody would answer.
@@ -176,9 +206,23 @@ class Service:
         Raises:
           ApiError: 400.
         """
+        prompts = [await self.looked_up(prompt) for prompt in asked.prompts]
+        asked = asked._replace(prompts=tuple(prompts))
         found = await self.with_tokenizer(self._requests_of, asked)
         self.metrics.count_prompt(sum(len(request.tokens) for request in found))
         return found
+
+    async def looked_up(self, prompt: Any) -> Any:
+        """Return a prompt with its pictures, which may have to be fetched.
+
+        Raises:
+          ApiError: see ``pictures.looked_up``.
+        """
+        if not isinstance(prompt, Prompt) or not has_pictures(prompt):
+            return prompt
+        look_up = functools.partial(looked_up, prompt, self._sources, sees=self.sees)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looking_up, look_up)
 
     async def with_tokenizer(self, fn: Callable[..., _T], *args: Any) -> _T:
         """Call what uses the tokenizer, in its thread."""
@@ -189,17 +233,13 @@ class Service:
         found = []
         for prompt in asked.prompts:
             try:
-                tokens: Any = prompt
-                if isinstance(prompt, Prompt):
-                    _check_effort(prompt, self.made.tokenizer)
-                    tokens = self.made.renderer.prompt_tokens(prompt)
+                request = self._read(prompt)
                 options = {"seed": int.from_bytes(os.urandom(4)), **asked.sampling}
-                options["max_new_tokens"] = self._tokens_left(len(tokens), asked)
-                sampling = Sampling(**options)
-                request = Request(
-                    tokens,
-                    sampling,
-                    self._ends(asked, sampling.stop),
+                left = self._tokens_left(len(request.tokens), asked)
+                sampling = Sampling(**{**options, "max_new_tokens": left})
+                request = request._replace(
+                    sampling=sampling,
+                    stop_tokens=self._ends(asked, sampling.stop),
                     ranked=asked.logprobs or 0,
                     judged=asked.echo and asked.logprobs is not None,
                     steering=asked.steering,
@@ -209,6 +249,18 @@ class Service:
                 raise ApiError(str(error), param=_param(error, asked)) from None
             found.append(request)
         return found
+
+    def _read(self, prompt: Prompt | tuple[int, ...]) -> Request:
+        """Return a prompt's tokens and pictures, which are opened here.
+
+        Raises:
+          UserError: it cannot be rendered, or a picture not be opened.
+        """
+        if not isinstance(prompt, Prompt):
+            return Request(prompt)
+        _check_effort(prompt, self.made.tokenizer)
+        renderer, ends = self.made.renderer, frozenset[int]()
+        return text_model.as_request(renderer, prompt, Sampling(), ends, open_now=True)
 
     def _ends(self, asked: ParsedRequest, stop: Sequence[str]) -> frozenset[int]:
         """Return the tokens that end a completion."""
@@ -266,6 +318,8 @@ def _param(error: UserError, asked: ParsedRequest) -> str | None:
     if "cannot be followed" in text:
         return asked.structure_field
     first = text.split()[0]
+    if first.startswith("messages["):
+        return first.rstrip(":")
     if first in ("logit_bias", "min_tokens"):
         return first
     return "messages" if asked.is_chat else "prompt"

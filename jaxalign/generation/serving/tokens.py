@@ -10,34 +10,53 @@ from jaxalign.generation.serving.bodies import DetokenizeBody, TokenizeBody
 from jaxalign.generation.serving.conversation import conversation
 
 
-__all__ = ["detokenize", "tokenize"]
+__all__ = ["detokenize", "prompt_of", "tokenize"]
 
 
-def tokenize(renderer: Renderer, body: TokenizeBody, max_length: int) -> dict[str, Any]:
+def prompt_of(body: TokenizeBody) -> Prompt:
+    """Return what is asked about.
+
+    Raises:
+      ApiError: 400, neither or both of prompt and messages are there.
+    """
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError("expected either a prompt or messages", param="prompt")
+    if body.messages is not None:
+        return conversation(body.messages, body)
+    return Prompt(body.prompt or "", None, "prompt")
+
+
+def tokenize(
+    renderer: Renderer, prompt: Prompt, body: TokenizeBody, max_length: int
+) -> dict[str, Any]:
     """Return the tokens of a prompt or of a conversation.
 
     Args:
       renderer: of the model.
+      prompt: see :func:`prompt_of`, with its pictures.
       body: what was asked. Special tokens are added to a prompt unless it says no, and
         to a conversation, which has those of its template, only if it says so.
       max_length: tokens that the model takes.
     Raises:
-      ApiError: 400, neither or both are there, or the template cannot render it.
+      ApiError: 400, the template cannot render it.
     """
-    if (body.prompt is None) == (body.messages is None):
-        raise ApiError("expected either a prompt or messages", param="prompt")
-    is_chat = body.messages is not None
-    if body.messages is not None:
-        prompt = conversation(body.messages, body)
-    else:
-        prompt = Prompt(body.prompt or "", None, "prompt")
+    tokenizer, given = renderer.tokenizer, body.add_special_tokens
+    special = body.messages is None if given is None else given
+    if prompt.images and special:
+        raise ApiError(
+            "add_special_tokens does not go with pictures, whose tokens stand between "
+            "those of the template: leave it out",
+            param="add_special_tokens",
+        )
     try:
-        text = renderer.prompt_text(prompt)
+        if prompt.images:
+            found = renderer.prompt_tokens(prompt)
+        else:
+            text = renderer.prompt_text(prompt)
+            out = tokenizer(text, add_special_tokens=special, verbose=False)
+            found = out["input_ids"]
     except UserError as error:
         raise ApiError(str(error), param="messages") from None
-    tokenizer, given = renderer.tokenizer, body.add_special_tokens
-    special = not is_chat if given is None else given
-    found = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     names = tokenizer.convert_ids_to_tokens(found) if body.return_token_strs else None
     return {
         "count": len(found),

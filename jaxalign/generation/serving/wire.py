@@ -6,6 +6,7 @@ are those of the model itself, without temperature, bias, penalty or truncation;
 structure forbids tokens, among the others.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -233,7 +234,9 @@ def _explained(error: pydantic.ValidationError) -> ApiError:
     problem = max(mine, key=lambda p: (p["type"] not in _UNION_BRANCHES, len(p["loc"])))
     names = inner_names()
     path = str(first)
-    for part in problem["loc"][1:]:
+    for before, part in itertools.pairwise(problem["loc"]):
+        if isinstance(before, int) and ".content" in path:
+            continue  # the kind of the part
         if isinstance(part, int):
             path += f"[{part}]"
         elif part in names or problem["type"] == "extra_forbidden":
@@ -247,8 +250,9 @@ def _explained(error: pydantic.ValidationError) -> ApiError:
         expected += "such lists, none of them empty"
     elif path.endswith(".content"):
         expected = 'expected a text or a list of {"type": "text", "text": ...}'
-    elif path.endswith(".type"):
-        expected = 'only parts of type "text" are supported, no images and no sound'
+    elif problem["type"].startswith("union_tag"):
+        expected = 'only parts of type "text" and "image_url" are supported, no sound'
+        path += ".type"
     elif problem["type"] == "extra_forbidden":
         expected = "not a known field here"
     return ApiError(f"{path}: {expected}: got {shown(problem['input'])}", param=path)
