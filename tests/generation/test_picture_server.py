@@ -49,7 +49,7 @@ def web(folder) -> Iterator[list[Any]]:
     import threading
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     handler = functools.partial(Quiet, directory=str(folder))
@@ -60,7 +60,8 @@ def web(folder) -> Iterator[list[Any]]:
 
     def connect(address: Any, timeout: float) -> socket.socket:
         connected.append(address)
-        return socket.create_connection(server.server_address, timeout=timeout)
+        here: Any = server.server_address
+        return socket.create_connection(here, timeout=timeout)
 
     fetch = functools.partial(fetching.fetch, resolve=resolve, connect=connect)
     with pytest.MonkeyPatch.context() as patch:
