@@ -226,6 +226,32 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants", ("LoRA*'sequence', *", "Prefix*separate*'none')", "HLPT*")
         ),
     },
+    # Models that see: of each family something, of each way one.
+    "vision/test_adapters.py": {
+        "test_peft_loads_it_with_exactly_these_modules": Rule(
+            "parity", ("llava-{}", "qwen2_5_vl-{}")
+        ),
+        "test_it_loads_what_peft_wrote": Rule("parity", ("4-llava",)),
+    },
+    "vision/test_trained_weights.py": {
+        "test_they_train_beside_an_adapter": Rule("variants", ("llava-trainable*",)),
+        "test_the_connector_alone": Rule("variants", ("nf4-llava",)),
+    },
+    "vision/test_files.py": {
+        "test_it_comes_out_bit_for_bit": Rule(
+            "variants", ("llava-published", "idefics3-*", "qwen2_5_vl-published")
+        ),
+        "test_transformers_loads_what_is_merged": Rule("parity", ("qwen2_5_vl",)),
+        "test_a_converted_base_stands_for_it": Rule("variants", ("llava",)),
+        "test_a_run_from_a_converted_base": Rule("variants"),
+    },
+    "vision/test_layers.py": {
+        "test_a_tower_of_codes": Rule("variants", ("llava-*",)),
+        "test_prefixes_of_the_decoder": Rule("variants", ("hlpt",)),
+        "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule(
+            "variants", ("{'tensor'*-llava",)
+        ),
+    },
     # Quantised bases: both codes, an adapter, a hybrid.
     "models/test_quantised.py": {
         "test_log_probs_are_those_of_the_unpacked_weights": Rule(

@@ -171,7 +171,7 @@ def value_and_grad(found: Any, kind: str, options: MeshConfig, count: int) -> An
     )
     trainable, frozen = trees.partition(variables, mask)
     frozen = {**frozen, "reference": {"params": trainable["params"]}}
-    batch = batch_of(found, 8, rows=count)
+    batch = jax.device_get(batch_of(found, 8, rows=count))
     loss_fn = functools.partial(
         objective.loss_fn,
         model=loaded.model,
