@@ -225,10 +225,11 @@ def _end_of_turn(
     limit: int | None = None,
 ) -> int | None:
     """Return the first special token behind all that a turn says."""
-    for index, token in enumerate(encoding.tokens[:limit]):
+    tokens = encoding.tokens[:limit]
+    for index in [i for i, token in enumerate(tokens) if token in special]:
         start, end = encoding.spans[index]
         # It may have swallowed whitespace that stands before it.
-        if token in special and end > turn.stop and start >= turn.start:
+        if end > turn.stop and start >= turn.start:
             return index
     return None
 
@@ -330,10 +331,10 @@ def _pair(
 
 def _shared(sides: Sequence[list[int]], limit: int) -> int:
     """Return the length of the longest common prefix, at most the limit."""
-    length = 0
-    while length < limit and len({ids[length] for ids in sides}) == 1:
-        length += 1
-    return length
+    for length, (first, *others) in enumerate(zip(*sides, strict=False)):
+        if length == limit or others.count(first) < len(others):
+            return length
+    return min(limit, *map(len, sides))
 
 
 def _owners(
@@ -349,6 +350,8 @@ def _owners(
     """
     places = np.array(response.spans[response.first :], np.int64).reshape(-1, 2)
     owners = np.full(len(places), -1, np.int32)
+    if not segments:
+        return owners
     for number, (turn, text) in enumerate(zip(rendering.turns, texts, strict=True)):
         mine = [i for i, segment in enumerate(segments) if segment.turn == number]
         begin, origins = turn.place

@@ -31,7 +31,8 @@ def tile_spans(text: str, offsets: Sequence[Span]) -> list[Span]:
         if previous < start and not text[previous:start].strip():
             start = previous
         tiled.append((start, end))
-        previous = max(previous, end)
+        if end > previous:
+            previous = end
     return tiled
 
 
