@@ -294,6 +294,33 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_a_model_computes_the_same_with_splash": Rule("variants", ("None",)),
     },
     "generation/test_server.py": {"test_sigterm_drains": Rule("kill")},
+    # Each layout of pictures, and of the losses one of pairs and one of single ones.
+    "vision/test_log_probs.py": {
+        "test_score_says_what_transformers_says": Rule(
+            "parity", ("llava", "smolvlm", "qwen2_5_vl")
+        ),
+        "test_rows_of_one_pair": Rule("parity", ("qwen2_5_vl",)),
+        "test_two_by_four_devices": Rule("variants", ("fsdp-llava",)),
+        "test_pictures_of_a_data_set": Rule("parity", ("smolvlm",)),
+    },
+    "vision/test_gradients.py": {
+        "test_gradients_of_all_weights_are_torchs": Rule(
+            "parity", ("dpo-smolvlm", "sft-qwen2_5_vl")
+        ),
+    },
+    "vision/test_identities.py": {
+        "test_order_budgets_and_packing_change_nothing": Rule("variants", ("smolvlm",)),
+        "test_another_picture_changes_its_own_pair_alone": Rule(
+            "variants", ("qwen2_5_vl",)
+        ),
+        "test_a_frozen_tower_is_run_once": Rule("variants", ("llava-*",)),
+    },
+    "vision/test_runs.py": {
+        "test_an_objective_trains_on_pictures": Rule("variants", ("dpo2d", "kto")),
+        "test_all_is_trained_and_evaluated_with_and_without_pictures": Rule(
+            "variants", ("llava",)
+        ),
+    },
     # What a reader refuses is tested by name; these look for what nobody thought of.
     "checkpoints/test_load.py": {
         "test_configs_with_other_values": Rule("fuzz"),
@@ -334,6 +361,10 @@ SECONDS = {
     "checkpoints/test_convert.py": 35,
     "generation/test_files.py": 30,
     "checkpoints/test_export.py": 30,
+    "vision/test_log_probs.py": 60,
+    "vision/test_gradients.py": 45,
+    "vision/test_identities.py": 40,
+    "vision/test_runs.py": 40,
     "models/test_attention.py": 30,
 }
 """What the longest files take in all, so that a run begins with them."""
