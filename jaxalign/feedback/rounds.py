@@ -284,6 +284,7 @@ def _sample(
                 adapter=None if adapter is None else str(adapter),
                 data=prompts,
                 image_dir=config.image_dir,
+                max_pixels=config.max_pixels,
                 out=str(part),
                 chat_template_kwargs=config.chat_template_kwargs,
                 dtype=config.dtype,
