@@ -106,6 +106,13 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_scores_are_those_of_the_recomputing": Rule("variants", ("connector",)),
         "test_what_changed_is_encoded_anew": Rule("slow"),
     },
+    "feedback/test_pictured_rounds.py": {
+        "test_a_picture_that_has_changed_is_no_going_on": Rule("slow"),
+        "test_risks_look_at_both_at_the_picture_and_at_the_words": Rule("slow"),
+        "test_claims_are_verified_with_the_picture": Rule("slow"),
+        "test_rules_need_no_eyes": Rule("slow"),
+        "test_kills_change_nothing": Rule("kill"),
+    },
     "training/test_own_parts.py": {
         "test_accumulation_and_a_mesh_do_as_for_the_built_in": Rule("variants"),
     },

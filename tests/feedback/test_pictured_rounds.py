@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_risks_look_at_both_at_the_picture_and_at_the_words(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
     monkeypatch.setattr(stub_server, "fitting", _found)
     out = tmp_path / "risks"
-    with serving() as stub:
+    with serving(_by_the_response) as stub:
         judge = {"name": "openai", "model": "m", "base_url": stub.url}
         options = {
             "judge": judge,
@@ -194,8 +195,8 @@ def test_risks_look_at_both_at_the_picture_and_at_the_words(
     alone = [one for one in observed if not any(w in one[0] for w in words)]
     blind = [one for one in observed if not one[1]]
     both = [one for one in observed if one not in alone and one not in blind]
-    # Five prompts show pictures, one has none; the image pass is by its pictures.
-    assert (len(alone), len(blind), len(both)) == (5, 5, 5)
+    # Six prompts, one of which shows nothing.
+    assert (len(alone), len(blind), len(both)) == (5, 6, 5)
     assert all(data for _, data in alone)
     pictures = {path.read_bytes() for path in (setting.folder / "p").glob("*.png")}
     pictures.add(base64.b64decode(setting.url.partition(",")[2]))
@@ -212,6 +213,23 @@ def test_risks_look_at_both_at_the_picture_and_at_the_words(
     ]
     seen = {unit["labels"]["passes"] for unit in units}
     assert any("image" in passes for passes in seen)
+    assert {unit["verdict"] for unit in units} == {"handled", "unhandled"}
+    assert (out / "round-1/adapter").is_dir()
+
+
+def _by_the_response(question: str, _: int, body: dict[str, Any]) -> str:
+    """Say of some responses that they do not handle a risk."""
+    told = json.loads(question)[1]["content"]
+    text = told if isinstance(told, str) else told[0]["text"]
+    form = body["response_format"]["json_schema"]
+    if (
+        form["name"] == "verify"
+        and '"response"' in text
+        and zlib.crc32(text.encode()) % 2
+    ):
+        said = json.dumps({"role": "assistant", "content": '{"answer": "no"}'})
+        return f"message {said}"
+    return "ok"
 
 
 _fitting = stub_server.fitting
