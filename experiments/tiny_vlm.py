@@ -51,8 +51,8 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "whole": Plan(Size(None, views=6, aside=100), Steps(150, 550, 100)),
-    "quick": Plan(Size(36, views=2, aside=8), Steps(10, 20, 4)),
+    "whole": Plan(Size(None, views=6, aside=100, rows=2), Steps(150, 550, 100)),
+    "quick": Plan(Size(12, views=2, aside=4, rows=1), Steps(8, 32, 2)),
 }
 
 

@@ -23,6 +23,8 @@ class Size(NamedTuple):
     """Of a symbol to train on; one more is kept for the model's own mistakes."""
     aside: int
     """How many symbols are asked about in other ways."""
+    rows: int
+    """Of 512 tokens, in an update."""
 
 
 class Data(NamedTuple):

@@ -92,7 +92,7 @@ def _common(data: Data, model: Path, file: Path, name: str) -> dict[str, Any]:
         "out": str(data.folder / name),
         "num_train_epochs": 1000,  # max_steps ends it
         # Short rows: every token of a row is compared with every other one.
-        "batch_rows": 2,
+        "batch_rows": data.size.rows,
         "row_length": 512,
         "max_length": 256,
         "save_steps": 50,
