@@ -555,8 +555,8 @@ def test_1000_malformed_requests(served, client) -> None:
         ({"n": "x"}, "n: input should be a valid integer: got 'x'", "n"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "no images",
-            "messages[0].content[0].type",
+            "image_url is missing",
+            "messages[0].content[0].image_url",
         ),
         (
             {"messages": [{"role": "user", "content": 3}]},
