@@ -252,7 +252,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_a_converted_base_stands_for_it": Rule("variants", ("llava",)),
         "test_a_run_from_a_converted_base": Rule("variants"),
     },
-    "vision/test_layers.py": {
+    "vision/test_adapted_layers.py": {
         "test_a_tower_of_codes": Rule("variants", ("llava-*",)),
         "test_prefixes_of_the_decoder": Rule("variants", ("hlpt",)),
         "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule(
