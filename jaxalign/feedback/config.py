@@ -81,7 +81,8 @@ class DecomposerConfig:
 
     Attributes:
       name: ``segments`` by aspects (two-dimensional feedback), atomic ``claims``
-        (RLAIF-V), ``risks`` of the prompt (DREAM), or ``hops``: the answer against the
+        (RLAIF-V), ``risks`` of the prompt (DREAM; of one with pictures: in both, in
+        the pictures alone and in the words alone), or ``hops``: the answer against the
         column ``references`` of the prompts.
 
     >>> DecomposerConfig().name
@@ -160,7 +161,8 @@ class RLAIFConfig:
 
     Attributes:
       model: Hugging Face checkpoint that the policy starts from.
-      prompts: file of prompts, ``{"prompt": text or messages}`` a line.
+      prompts: file of prompts, ``{"prompt": text or messages}`` a line, with
+        ``images`` where it shows pictures.
       out: directory of the run; the same command again goes on in it.
       image_dir: where relative paths of pictures start, of the gate's prompts too;
         default beside each file of prompts.
