@@ -43,7 +43,7 @@ def wanted(made) -> list[np.ndarray]:
         at = np.arange(len(prompt), len(whole))
         return logps[at - 1, whole[at]].sum()
 
-    return [np.array([logp(p, a) for a in answers]) for p, answers in questions()]
+    return [np.array([logp(p, a) for a in answers]) for p, answers, _ in questions()]
 
 
 @pytest.mark.parametrize("sizes", [(16, 1), (64, 1), (128, 3)])
@@ -56,7 +56,7 @@ def test_the_sums_are_those_of_a_pass_for_each_answer(made, wanted, sizes) -> No
         row_length=sizes[0],
         batch_rows=sizes[1],
     )
-    for (_, answers), got, want in zip(asked, found, wanted, strict=True):
+    for (_, answers, _), got, want in zip(asked, found, wanted, strict=True):
         np.testing.assert_allclose(got.logps, want, atol=1e-4)
         shares = np.exp(want) / np.exp(want).sum()
         np.testing.assert_allclose(got.probs, shares, atol=1e-5)
