@@ -170,7 +170,7 @@ WITHOUT_EXAMPLE = {
     "objectives.logps": "token_logps_and_kl",
     "objectives.objective": "loss_of_tokens pair_losses score score_under",
     "objectives.options": "fill refuse_others",
-    "objectives.policy": "pair_logps policy_and_kl score_tokens shared_features "
+    "objectives.policy": "pair_logps policy_and_kl score_tokens shared_pictures "
     "tail_weights",
     "objectives.record": "per_pair",
     "reports.run": "held_out_figures write_report",

@@ -16,6 +16,7 @@ from jaxalign.variables import check_variables
 
 __all__ = [
     "PairLogps",
+    "Pictures",
     "TokenLogps",
     "WithReference",
     "pair_logps",
@@ -23,7 +24,7 @@ __all__ = [
     "policy_token_logps",
     "reference_variables",
     "score_tokens",
-    "shared_features",
+    "shared_pictures",
     "tail_weights",
 ]
 
@@ -122,25 +123,43 @@ def _hidden(
     return model.hidden_fn(variables, batch.inputs, **keys), None
 
 
-def shared_features(
+class Pictures(NamedTuple):
+    """What policy and reference see together."""
+
+    batch: PreferenceBatch
+    """With the tower's states in the place of patches, where the connector differs."""
+    features: Float[Array, "b u d"] | None
+    """Of the rows' pictures; None where there are none, or each model has its own."""
+
+
+def shared_pictures(
     trainable: Any, frozen: Any, batch: PreferenceBatch, *, model: Model
-) -> Float[Array, "b u d"] | None:
-    """Return the features of a batch's pictures that policy and reference share.
+) -> Pictures:
+    """Encode a batch's pictures as far as policy and reference do it alike.
 
-    They do where nothing of tower and connector is trained and the reference has no
-    others: then pictures are encoded once, and without derivatives.
-
-    Returns:
-      None where there are no pictures, or each model has its own features.
+    That is once, and without derivatives: up to features where nothing of tower and
+    connector is trained and the reference has no others, up to the tower's states where
+    only the connectors differ.
     """
-    if model.image_fn is None or batch.inputs.images is None:
-        return None
+    images = batch.inputs.images
+    if model.image_fn is None or images is None:
+        return Pictures(batch, None)
     others = (frozen.get(REFERENCE) or {}) if isinstance(frozen, dict) else {}
-    for tree in (*trainable.values(), *others.values()):
-        if any(jax.tree.leaves(tree.get(scope)) for scope in SCOPES):
-            return None
+    trees_of_both = (*trainable.values(), *others.values())
+    differ = {
+        scope
+        for scope in SCOPES
+        if any(jax.tree.leaves(tree.get(scope)) for tree in trees_of_both)
+    }
     variables = _combined(trainable, frozen)
-    return jax.lax.stop_gradient(model.image_fn(variables, batch.inputs.images))
+    if not differ:
+        found = model.image_fn(variables, images)
+        return Pictures(batch, jax.lax.stop_gradient(found))
+    if differ == {"connector"} and images.patches is not None:
+        states = jax.lax.stop_gradient(model.image_fn(variables, images, states=True))
+        seen = images._replace(states=states, patches=None)
+        batch = batch._replace(inputs=batch.inputs._replace(images=seen))
+    return Pictures(batch, None)
 
 
 def reference_variables(trainable: Any, frozen: Any) -> Any:
@@ -227,7 +246,7 @@ def score_tokens(
       kl: whether to compare the whole distributions, which needs the reference live.
     """
     variables = _combined(trainable, frozen)
-    features = shared_features(trainable, frozen, batch, model=model)
+    batch, features = shared_pictures(trainable, frozen, batch, model=model)
     if kl:
         ref_variables = reference_variables(trainable, frozen)
         models = (model, model)
