@@ -22,7 +22,6 @@ from jaxalign.errors import UserError
 from jaxalign.objectives import balance, dpo2d, objective
 from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
-from jaxalign.types import ModelInputs
 from tests import scenes, synthetic
 from tests.adapters import scenes as adapter_scenes
 
@@ -65,7 +64,7 @@ def test_the_balance_is_that_of_transformers(make, model_type) -> None:
         want = model(torch.from_numpy(tokens), output_router_logits=True).aux_loss
     assert float(balance.balance_loss(sums)) == pytest.approx(float(want), rel=1e-5)
     # Padding goes through the experts, but does not count.
-    padded = ModelInputs(*(jnp.pad(leaf, [(0, 1), (0, 9)]) for leaf in inputs))
+    padded = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 1), (0, 9)]), inputs)
     _, again = checkpoint.model.routed_fn(checkpoint.variables, padded)
     assert float(balance.balance_loss(again)) == pytest.approx(float(want), rel=1e-5)
     np.testing.assert_allclose(again.tokens, [69, 69, 0])  # three layers
