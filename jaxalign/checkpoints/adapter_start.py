@@ -83,12 +83,14 @@ def _text_start(checkpoint: Checkpoint, config: PrefixConfig) -> Any:
     return jax.jit(run)(checkpoint.variables, inputs)
 
 
-def shapes(config: Adapter, model: ModelConfig) -> tuple[Any, Any]:
+def shapes(config: Adapter, model: DecoderConfig | ModelConfig) -> tuple[Any, Any]:
     """Return the shapes of base weights and adapter without making either.
 
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
     """
+    if isinstance(model, DecoderConfig):
+        model = ModelConfig(text=model)
     whole = decoder.param_shapes(model)
     groups = adapter.groups(config, whole, model.text.num_layers)
     params = decoder.param_shapes(model, groups, adapter.vision_groups(config, whole))
