@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -81,6 +81,7 @@ class _Base(NamedTuple):
     config: ModelConfig
     family: Family
     cut: places.Stacks
+    info: dict[str, TensorInfo]
 
 
 def save_hf(
@@ -125,10 +126,10 @@ def save_hf(
         copy_rest(base.path, directory)
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
-        info = contents.tensor_infos(base.path)
+        info = base.info
 
         def write_tensor(name: str, target: BinaryIO) -> None:
-            tensor = _tensor(base, variables, name, info[name].shape)
+            tensor = _tensor(base, variables, name)
             dtype = np.dtype(info[name].dtype)
             if tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
                 fitting.check_not_transposed(name, tensor, read(name))
@@ -156,7 +157,7 @@ def _base(variables: Variables, like: Checkpoint | str | Path) -> _Base:
     config, family = load_lib.open_config(path)
     check_mergeable(config.text, variables)
     cut = fitting.check(config, path, variables)
-    return _Base(path, config, family, cut)
+    return _Base(path, config, family, cut, contents.tensor_infos(path))
 
 
 def _is_packed(path: Path) -> bool:
@@ -331,9 +332,7 @@ def write(values: dict[str, np.ndarray], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _tensor(
-    base: _Base, variables: Variables, name: str, shape: Sequence[int]
-) -> np.ndarray:
+def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:
     family, own = base.family, base.family.canonical(name)
     if base.config.text.tie_embeddings and own == family.head:
         own = family.rules[0].hf
@@ -357,7 +356,7 @@ def _tensor(
         if leaf != "bias":
             own.pop("bias", None)
         value = low_rank.merge({leaf: value}, own)[leaf]
-    return place.to_file(value, shape)
+    return place.to_file(value, base.info[name].shape)
 
 
 def _with_rows(value: np.ndarray, leaves: Any, leaf: str) -> np.ndarray:

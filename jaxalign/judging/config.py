@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign import progress
 from jaxalign.configs import check_fields
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.errors import UserError
@@ -36,6 +37,10 @@ _READ_BY = {
 }
 """Which judges read an option, where not all do; ``local json`` is the local judge that
 writes its replies. Of a function of one's own a dry run tells what it would cost."""
+
+_HOW = ("concurrency", "timeout", "max_wait", "max_attempts")
+"""How an endpoint is asked. Whoever tries another judge in a command keeps these: they
+are said and not refused, as a budget is that nobody would keep to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +188,13 @@ class JudgeConfig:
             default = defaults[name].default
             if default is dataclasses.MISSING:
                 default = {}
-            if getattr(self, name) != default:
+            if getattr(self, name) == default:
+                continue
+            if name in _HOW:
+                progress.say_once(
+                    f"judge.{name} has no effect with judge.name {self.name}"
+                )
+            else:
                 others = [other for other in judges if other != "local json"]
                 if "local json" in judges and "local" not in judges:
                     others.append("local with judge.method json")

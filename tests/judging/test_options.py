@@ -1,10 +1,11 @@
-"""Options that a judge does not read are refused, and those it reads are not."""
+"""Options that a judge does not read are refused or said, those it reads are not."""
 
 import dataclasses
 from typing import Any
 
 import pytest
 
+from jaxalign import progress
 from jaxalign.errors import UserError
 from jaxalign.judging.config import JudgeConfig
 
@@ -44,13 +45,20 @@ OPTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize(("options", "read_by"), OPTIONS, ids=lambda x: next(iter(x)))
-def test_an_option_has_an_effect_or_is_refused(judge, options, read_by) -> None:
+def test_an_option_has_an_effect_or_is_refused(judge, options, read_by, capsys) -> None:
+    progress.say_once.cache_clear()
     values = {**JUDGES[judge], **options}
     if judge in read_by:
         config = JudgeConfig(**values)
         assert all(getattr(config, name) == value for name, value in options.items())
         return
     name = values["name"]
+    if options.keys() & {"concurrency", "timeout", "max_wait", "max_attempts"}:
+        JudgeConfig(**values)
+        said = " ".join(capsys.readouterr().err.split())
+        option = next(iter(options))
+        assert f"judge.{option} has no effect with judge.name {name}" in said
+        return
     refused = "|".join(options)
     with pytest.raises(UserError, match=f"judge.({refused}) does nothing .* {name}: "):
         JudgeConfig(**values)
@@ -58,7 +66,7 @@ def test_an_option_has_an_effect_or_is_refused(judge, options, read_by) -> None:
 
 def test_the_cure_names_a_judge_that_reads_the_option() -> None:
     with pytest.raises(UserError, match="choose judge.name openai or python$"):
-        JudgeConfig(name="rules", concurrency=2)
+        JudgeConfig(name="rules", prompt_price=2.0)
     cure = "choose judge.name openai or local with judge.method json$"
     for values in (JUDGES["local"], JUDGES["rules"]):
         with pytest.raises(UserError, match=cure):

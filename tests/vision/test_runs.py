@@ -83,7 +83,7 @@ def test_all_is_trained_and_evaluated_with_and_without_pictures(
         changes |= {"eval_data": str(held_out), "eval_steps": 2}
         train(from_dict(options(made, run, **changes)))
         steps = metrics_lib.read(run / "metrics.jsonl").values()
-        found = [row["eval/loss"] for row in steps if "eval/loss" in row]
+        found = [row["eval_loss"] for row in steps if "eval_loss" in row]
         assert found and np.isfinite([*found, *losses(run)]).all()
 
 
