@@ -247,9 +247,8 @@ def _response(
     first = spans.first_completion_token(response.spans, rendering.turns[0].start)
     if first == count and not response.ended:
         raise UserError(
-            f"{field}: the completion has no token: it is empty, "
-            "and no end of turn or EOS follows it. Give a text, or a tokenizer with an "
-            "EOS token"
+            f"{field}: the completion has no token: it is empty, and no end of turn "
+            "or EOS follows it. Give a text, or a tokenizer with an EOS token"
         )
     learnt = None
     if len(rendering.turns) > 1:
@@ -379,8 +378,7 @@ def _branch(
 ) -> Branch:
     scores = np.full((len(segments), len(aspects)), np.nan, np.float32)
     for index, segment in enumerate(segments):
-        for column, aspect in enumerate(aspects):
-            scores[index, column] = segment.scores.get(aspect, np.nan)
+        scores[index] = [segment.scores.get(aspect, np.nan) for aspect in aspects]
     owned = np.bincount(owners[owners >= 0], minlength=len(segments)) > 0
     return Branch(
         tokens=np.asarray(ids, np.int32),
@@ -395,9 +393,8 @@ def _branch(
 def _weighted(branch: Branch, weights: Sequence[float], field: str) -> Branch:
     if len(weights) != branch.num_completion_tokens:
         raise UserError(
-            f"{field}_token_weights: got {len(weights)} "
-            f"number(s) for {branch.num_completion_tokens} completion tokens. "
-            "Expected one for each, the end of turn included, with this "
-            "checkpoint's tokenizer and template"
+            f"{field}_token_weights: got {len(weights)} number(s) for "
+            f"{branch.num_completion_tokens} completion tokens. Expected one for each, "
+            "the end of turn included, with this checkpoint's tokenizer and template"
         )
     return branch._replace(weights=np.asarray(weights, np.float32))

@@ -98,7 +98,7 @@ def folder_of(directory: Path, key: Mapping[str, str]) -> Path:
     """Return where the features of a key lie: all that decides their numbers.
 
     >>> folder_of(Path("run"), {"tower": "a", "dtype": "float32"}).name
-    '4ff8dfa47f8d2f4d'
+    'b2399c886688f03c'
     """
     text = json.dumps(dict(key), sort_keys=True)
     return directory / hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -89,7 +89,11 @@ def prompt_of(
     Raises:
       UserError: there are images, and the checkpoint does not see.
     """
-    parts = [_parts(message["content"]) for message in messages]
+    contents = [message["content"] for message in messages]
+    given = [part for c in contents if not isinstance(c, str) for part in c]
+    if renderer.patcher is None and any(part["type"] != "text" for part in given):
+        raise UserError("it sees no images; judge.name openai may")
+    parts = [_parts(content) for content in contents]
     names = [name for own in parts for kind, name in own if kind == "image"]
     images = seen(names, pictures, renderer)
     place = "" if renderer.patcher is None else renderer.patcher.placeholder

@@ -100,7 +100,7 @@ def test_what_pictures_take_is_shown(
 ) -> None:
     tokenizer, patcher = seeing(load_tokenizer(tiny_llama))
     renderer = Renderer(tokenizer, patcher=patcher)
-    monkeypatch.setattr(data_check, "open_renderer", lambda *_: renderer)
+    monkeypatch.setattr(data_check, "open_renderer", lambda *_, **__: renderer)
     given = rows(3)
     # 2 x 2 patches are one feature between two frames; 4 x 10 in two tiles are twice
     # 2 x 2 features, with three frames and a line break.
