@@ -96,7 +96,7 @@ def test_choice_is_the_mean_score(tiny_llama, reference, tokenizer) -> None:
     judge = LocalJudge(str(tiny_llama), method="choice")
     request = scores(spans=((0, 24),))
     (verdict,) = ask(judge, [request])
-    asked = judge._choices(request.subject, Renderer(tokenizer)).questions
+    asked = judge._choices(request.subject, Renderer(tokenizer), {}).questions
     for question, aspect in zip(asked, ("clarity", "safety"), strict=True):
         text = tokenizer.decode(question.prompt)
         assert f"How good is the segment in {aspect}?" in text

@@ -133,6 +133,7 @@ def in_older_words(directory: Path, *, flat: bool = False) -> None:
     for part in (config, text, config["vision_config"]):
         if "dtype" in part:
             part["torch_dtype"] = part.pop("dtype")
+    config["vision_config"].pop("rope_parameters", None)
     rope = text.pop("rope_parameters")
     text["rope_theta"] = rope["rope_theta"]
     if "mrope_section" in rope:

@@ -47,9 +47,7 @@ def test_a_model_that_does_not_see(scene, tiny_llama, tmp_path) -> None:
 def test_too_few_places_for_patches(scene, tmp_path) -> None:
     made = scene("llava")
     given = made.model, made.data, tmp_path / "run"
-    refused(
-        r"jsonl:3: field images\[0\]: .*--row_patches to 51", *given, row_patches=20
-    )
+    refused(r"jsonl:3: field images\[0\]: .*row_patches to 51", *given, row_patches=20)
     words = synthetic.write_jsonl(
         tmp_path / "words.jsonl", vision_records.text_records(3)
     )
