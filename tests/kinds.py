@@ -102,16 +102,22 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "training/test_image_features.py": {
         "test_trains_as_the_run_that_recomputes": Rule("variants", ("adapters",)),
-        "test_a_mesh_of_two_devices_changes_nothing": Rule("variants", ("decoder",)),
-        "test_scores_are_those_of_the_recomputing": Rule("variants", ("connector",)),
+        "test_a_mesh_of_two_devices_changes_nothing": Rule("variants"),
+        "test_scores_are_those_of_the_recomputing": Rule("variants"),
+        "test_goes_on_where_filling_was_interrupted": Rule("slow"),
+        "test_a_loaded_model_is_encoded_by_its_own_weights": Rule("variants"),
         "test_what_changed_is_encoded_anew": Rule("slow"),
     },
     "feedback/test_pictured_rounds.py": {
+        "test_a_round_samples_judges_trains_and_reports": Rule("slow"),
         "test_a_picture_that_has_changed_is_no_going_on": Rule("slow"),
         "test_risks_look_at_both_at_the_picture_and_at_the_words": Rule("slow"),
         "test_claims_are_verified_with_the_picture": Rule("slow"),
         "test_rules_need_no_eyes": Rule("slow"),
         "test_kills_change_nothing": Rule("kill"),
+    },
+    "feedback/test_own_judge.py": {
+        "test_rounds_take_a_judge_and_a_decomposer_as_objects": Rule("slow"),
     },
     "training/test_own_parts.py": {
         "test_accumulation_and_a_mesh_do_as_for_the_built_in": Rule("variants"),
@@ -242,7 +248,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "vision/test_trained_weights.py": {
         "test_they_train_beside_an_adapter": Rule("variants", ("llava-trainable*",)),
-        "test_the_connector_alone": Rule("variants", ("nf4-llava",)),
+        "test_the_connector_alone": Rule("variants"),
     },
     "vision/test_files.py": {
         "test_it_comes_out_bit_for_bit": Rule(
@@ -255,9 +261,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "vision/test_adapted_layers.py": {
         "test_a_tower_of_codes": Rule("variants", ("llava-*",)),
         "test_prefixes_of_the_decoder": Rule("variants", ("hlpt",)),
-        "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule(
-            "variants", ("{'tensor'*-llava",)
-        ),
+        "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule("variants"),
     },
     # Quantised bases: both codes, an adapter, a hybrid.
     "models/test_quantised.py": {
@@ -306,14 +310,12 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_score_says_what_transformers_says": Rule(
             "parity", ("llava", "smolvlm", "qwen2_5_vl")
         ),
-        "test_rows_of_one_pair": Rule("parity", ("qwen2_5_vl",)),
+        "test_rows_of_one_pair": Rule("parity"),
         "test_two_by_four_devices": Rule("variants", ("fsdp-llava",)),
-        "test_pictures_of_a_data_set": Rule("parity", ("smolvlm",)),
+        "test_pictures_of_a_data_set": Rule("parity"),
     },
     "vision/test_gradients.py": {
-        "test_gradients_of_all_weights_are_torchs": Rule(
-            "parity", ("dpo-smolvlm", "sft-qwen2_5_vl")
-        ),
+        "test_gradients_of_all_weights_are_torchs": Rule("parity", ("sft-qwen2_5_vl",)),
     },
     "vision/test_identities.py": {
         "test_order_budgets_and_packing_change_nothing": Rule("variants", ("smolvlm",)),
@@ -323,10 +325,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_a_frozen_tower_is_run_once": Rule("variants", ("llava-*",)),
     },
     "vision/test_runs.py": {
-        "test_an_objective_trains_on_pictures": Rule("variants", ("dpo2d", "kto")),
-        "test_all_is_trained_and_evaluated_with_and_without_pictures": Rule(
-            "variants", ("llava",)
-        ),
+        "test_an_objective_trains_on_pictures": Rule("variants", ("dpo2d",)),
+        "test_all_is_trained_and_evaluated_with_and_without_pictures": Rule("variants"),
     },
     # What a reader refuses is tested by name; these look for what nobody thought of.
     "checkpoints/test_load.py": {
