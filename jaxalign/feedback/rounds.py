@@ -187,7 +187,7 @@ def _rlaif(
         "gate prompts": rows.fingerprint(config.gate.prompts),
     }
     if shown is not None:
-        sources["pictures"] = shown
+        sources["prompts' pictures"] = shown
     if judge is not None:
         sources["judge"] = hash_of(judge.settings)
     if decomposer is not None:

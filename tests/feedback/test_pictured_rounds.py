@@ -161,7 +161,7 @@ def test_a_picture_that_has_changed_is_no_going_on(
     try:
         published.drawn(61, 97, seed=77).save(path)
         assert run(setting.config(again)) == 2
-        assert "the pictures has changed since" in capsys.readouterr().err
+        assert "the prompts' pictures has changed since" in capsys.readouterr().err
     finally:
         path.write_bytes(before)
     assert run(setting.config(again)) == 0
