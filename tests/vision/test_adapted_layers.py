@@ -152,7 +152,9 @@ def test_a_mesh_gives_the_single_device_s_loss_and_gradients(scene, kind, mesh) 
     assert {"vision", "connector", "layers_0_2"} <= scopes
     for path, want in trees.by_path(wanted).items():
         got = trees.by_path(grads)[path]
-        np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-5, err_msg=path)
+        # Sums over devices round by the size of their terms, not of what is left.
+        rounding = 1e-5 * max(1.0, float(np.abs(want).max()))
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=rounding, err_msg=path)
         if not path.startswith("params/connector/norm"):
             assert np.abs(want).max() > 0, path
 
