@@ -1,4 +1,4 @@
-"""Evaluation: scoring records, reports."""
+"""Evaluation: scoring records, and benchmarks with intervals."""
 
 from typing import TYPE_CHECKING
 
@@ -7,11 +7,17 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
+        published,
         score,
+        statistics,
+        task,
     )
 
 __all__ = [
+    "published",
     "score",
+    "statistics",
+    "task",
 ]
 
 __getattr__, __dir__ = submodules(__name__, __all__)
