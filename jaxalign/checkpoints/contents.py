@@ -120,11 +120,11 @@ def reader(model: str | Path) -> Callable[[str], np.ndarray | None]:
                 return handle.get_tensor(stored_name)
 
         return stored
-    base = base_files.read_base(directory)
+    base, cut = base_files.read_base(directory), stacks_of(config)
 
     def converted(name: str) -> np.ndarray | None:
         own = own_name(name)
-        place = locate(own, family.rules, stacks_of(config))
+        place = locate(own, family.rules, cut)
         if is_tied and own == family.head:
             place = Place(family.rules[0], family.rules[0].path)
         if place is None or place.path not in base.params:

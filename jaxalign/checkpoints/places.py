@@ -55,7 +55,8 @@ class Place(NamedTuple):
     @property
     def is_idle(self) -> bool:
         """Whether it is of a tower's layer that is not run."""
-        return self.path.startswith("(layer") and self.rule.path.startswith("vision/")
+        tower = stacks.scope_of(self.rule.path) == "vision"
+        return tower and self.path.startswith("(layer")
 
     def from_file(self, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Return a stored tensor in the form of a parameter, of a layer if stacked."""
@@ -192,8 +193,7 @@ def locate(name: str, rules: Sequence[Rule], cut: Stacks) -> Place | None:
         if not index:
             return Place(rule, rule.path)
         layer, *expert = index
-        scope = "vision" if rule.path.startswith("vision/") else ""
-        for low, high in cut.get(scope, ()):
+        for low, high in cut.get(stacks.scope_of(rule.path), ()):
             if low <= layer < high:
                 stack = f"{group_name((low, high))}/"
                 path = rule.path.replace("layers/", stack, 1)

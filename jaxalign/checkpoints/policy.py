@@ -113,9 +113,10 @@ def quantize_of(given: Quantize | None, adapter: str | None) -> Quantize:
     >>> quantize_of(None, None), quantize_of("nf4", None)
     ('none', 'nf4')
     """
-    if given is not None or adapter is None or not runs.is_run(run := Path(adapter)):
-        return given or "none"
-    return runs.read_settings(run).get("quantize", "none")
+    if given is not None:
+        return given
+    kept = runs.settings_of(adapter) or {}
+    return kept.get("quantize", "none")
 
 
 def open_run(

@@ -77,12 +77,12 @@ def max_pixels_of(given: int | None, adapter: str | None) -> int | None:
       >>> max_pixels_of(1024, None)
       1024
     """
-    if adapter is None or not runs.is_run(run := Path(adapter)):
+    if (settings := runs.settings_of(adapter)) is None:
         return given
-    kept = runs.read_settings(run).get("max_pixels")
+    kept = settings.get("max_pixels")
     if given not in (None, kept):
         raise UserError(
-            f"max_pixels {given}: {run} was trained with {kept or 'the default'}. "
+            f"max_pixels {given}: {adapter} was trained with {kept or 'the default'}. "
             "Leave the option out, or train another run"
         )
     return kept
@@ -102,12 +102,12 @@ def template_kwargs_of(
       >>> template_kwargs_of({"enable_thinking": False}, None)
       {'enable_thinking': False}
     """
-    if adapter is None or not runs.is_run(run := Path(adapter)):
+    if (settings := runs.settings_of(adapter)) is None:
         return given or {}
-    kept = runs.read_settings(run).get("chat_template_kwargs") or {}
+    kept = settings.get("chat_template_kwargs") or {}
     if given is not None and dict(given) != kept:
         raise UserError(
-            f"chat_template_kwargs {dict(given)}: {run} was trained with {kept}. Leave "
-            "the option out, or train another run"
+            f"chat_template_kwargs {dict(given)}: {adapter} was trained with {kept}. "
+            "Leave the option out, or train another run"
         )
     return kept

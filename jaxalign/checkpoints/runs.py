@@ -17,6 +17,7 @@ __all__ = [
     "is_run",
     "read_settings",
     "read_sources",
+    "settings_of",
 ]
 
 CONFIG = "config.yaml"
@@ -52,6 +53,17 @@ def read_settings(run: str | Path) -> dict[str, Any]:
             "`jaxalign train`"
         )
     return read_yaml(run / CONFIG)
+
+
+def settings_of(adapter: str | None) -> dict[str, Any] | None:
+    """Return the options of the run that an adapter is, None where it is none.
+
+    >>> settings_of(None) is None
+    True
+    """
+    if adapter is None or not is_run(adapter):
+        return None
+    return read_settings(adapter)
 
 
 def read_sources(run: str | Path) -> dict[str, str]:

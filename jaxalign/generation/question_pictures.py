@@ -1,13 +1,12 @@
 """Pictures of questions with a few answers: opened when their row is computed."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxalign.data.image_rows import prompt_images
+from jaxalign.data import image_rows
 from jaxalign.data.patches import Patcher, PictureLayout
 from jaxalign.data.picture import Picture
 from jaxalign.types import ImageInputs
@@ -19,12 +18,19 @@ __all__ = ["QuestionPictures", "laid_out", "pictures_of"]
 class QuestionPictures(NamedTuple):
     """The pictures of a prompt."""
 
-    open: Callable[[], ImageInputs]
-    """Gives them as a row of their own; ``features_to`` are places in the prompt."""
-    units: int
-    """How many units of patches they have."""
+    images: Sequence[Picture]
+    layouts: Sequence[PictureLayout]
+    """What becomes of each."""
+    feature_places: Int[np.ndarray, " f"]
+    """Index in the prompt's tokens that each feature is for."""
+    patcher: Patcher
     positions: Int[np.ndarray, "n 3"] | None = None
     """Of the prompt's tokens, for multimodal rotary; None: 0, 1, 2, ..."""
+
+    @property
+    def units(self) -> int:
+        """Return how many units of patches they have."""
+        return sum(map(self.patcher.units, self.layouts))
 
 
 def pictures_of(
@@ -45,10 +51,7 @@ def pictures_of(
     """
     if patcher is None or not pictures:
         return None
-    opened = functools.partial(
-        prompt_images, tuple(pictures), tuple(layouts), feature_places, patcher
-    )
-    return QuestionPictures(opened, sum(map(patcher.units, layouts)), positions)
+    return QuestionPictures(pictures, layouts, feature_places, patcher, positions)
 
 
 def laid_out(
@@ -62,34 +65,17 @@ def laid_out(
     Raises:
       UserError: a picture cannot be opened, or is another one by now.
     """
-    made: Any = None
-    for r, row in enumerate(rows):
+    patcher = next((pictures.patcher for row in rows for pictures, _ in row), None)
+    if patcher is None:
+        return None
+    made = image_rows.no_images(len(rows), units * patcher.merge**2, patcher)
+    seeing = image_rows.Seeing(patcher)
+    for number, row in enumerate(rows):
         place = count = 0
         for pictures, begin in row:
-            own: Any = pictures.open()
-            unit = own.image_ids.shape[1] // own.features_to.shape[1]
-            if made is None:
-                made = _empty(own, len(rows), units, unit)
-            there = slice(place * unit, (place + pictures.units) * unit)
-            ids, to = own.image_ids[0], own.features_to[0]
-            made.image_ids[r, there] = np.where(ids > 0, ids + count, 0)
-            made.places_in_image[r, there] = own.places_in_image[0]
-            made.patches[r, there] = own.patches[0]
-            filled = slice(place, place + pictures.units)
-            made.features_to[r, filled] = np.where(to < 0, -1, to + begin)
-            place, count = place + pictures.units, count + int(ids.max())
+            image_rows.place_pictures(
+                made, number, pictures, seeing, begin=begin, units=place, count=count
+            )
+            place += pictures.units
+            count += sum(len(layout.grids) for layout in pictures.layouts)
     return made
-
-
-def _empty(like: Any, rows: int, units: int, unit: int) -> ImageInputs:
-    """Return arrays for so many rows of units, all padding."""
-
-    def full(value: int, array: np.ndarray, places: int) -> Any:
-        return np.full((rows, places, *array.shape[2:]), value, array.dtype)
-
-    return ImageInputs(
-        image_ids=full(0, like.image_ids, units * unit),
-        places_in_image=full(0, like.places_in_image, units * unit),
-        features_to=full(-1, like.features_to, units),
-        patches=full(0, like.patches, units * unit),
-    )

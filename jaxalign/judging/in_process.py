@@ -89,11 +89,7 @@ def prompt_of(
     Raises:
       UserError: there are images, and the checkpoint does not see.
     """
-    contents = [message["content"] for message in messages]
-    given = [part for c in contents if not isinstance(c, str) for part in c]
-    if renderer.patcher is None and any(part["type"] != "text" for part in given):
-        raise UserError("it sees no images; judge.name openai may")
-    parts = [_parts(content) for content in contents]
+    parts = [_parts(message["content"]) for message in messages]
     names = [name for own in parts for kind, name in own if kind == "image"]
     images = seen(names, pictures, renderer)
     place = "" if renderer.patcher is None else renderer.patcher.placeholder
@@ -126,8 +122,8 @@ def _parts(content: str | Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if isinstance(content, str):
         return [("text", content)]
     return [
-        ("image", part["image_url"]["url"])
-        if part["type"] == "image_url"
-        else ("text", part["text"])
+        ("text", part["text"])
+        if part["type"] == "text"
+        else ("image", part.get("image_url", {}).get("url", ""))
         for part in content
     ]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxalign.adapters import saved
+from jaxalign.adapters.adapter import COLLECTIONS
 from jaxalign.errors import UserError
 from jaxalign.models import attention, decoding, layers, rotary
 from jaxalign.models.config import DecoderConfig, ModelConfig
@@ -32,8 +33,6 @@ __all__ = [
 ]
 
 Remat = Literal["none", "dots", "full"]
-
-_ADAPTERS = ("lora", "prefix", saved.COLLECTION)
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool] | None:
@@ -82,7 +81,7 @@ class Decoder(nn.Module):
                 variable_axes=dict.fromkeys(
                     (
                         "params",
-                        *_ADAPTERS,
+                        *COLLECTIONS,
                         layers.KEYS_AND_VALUES,
                         layers.ROUTED,
                         layers.CACHE,

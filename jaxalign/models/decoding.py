@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import trees
-from jaxalign.adapters import saved
+from jaxalign.adapters.adapter import COLLECTIONS
 from jaxalign.errors import UserError
 from jaxalign.models.attention import cached
 from jaxalign.models.config import DecoderConfig
@@ -17,8 +17,6 @@ from jaxalign.types import Variables
 
 
 __all__ = ["by_layer", "make_cache"]
-
-_ADAPTERS = ("lora", "prefix", saved.COLLECTION)
 
 
 def make_cache(
@@ -56,7 +54,7 @@ def make_cache(
             shape[axis] = block
             blocks = range(-(-length // block))
             stack["self_attn"][name] = tuple(jnp.zeros(shape, dtype) for _ in blocks)
-    for collection in _ADAPTERS:
+    for collection in COLLECTIONS:
         for path in trees.paths(variables.get(collection, {})):
             *module, leaf = path.split("/")
             if leaf == "mean_gate":

@@ -1,6 +1,7 @@
 """Gated MLPs: one for all tokens, or a mixture of experts."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,15 +21,18 @@ from jaxalign.models.linear import (
 )
 
 
-__all__ = ["MLP", "ROUTED", "Experts"]
+__all__ = ["ACTIVATIONS", "MLP", "ROUTED", "Experts"]
 
 ROUTED = "routed"
 """Collection that, where a caller makes it mutable, gets what each router did."""
 
-_ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+"""Of MLPs, by what configs call them."""
 
 
 class MLP(nn.Module):
@@ -51,7 +55,7 @@ class MLP(nn.Module):
         else:
             gate = dense("gate_proj", config.mlp_width, x)
             up = dense("up_proj", config.mlp_width, x)
-        product = _ACTIVATIONS[config.activation](gate) * up
+        product = ACTIVATIONS[config.activation](gate) * up
         return dense("down_proj", config.width, product)
 
 
@@ -109,7 +113,7 @@ class Experts(nn.Module):
             routes.experts,
             routes.weights,
             ExpertMLPs(self.config, mixture.experts, name="experts")(),
-            activation=_ACTIVATIONS[self.config.activation],
+            activation=ACTIVATIONS[self.config.activation],
             saved_name=SAVED_NAMES[0],
             mesh=self.runtime.mesh,
         )

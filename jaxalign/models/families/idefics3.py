@@ -60,11 +60,7 @@ FAMILY = Family(
             "encoder.layers.{layer}",
             vision_rules.CLIP,
             others={"post_layernorm": "last_norm"},
-            plain={
-                "embeddings.patch_embedding.weight": "patch_embedding/kernel",
-                "embeddings.patch_embedding.bias": "patch_embedding/bias",
-                "embeddings.position_embedding.weight": "positions",
-            },
+            plain=vision_rules.CLIP_EMBEDDINGS,
         ),
         *vision_rules.linear_rules(
             {"model.connector.modality_projection.proj": "connector/proj"}, bias=False

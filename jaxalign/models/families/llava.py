@@ -83,9 +83,7 @@ _CLIP_RULES = vision_rules.tower_rules(
     others={"pre_layrnorm": "first_norm"},
     plain={
         "embeddings.class_embedding": "class_token",
-        "embeddings.patch_embedding.weight": "patch_embedding/kernel",
-        "embeddings.patch_embedding.bias": "patch_embedding/bias",
-        "embeddings.position_embedding.weight": "positions",
+        **vision_rules.CLIP_EMBEDDINGS,
     },
 )
 _DINOV2_RULES = vision_rules.tower_rules(

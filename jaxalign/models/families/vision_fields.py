@@ -16,7 +16,7 @@ from jaxalign.models.families import (
 from jaxalign.models.families.vision_rules import CLIP, DINOV2
 
 
-__all__ = ["filled", "layers_run", "part", "read_text", "read_tower", "token_id"]
+__all__ = ["filled", "layers_run", "part", "read_text", "read_tower"]
 
 _TEXTS = {
     module.FAMILY.model_type: module.FAMILY
@@ -85,16 +85,6 @@ def read_text(
         tied = fields.flag(config, "tie_word_embeddings")
     text["tie_word_embeddings"] = tied
     return _TEXTS[text["model_type"]].read_text(text)
-
-
-def token_id(config: Mapping[str, Any]) -> int:
-    """Return the token that stands for a feature of a picture.
-
-    Raises:
-      UserError: config.json does not say.
-    """
-    name = "image_token_id" if "image_token_id" in config else "image_token_index"
-    return fields.integer(config, name)
 
 
 def layers_run(config: Mapping[str, Any], layers: int) -> int:

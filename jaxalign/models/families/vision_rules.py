@@ -11,6 +11,7 @@ from jaxalign.models.families.rules import Rule, decoder_rules
 
 __all__ = [
     "CLIP",
+    "CLIP_EMBEDDINGS",
     "DINOV2",
     "QWEN",
     "SHARDING",
@@ -22,6 +23,13 @@ __all__ = [
 
 CLIP = TowerNames()
 """Of CLIP, SigLIP and SmolVLM's tower."""
+
+CLIP_EMBEDDINGS = {
+    "embeddings.patch_embedding.weight": "patch_embedding/kernel",
+    "embeddings.patch_embedding.bias": "patch_embedding/bias",
+    "embeddings.position_embedding.weight": "positions",
+}
+"""What these have before their layers."""
 
 DINOV2 = TowerNames(attention="attention", out="o_proj")
 

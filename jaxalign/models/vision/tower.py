@@ -5,7 +5,6 @@ behind the other and see those of their own image; in layers with windows those 
 own square of it, which then lie one behind the other too.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,22 +13,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxalign.adapters.adapter import COLLECTIONS
 from jaxalign.models import attention as attention_lib
 from jaxalign.models import rotary
 from jaxalign.models.config import VisionConfig
+from jaxalign.models.feed_forward import ACTIVATIONS
 from jaxalign.models.linear import Dense, Runtime, weight_of
 from jaxalign.stacks import Group, group_name
 from jaxalign.types import ImageInputs
 
 
 __all__ = ["Norm", "Tower", "VisionTraits", "layouts", "traits"]
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "silu": nn.silu,
-}
 
 
 class VisionTraits(NamedTuple):
@@ -153,7 +147,7 @@ class VisionMLP(nn.Module):
         def dense(name: str, features: int, x: Array) -> Array:
             return Dense(features, self.runtime, True, name=name)(x)
 
-        act = _ACTIVATIONS[config.activation]
+        act = ACTIVATIONS[config.activation]
         up = dense(names.up, config.mlp_width, x)
         if names.gate is None:
             wide = act(up)
@@ -224,7 +218,7 @@ class Tower(nn.Module):
         for low, high in self.groups:
             scanned = nn.scan(
                 self.block,
-                variable_axes={"params": 0, "lora": 0, "saved": 0},
+                variable_axes=dict.fromkeys(("params", *COLLECTIONS), 0),
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
                 length=high - low,
