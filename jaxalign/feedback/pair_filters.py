@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from jaxalign.data.records import Segment
-from jaxalign.feedback.decompose.requests import folded
+from jaxalign.feedback.decompose.observations import folded
 
 
 __all__ = [

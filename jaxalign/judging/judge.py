@@ -36,6 +36,9 @@ Task = Literal[
     "verify",  # {"answer": "yes" | "no"}
     "compare",  # {"better": "A" | "B" | "tie"}
     "grade",  # {"grade": "correct" | "incorrect" | "not_attempted"}
+    "label",  # {"grade": one of the labels that the schema names}
+    "refusal",  # the same, of a response that may refuse
+    "prose",  # {"text", "finish_reason", "top_logprobs"}: any text, taken as it is
 ]
 
 
@@ -105,6 +108,9 @@ class JudgeRequest:
     subject: Subject
     vote: int = 0
     """Which of several equal requests, where a judge is asked more than once."""
+    options: Mapping[str, Any] | None = None
+    """How ``prose`` is drawn where that is the request's own: the endpoint's
+    ``temperature``, ``top_p``, ``max_tokens``, ``seed``, ``stop``, ``top_logprobs``."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,8 @@ def request_key(request: JudgeRequest, settings: Mapping[str, Any]) -> str:
         "vote": request.vote,
         "judge": settings,
     }
+    if request.options:
+        what["options"] = request.options
     return hash_of(what)
 
 

@@ -1,11 +1,11 @@
 """A judge that is a checkpoint in this process: the probabilities of its answers.
 
-It samples nothing. A question with a few answers (``verify``, ``compare``, ``grade``)
-gets the most probable one. Segments are scored in one of two ways: ``choice`` asks for
-0 to 4 on each aspect and takes the mean of these under the probabilities that the
-checkpoint gives them; ``likelihood`` asks nothing and takes 4 exp(mean log p) over the
-segment's tokens, given the prompt and the response so far, the largest score for a text
-that the checkpoint would have written itself.
+It samples nothing. A question with a few answers (``verify``, ``compare``, ``grade``
+and other labels) gets the most probable one. Segments are scored in one of two ways:
+``choice`` asks for 0 to 4 on each aspect and takes the mean of these under the
+probabilities that the checkpoint gives them; ``likelihood`` asks nothing and takes
+4 exp(mean log p) over the segment's tokens, given the prompt and the response so far,
+the largest score for a text that the checkpoint would have written itself.
 
 A checkpoint that sees is shown the pictures of what it judges; one that does not
 refuses them, request by request.
@@ -49,12 +49,6 @@ Method = Literal["likelihood", "choice"]
 
 _TEMPLATE = "score_segment"
 
-
-_ANSWERS = {
-    "verify": ("answer", ("yes", "no")),
-    "compare": ("better", ("A", "B", "tie")),
-    "grade": ("grade", ("correct", "incorrect", "not_attempted")),
-}
 
 _Found = Sequence[Sequence[np.ndarray]]
 
@@ -177,11 +171,11 @@ class LocalJudge:
             return _likelihood(request.subject, renderer, pictures)
         if request.task == "scores":
             return self._choices(request.subject, renderer, pictures)
-        if request.task not in _ANSWERS:
+        if (choice := _choice(request.schema)) is None:
             raise UserError(
                 f"it writes no text, as {request.task} asks for; judge.method json does"
             )
-        field, answers = _ANSWERS[request.task]
+        field, answers = choice
         prompt = prompt_of(request.messages, pictures, renderer)
         question = answer_logps.question(prompt, answers, renderer)
 
@@ -225,6 +219,15 @@ class LocalJudge:
             return {"segments": scores}
 
         return _LocalQuestions(questions, value)
+
+
+def _choice(schema: Mapping[str, Any]) -> tuple[str, tuple[str, ...]] | None:
+    """Return the field and the answers that a reply may be, None if it is a text."""
+    fields = schema.get("properties", {})
+    if len(fields) != 1:
+        return None
+    ((name, kind),) = fields.items()
+    return (name, tuple(kind["enum"])) if "enum" in kind else None
 
 
 def _likelihood(

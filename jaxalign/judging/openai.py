@@ -13,20 +13,18 @@ If none of the first requests that were answered could be read, the run stops.
 
 import asyncio
 import contextlib
-import functools
-import json
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxalign.data import images
 from jaxalign.errors import UserError
-from jaxalign.judging import endpoint, prompts, replies
+from jaxalign.judging import bodies, endpoint, prompts, replies
 from jaxalign.judging.attempts import Trouble, backoff
 from jaxalign.judging.budget import Budget, cost_of
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.endpoint import Key
-from jaxalign.judging.judge import JudgeRequest, Verdict, digest, schema_text
+from jaxalign.judging.judge import JudgeRequest, Verdict, digest
 from jaxalign.judging.legibility import Legibility, bare
 from jaxalign.judging.replies import Post
 
@@ -205,7 +203,7 @@ class OpenAIJudge:
             more = ()
             if trouble.repair is not None:
                 if not repaired:
-                    repaired, more = True, _repair(trouble)
+                    repaired, more = True, bodies.repair(trouble)
                 continue
             in_a_row += 1
             await run.pause(backoff(in_a_row, self._chance.random(), trouble.wait))
@@ -224,13 +222,17 @@ class OpenAIJudge:
         Raises:
           Trouble: it gave none.
         """
-        reply = await post(self._body(request, messages))
+        reply = await post(bodies.body(self.config, request, messages))
         choice, usage = replies.choice(reply, self.url, self._key, self.proven)
         run.reached()
         if usage is not None:
             spent[0] += usage[0]
             spent[1] += usage[1]
         run.count(usage)
+        if request.task == "prose":
+            self.proven = True
+            said = replies.prose(choice, self._key)
+            return said, said["text"]
         content = replies.content(choice, self._key)
         value, problem = prompts.parse(bare(content), request.schema)
         if problem is not None:
@@ -243,35 +245,11 @@ class OpenAIJudge:
 
     def _messages(self, request: JudgeRequest) -> tuple[Message, ...]:
         messages = request.messages
-        if self.config.response_format != "json_schema":
+        if request.task != "prose" and self.config.response_format != "json_schema":
             messages = prompts.with_schema(messages, request.schema)
         if not request.subject.images:
             return messages
         return tuple(images.loaded(messages, self._load_image))
-
-    def _body(self, request: JudgeRequest, messages: tuple[Message, ...]) -> bytes:
-        config = self.config
-        body: dict[str, Any] = {"model": config.model}
-        if config.temperature is not None:
-            body["temperature"] = config.temperature
-        if config.temperature or request.vote:
-            body["seed"] = request.vote
-        if config.chat_template_kwargs:
-            body["chat_template_kwargs"] = config.chat_template_kwargs
-        if config.max_reply_tokens is not None:
-            body["max_completion_tokens"] = config.max_reply_tokens
-        # Put together from parts that most requests share and that are encoded once.
-        form = ""
-        if config.response_format == "json_object":
-            form = '"response_format": {"type": "json_object"}, '
-        elif config.response_format == "json_schema":
-            schema = schema_text(request.schema)
-            shape = f'{{"name": "{request.task}", "strict": true, "schema": {schema}}}'
-            form = f'{{"type": "json_schema", "json_schema": {shape}}}'
-            form = f'"response_format": {form}, '
-        shown = ", ".join(_encoded(message) for message in messages)
-        rest = json.dumps(body)[1:]
-        return f'{{"messages": [{shown}], {form}{rest}'.encode()
 
     def _made(
         self,
@@ -357,28 +335,3 @@ async def _all(tasks: Iterator[asyncio.Task[None]]) -> None:
         for task in started:
             task.cancel()
         await asyncio.gather(*started, return_exceptions=True)
-
-
-def _encoded(message: Message) -> str:
-    """Return a message as JSON; the long text that all requests begin with, once."""
-    if set(message) == {"role", "content"} and isinstance(message["content"], str):
-        role, content = (_quoted(message[name]) for name in ("role", "content"))
-        return f'{{"role": {role}, "content": {content}}}'
-    return json.dumps(message, default=dict)
-
-
-_quoted = functools.lru_cache(maxsize=64)(json.dumps)
-
-
-def _repair(trouble: Trouble) -> tuple[Message, ...]:
-    """Return the turns that show the judge its reply and what was wrong with it."""
-    return (
-        {"role": "assistant", "content": trouble.raw},
-        {
-            "role": "user",
-            "content": (
-                f"Your reply cannot be used: {trouble.repair}. Reply again, with the "
-                "one JSON object that was asked for and nothing around it."
-            ),
-        },
-    )

@@ -9,7 +9,7 @@ from jaxalign.judging.attempts import Trouble, fate_of, told_to_wait
 from jaxalign.judging.endpoint import Key
 
 
-__all__ = ["Choice", "Post", "Reply", "choice", "content"]
+__all__ = ["Choice", "Post", "Reply", "choice", "content", "prose"]
 
 Choice = dict[str, Any]
 
@@ -78,6 +78,50 @@ def content(choice: Choice, key: Key) -> str:
         reason += ", only reasoning" if thought else ""
         raise Trouble(reason, raw=said, unread=True)
     return said
+
+
+def prose(choice: Choice, key: Key) -> dict[str, Any]:
+    """Return what a choice says, whatever that is, without the key.
+
+    Nothing is trouble here: a cut or an empty text is an answer, and so is a refusal,
+    whose ``finish_reason`` is then ``refusal``. What an endpoint's filter took away has
+    ``content_filter``.
+
+    Returns:
+      ``text``, ``finish_reason``, and ``top_logprobs``: [token, log-probability] of the
+      most probable first tokens, None where the endpoint gives none.
+    """
+    message = choice.get("message")
+    message = message if isinstance(message, dict) else {}
+    text, refusal = _joined(message.get("content"))
+    refusal = message.get("refusal") or refusal
+    ended = choice.get("finish_reason")
+    ended = ended if isinstance(ended, str) else "stop"
+    if isinstance(refusal, str) and refusal:
+        text, ended = text or refusal, "refusal"
+    return {
+        "text": endpoint.without_key(text, key),
+        "finish_reason": ended,
+        "top_logprobs": _first_logprobs(choice),
+    }
+
+
+def _first_logprobs(choice: Choice) -> list[list[Any]] | None:
+    """Return the first token's most probable alternatives."""
+    told = choice.get("logprobs")
+    places = told.get("content") if isinstance(told, dict) else None
+    first = places[0] if isinstance(places, list) and places else None
+    ranked = first.get("top_logprobs") if isinstance(first, dict) else None
+    if not isinstance(ranked, list):
+        return None
+    found = [
+        [one["token"], float(one["logprob"])]
+        for one in ranked
+        if isinstance(one, dict)
+        and isinstance(one.get("token"), str)
+        and isinstance(one.get("logprob"), int | float)
+    ]
+    return found or None
 
 
 def _joined(content: Any) -> tuple[str, str]:

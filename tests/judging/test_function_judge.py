@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.feedback.decompose.requests import YES_OR_NO, closed, texts
 from jaxalign.judging import function, prompts
 from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.graders import YES_OR_NO, closed, texts
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict, request_key
 from jaxalign.judging.legibility import FIRST
 from jaxalign.judging.make import make_judge

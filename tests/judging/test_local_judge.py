@@ -11,6 +11,7 @@ from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.judging import prompts
 from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.graders import YES_OR_NO
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 from jaxalign.judging.local import LocalJudge
 from jaxalign.judging.make import make_judge
@@ -125,7 +126,7 @@ def test_questions_with_few_answers(tiny_llama, reference, tokenizer) -> None:
     request = JudgeRequest(
         "verify",
         ({"role": "system", "content": "say"}, {"role": "user", "content": "so?"}),
-        {},
+        YES_OR_NO,
         Subject(TURNS, "a", statement="so?"),
     )
     judge = LocalJudge(str(tiny_llama))
@@ -148,7 +149,10 @@ def test_what_it_cannot_do_is_a_failure_by_name(tiny_llama) -> None:
     good = scores()
     text = dataclasses.replace(good, task="claims")
     image = dataclasses.replace(
-        good, task="verify", messages=({"role": "user", "content": [{"type": "x"}]},)
+        good,
+        task="verify",
+        schema=YES_OR_NO,
+        messages=({"role": "user", "content": [{"type": "x"}]},),
     )
     wrote, saw, judged = ask(judge, [text, image, good])
     assert wrote.value is None and "writes no text" in str(wrote.failure)

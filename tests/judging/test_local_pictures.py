@@ -12,13 +12,13 @@ from transformers.models.smolvlm import processing_smolvlm
 from jaxalign.data.images import NamedPictures, with_images
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
-from jaxalign.feedback.decompose.requests import YES_OR_NO
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Sampling
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.structure import json_schema
 from jaxalign.judging import prompts
 from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.graders import YES_OR_NO
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 from jaxalign.judging.make import make_judge
 from tests import vision_models, vision_records

@@ -10,13 +10,13 @@ import pytest
 from jaxalign.cli.main import main
 from jaxalign.data import records
 from jaxalign.data.rendering import Renderer
-from jaxalign.feedback.decompose.requests import YES_OR_NO, closed, texts
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Request, Sampling, generate
 from jaxalign.generation.steering import Steering
 from jaxalign.generation.structure import json_schema
 from jaxalign.judging import prompts
 from jaxalign.judging.config import ASPECTS, JudgeConfig
+from jaxalign.judging.graders import YES_OR_NO, closed, texts
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict, request_key
 from jaxalign.judging.make import make_judge
 from jaxalign.judging.writing import WritingJudge

@@ -17,10 +17,10 @@ from jaxalign.feedback.decompose.decomposition import (
     Unit,
     first_failure,
 )
-from jaxalign.feedback.decompose.requests import (
+from jaxalign.feedback.decompose.observations import folded
+from jaxalign.judging.graders import (
     YES_OR_NO,
     closed,
-    folded,
     make_request,
     texts,
 )

@@ -18,15 +18,11 @@ from jaxalign.feedback.decompose.decomposition import (
     Unit,
     first_failure,
 )
-from jaxalign.feedback.decompose.requests import closed, make_request
+from jaxalign.judging.graders import GRADES, grade_request
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 
 
 __all__ = ["GRADES", "decomposer"]
-
-GRADES = ("correct", "incorrect", "not_attempted")
-
-_SCHEMA = closed(grade={"type": "string", "enum": list(GRADES)})
 
 
 def decomposer(*, not_attempted: float = 0.0, own: Path | None = None) -> Decompose:
@@ -69,13 +65,8 @@ def decomposer(*, not_attempted: float = 0.0, own: Path | None = None) -> Decomp
 
 
 def _grade(response: str, hop: Hop, own: Path | None) -> JudgeRequest:
-    material = {
-        "question": hop.question,
-        "accepted": list(hop.references),
-        "response": response,
-    }
     subject = Subject(hop.question, response, references=hop.references)
-    return make_request("grade", "grade", material, _SCHEMA, subject, own)
+    return grade_request(subject, own)
 
 
 def _units(hops: Sequence[Hop], verdicts: Sequence[Verdict]) -> tuple[Unit, ...]:

@@ -4,13 +4,20 @@ The four sources and nine categories are those of DREAM,
 https://arxiv.org/abs/2504.18053 and https://github.com/Kizna1ver/DREAM
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxalign.feedback.decompose.requests import folded
 
-
-__all__ = ["CATEGORIES", "SOURCES", "Normalised", "Observation", "join", "normalise"]
+__all__ = [
+    "CATEGORIES",
+    "SOURCES",
+    "Normalised",
+    "Observation",
+    "folded",
+    "join",
+    "normalise",
+]
 
 SOURCES = (
     "text instructions",
@@ -119,3 +126,12 @@ def join(
             before = seen.get(kept, ())
             seen[kept] = before if name in before else (*before, name)
     return seen
+
+
+def folded(text: str) -> str:
+    """Return what two texts share that differ in case, width and spaces alone.
+
+    >>> folded(" Ｔwo  Words") == folded("two words")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

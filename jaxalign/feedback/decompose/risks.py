@@ -23,7 +23,7 @@ from jaxalign.feedback.decompose.observations import (
     Observation,
     join,
 )
-from jaxalign.feedback.decompose.requests import (
+from jaxalign.judging.graders import (
     YES_OR_NO,
     closed,
     make_request,
