@@ -15,6 +15,7 @@ __all__ = [
     "PICTURES",
     "SOURCES",
     "is_run",
+    "latest_step",
     "read_settings",
     "read_sources",
     "settings_of",
@@ -64,6 +65,18 @@ def settings_of(adapter: str | None) -> dict[str, Any] | None:
     if adapter is None or not is_run(adapter):
         return None
     return read_settings(adapter)
+
+
+def latest_step(adapter: str | Path) -> int | None:
+    """Return the step of a run's last checkpoint, 0 before the first; None for no run.
+
+    >>> latest_step("/") is None
+    True
+    """
+    if not is_run(adapter):
+        return None
+    names = [path.name for path in (Path(adapter) / CHECKPOINTS).glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def read_sources(run: str | Path) -> dict[str, str]:

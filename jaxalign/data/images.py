@@ -85,6 +85,15 @@ class NamedPictures:
         self._kept.flush()
         return place
 
+    def picture(self, name: str) -> Picture:
+        """Return the picture of a reference, not opened yet.
+
+        Raises:
+          UserError: it is none of these.
+        """
+        place = self._places.get(name)
+        return place if isinstance(place, Picture) else Picture(self.load(name), name)
+
     def load(self, name: str) -> bytes:
         """Return the bytes of a picture as they are now.
 

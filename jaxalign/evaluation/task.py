@@ -84,6 +84,8 @@ class Answer(NamedTuple):
     status: AnswerStatus = "ok"
     reason: str | None = None
     """Why it failed."""
+    mean_logp: float | None = None
+    """Of its tokens, where the model tells it."""
 
 
 class Grade(NamedTuple):
@@ -115,6 +117,8 @@ class Grading(NamedTuple):
     by: Grade | JudgeRequest
     read: Callable[[Any], Grade] | None = None
     """From a verdict's value to the grade; None for a rule's. ``raw`` is filled in."""
+    images: tuple[Picture, ...] = ()
+    """That the judge is shown; the harness puts them into the request."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +153,7 @@ class TaskOptions:
         the data directory.
       own: directory with replacements of our templates.
       judge_own: the judge's ``wording``, replacements of the judge's templates.
+      seed: of whatever a task draws itself, such as which picture is shuffled where.
 
     >>> TaskOptions().conditions
     ('seen',)
@@ -162,6 +167,7 @@ class TaskOptions:
     wording: Literal["ours", "official"] = "ours"
     own: Path | None = None
     judge_own: Path | None = None
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -305,10 +305,8 @@ def _settings(config: GenerateConfig, *, shown: bool) -> dict[str, Any]:
     if config.adapter is not None:
         path = Path(config.adapter)
         found["adapter"] = adapter_files.fingerprint(path)
-        if runs.is_run(path):
-            names = [p.name for p in (path / "checkpoints").glob("*")]
-            steps = [int(name) for name in names if name.isdigit()]
-            found["adapter_step"] = max(steps, default=0)
+        if (step := runs.latest_step(path)) is not None:
+            found["adapter_step"] = step
     return json.loads(json.dumps(found))
 
 

@@ -61,6 +61,8 @@ def _drawn(request: JudgeRequest) -> dict[str, Any]:
         made["max_completion_tokens"] = given["max_tokens"]
     if given.get("temperature") or request.vote:
         made["seed"] = given.get("seed", 0) + request.vote
+    if given.get("logprobs"):
+        made["logprobs"] = True
     if "top_logprobs" in given:
         made |= {"logprobs": True, "top_logprobs": given["top_logprobs"]}
     return made

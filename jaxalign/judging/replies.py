@@ -88,8 +88,9 @@ def prose(choice: Choice, key: Key) -> dict[str, Any]:
     ``content_filter``.
 
     Returns:
-      ``text``, ``finish_reason``, and ``top_logprobs``: [token, log-probability] of the
-      most probable first tokens, None where the endpoint gives none.
+      ``text``, ``finish_reason``, ``top_logprobs``: [token, log-probability] of the
+      most probable first tokens, and ``mean_logp`` of all tokens; None for what the
+      endpoint does not tell.
     """
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
@@ -103,15 +104,28 @@ def prose(choice: Choice, key: Key) -> dict[str, Any]:
         "text": endpoint.without_key(text, key),
         "finish_reason": ended,
         "top_logprobs": _first_logprobs(choice),
+        "mean_logp": _mean_logp(choice),
     }
+
+
+def _told_logprobs(choice: Choice) -> list[dict[str, Any]]:
+    told = choice.get("logprobs")
+    places = told.get("content") if isinstance(told, dict) else None
+    listed = places if isinstance(places, list) else []
+    return [place for place in listed if isinstance(place, dict)]
+
+
+def _mean_logp(choice: Choice) -> float | None:
+    """Return the mean log-probability of a choice's tokens."""
+    logps = [place.get("logprob") for place in _told_logprobs(choice)]
+    known = [logp for logp in logps if isinstance(logp, int | float)]
+    return sum(known) / len(known) if known and len(known) == len(logps) else None
 
 
 def _first_logprobs(choice: Choice) -> list[list[Any]] | None:
     """Return the first token's most probable alternatives."""
-    told = choice.get("logprobs")
-    places = told.get("content") if isinstance(told, dict) else None
-    first = places[0] if isinstance(places, list) and places else None
-    ranked = first.get("top_logprobs") if isinstance(first, dict) else None
+    places = _told_logprobs(choice)
+    ranked = places[0].get("top_logprobs") if places else None
     if not isinstance(ranked, list):
         return None
     found = [

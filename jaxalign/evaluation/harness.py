@@ -1,0 +1,337 @@
+"""``jaxalign eval``: questions, answers, grades, figures; goes on where it was stopped.
+
+Answers and verdicts are in the store (``OUT/store.db``) before they count, each under
+a key of all that it depends on. So what was answered is never asked again, by whatever
+the run was stopped, and a new judge grades old answers.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign import event_loops, progress
+from jaxalign.data.images import NamedPictures
+from jaxalign.errors import UserError
+from jaxalign.evaluation import run_files, task_files
+from jaxalign.evaluation.answering import (
+    Asked,
+    Endpoint,
+    answer_of,
+    request_of,
+    with_pictures,
+)
+from jaxalign.evaluation.config import EvalConfig
+from jaxalign.evaluation.engine_answers import EngineModel
+from jaxalign.evaluation.run_files import TaskReport
+from jaxalign.evaluation.task import (
+    Answer,
+    Grade,
+    Graded,
+    Grading,
+    Items,
+    Question,
+    Task,
+    TaskOptions,
+)
+from jaxalign.judging.asking import ask
+from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
+from jaxalign.judging.make import Function, make_judge
+from jaxalign.judging.store import Store
+
+
+__all__ = ["Planned", "evaluate", "plan"]
+
+
+class Planned(NamedTuple):
+    """A task with what it is about, in this run."""
+
+    task: Task
+    """One condition of one that was asked for."""
+    items: Items
+    indices: Sequence[int]
+    """Of the items that are asked: all, or a sample."""
+    folder: Path
+    """Where its data is."""
+
+
+def evaluate(
+    config: EvalConfig,
+    *,
+    model: Judge | None = None,
+    judge: Judge | Function | None = None,
+) -> list[TaskReport]:
+    """Run every task, and write what each came to.
+
+    Args:
+      config: of the command.
+      model: answers in the place of ``config.model``: anything that takes requests for
+        prose, see :class:`jaxalign.judging.judge.Judge`.
+      judge: grades in the place of ``config.judge``; a Judge, or a function.
+    Returns:
+      One report a task and condition, in their order.
+    Raises:
+      UserError: something the user gave is wrong, before anything is asked; or model,
+        judge or store stop the run, which the same command then goes on with.
+    Example::
+
+      files = {"tasks": ("xstest",), "data_dir": "data", "out": "eval"}
+      (report,) = evaluate(EvalConfig(model="smollm2", **files))
+      report.metrics["over_refusal"]["value"]
+    """
+    out = Path(config.out)
+    planned = plan(config)
+    pictures = NamedPictures()
+    if config.grades is not None:
+        (one,) = planned
+        return [_of_grades(one, Path(config.grades), config, out)]
+    answers = model or _model(config, pictures)
+    grader = make_judge(config.judge, judge, load_image=pictures.load)
+    run_files.begin(out, _identity(config, answers, grader))
+    with Store(out / "store.db") as store:
+        runner = _Runner(config, answers, grader, store, pictures)
+        return [event_loops.run(runner.run(one, out)) for one in planned]
+
+
+def plan(config: EvalConfig) -> list[Planned]:
+    """Return what is to be done: each task in each condition, with its items.
+
+    Raises:
+      UserError: there is no such task, or its files are missing or not as published.
+    Example::
+
+      [one.task.directory for one in plan(config)]
+    """
+    found = []
+    for name in config.tasks:
+        task, own = task_files.resolve(name)
+        folder = Path(config.data_dir) if config.data_dir is not None else own
+        if folder is None:
+            raise UserError(
+                f"--data_dir is missing: the task {name} reads files as they are "
+                "published"
+            )
+        if not folder.is_dir():
+            raise UserError(f"--data_dir {folder} is no directory")
+        variants = task.variants or _with_samples
+        for one in variants(task, config.options):
+            loaded = one.load(folder)
+            items = loaded if isinstance(loaded, Items) else Items(loaded)
+            if not len(items.rows):
+                raise UserError(f"the task {name} has no items in {folder}")
+            indices = _sample(len(items.rows), config.limit, config.seed)
+            found.append(Planned(one, items, indices, folder))
+    names = [one.task.directory for one in found]
+    if len(set(names)) < len(names):
+        raise UserError(f"--tasks names a task twice: {', '.join(names)}")
+    return found
+
+
+def _with_samples(task: Task, options: TaskOptions) -> Sequence[Task]:
+    if options.num_samples is None:
+        return [task]
+    return [dataclasses.replace(task, num_samples=options.num_samples)]
+
+
+def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """Return the indices of a sample without replacement, in order."""
+    if limit is None or limit >= count:
+        return range(count)
+    chosen = np.random.default_rng([seed, count]).permutation(count)[:limit]
+    return sorted(int(index) for index in chosen)
+
+
+def _model(config: EvalConfig, pictures: NamedPictures) -> Any:
+    if config.endpoint.model is not None:
+        return Endpoint(config.endpoint, pictures)
+    return EngineModel(config, pictures)
+
+
+def _identity(config: EvalConfig, model: Judge, judge: Judge) -> dict[str, Any]:
+    """Return what may not differ between what one directory holds."""
+    own = config.options
+    return {
+        "model": dict(model.settings),
+        "judge": dict(judge.settings),
+        "generation": config.generation.given,
+        "seed": config.seed,
+        "wording": config.wording,
+        "prompts": None if own.own is None else run_files.digest_of(own.own),
+        "judge_wording": None if own.judge_own is None else str(own.judge_own.name),
+    }
+
+
+class _Runner:
+    """What the tasks of a run share."""
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        model: Any,
+        judge: Judge,
+        store: Store,
+        pictures: NamedPictures,
+    ):
+        self.config, self.model, self.judge = config, model, judge
+        self.store, self.pictures = store, pictures
+
+    async def run(self, one: Planned, out: Path) -> TaskReport:
+        """Have a task answered and graded, and write its files."""
+        name = one.task.directory
+        rows = {index: one.items.rows[index] for index in one.indices}
+        questions = {index: one.task.requests(row) for index, row in rows.items()}
+        answers, used = await self._answers(one.task, questions)
+        gradings = {
+            index: one.task.grade(row, answers[index]) for index, row in rows.items()
+        }
+        grades, spent = await self._grades(name, gradings, answers)
+        graded = [
+            Graded(index, rows[index], answers[index], grades[index]) for index in rows
+        ]
+        settings = {
+            "model": dict(self.model.settings),
+            "judge": dict(self.judge.settings),
+            "sampling": {**one.task.sampling, **self.config.generation.given},
+            "num_samples": one.task.num_samples,
+            "limit": self.config.limit,
+            "seed": self.config.seed,
+            "tokens": {"answers": used.plain(), "judgements": spent.plain()},
+        }
+        return run_files.write(out, one.task, one.items, graded, questions, settings)
+
+    async def _answers(
+        self, task: Task, questions: Mapping[int, Sequence[Question]]
+    ) -> tuple[dict[int, dict[tuple[str, int], Answer]], "_Used"]:
+        """Have all questions answered, those that follow others after them."""
+        answers: dict[int, dict[tuple[str, int], Answer]] = {i: {} for i in questions}
+        turns: dict[tuple[int, str, int], tuple[Mapping[str, Any], ...]] = {}
+        left = [
+            Asked(index, question, sample)
+            for index, some in questions.items()
+            for question in some
+            for sample in range(task.num_samples)
+        ]
+        used, logprobs = _Used(), self.config.best_of == "likelihood"
+        while left:
+            ready = [
+                one
+                for one in left
+                if one.question.follows is None
+                or (one.question.follows, one.sample) in answers[one.index]
+            ]
+            if not ready:
+                named = left[0].question
+                raise UserError(
+                    f"the question {named.name} follows {named.follows}, which is no "
+                    "question of its item"
+                )
+            asked, requests = [], []
+            for one in ready:
+                place = one.question.name, one.sample
+                before: tuple[Mapping[str, Any], ...] = ()
+                if one.question.follows is not None:
+                    earlier = one.question.follows, one.sample
+                    answer = answers[one.index][earlier]
+                    if answer.status == "failed":
+                        reason = f"{earlier[0]} failed: {answer.reason}"
+                        answers[one.index][place] = Answer("", "failed", reason)
+                        continue
+                    said = {"role": "assistant", "content": answer.text}
+                    before = (*turns[one.index, *earlier], said)
+                sampling = {**task.sampling, **one.question.sampling}
+                sampling |= self.config.generation.given
+                if self.config.seed:
+                    sampling["seed"] = self.config.seed
+                request = request_of(
+                    *(one.question, one.sample, before, sampling, self.pictures),
+                    logprobs=logprobs,
+                )
+                turns[one.index, *place] = request.messages
+                asked.append(one)
+                requests.append(request)
+            what = f"{task.directory}: answering"
+            found = await self._ask(self.model, requests, what, used)
+            for one, verdict in zip(asked, found, strict=True):
+                answers[one.index][one.question.name, one.sample] = answer_of(verdict)
+            left = [one for one in left if one not in ready]
+        return answers, used
+
+    async def _grades(
+        self,
+        name: str,
+        gradings: Mapping[int, Sequence[Grading]],
+        answers: Mapping[int, Mapping[tuple[str, int], Answer]],
+    ) -> tuple[dict[int, dict[tuple[str, int], Grade]], "_Used"]:
+        """Have all answers graded; what was not answered is not."""
+        grades: dict[int, dict[tuple[str, int], Grade]] = {i: {} for i in gradings}
+        asked: list[tuple[int, Grading]] = []
+        requests: list[JudgeRequest] = []
+        for index, some in gradings.items():
+            for one in some:
+                place = one.name, one.sample
+                answer = answers[index].get((one.question, one.sample))
+                if answer is not None and answer.status == "failed":
+                    grades[index][place] = Grade(None, "answer_failed")
+                elif isinstance(one.by, Grade):
+                    grades[index][place] = one.by
+                else:
+                    grades[index][place] = Grade(None, "judge_failed")
+                    asked.append((index, one))
+                    requests.append(with_pictures(one.by, one.images, self.pictures))
+        used = _Used()
+        found = await self._ask(self.judge, requests, f"{name}: grading", used)
+        for (index, one), verdict in zip(asked, found, strict=True):
+            grades[index][one.name, one.sample] = _grade(one, verdict)
+        return grades, used
+
+    async def _ask(
+        self, whom: Any, requests: Sequence[JudgeRequest], what: str, used: "_Used"
+    ) -> list[Verdict]:
+        """Return what was said to each request."""
+        verdicts: dict[int, Verdict] = {}
+        if not requests:
+            return []
+        with progress.counting(what, len(requests), "items") as show:
+            answers = ask(whom, requests, self.store)
+            async with contextlib.aclosing(answers):
+                async for one in answers:
+                    verdicts[one.number] = one.verdict
+                    if one.fresh:
+                        used.add(one.verdict)
+                    show(len(verdicts), len(verdicts))
+        return [verdicts[number] for number in range(len(requests))]
+
+
+class _Used:
+    """What was asked in this run, and what it took."""
+
+    def __init__(self) -> None:
+        self.calls = self.prompt_tokens = self.completion_tokens = 0
+        self.cost = 0.0
+
+    def add(self, verdict: Verdict) -> None:
+        self.calls += 1
+        self.prompt_tokens += verdict.prompt_tokens
+        self.completion_tokens += verdict.completion_tokens
+        self.cost += verdict.cost
+
+    def plain(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def _grade(grading: Grading, verdict: Verdict) -> Grade:
+    if verdict.failure is not None:
+        return Grade(None, "judge_failed", verdict.raw)
+    read = grading.read or (lambda value: Grade(value["grade"]))
+    return read(verdict.value)._replace(raw=verdict.raw)
+
+
+def _of_grades(one: Planned, path: Path, config: EvalConfig, out: Path) -> TaskReport:
+    """Write what the grades of a file come to."""
+    read = one.task.read_grades or run_files.read_grades
+    graded = read(path, one.items)
+    settings = {"grades": str(path), "limit": None, "seed": config.seed}
+    return run_files.write(out, one.task, one.items, graded, {}, settings)

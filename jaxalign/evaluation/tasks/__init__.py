@@ -1,0 +1,1 @@
+"""Our benchmarks, one file each with a ``TASK``."""
