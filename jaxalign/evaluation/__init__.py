@@ -7,6 +7,8 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
+        calibration,
+        differences,
         published,
         score,
         statistics,
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "calibration",
+    "differences",
     "published",
     "score",
     "statistics",

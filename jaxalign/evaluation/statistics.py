@@ -202,7 +202,7 @@ def bootstrap(
 
 
 def bootstrap_of_sums(
-    statistic: Callable[[np.ndarray], np.ndarray | float],
+    statistic: Callable[[np.ndarray], np.ndarray],
     columns: np.ndarray | Sequence[Sequence[float | int]],
     *,
     rounds: int = 2000,
@@ -215,14 +215,14 @@ def bootstrap_of_sums(
     draws those of :func:`bootstrap` with the same seed.
 
     Args:
-      statistic: of sums ``[..., column]`` to values ``[...]``; NaN where undefined.
+      statistic: of sums ``[round, column]`` to values ``[round]``; NaN where undefined.
       columns: ``[row, column]`` of numbers.
       rounds: how often.
       seed: of the generator.
       clusters: of the rows.
     Example:
       >>> def f_score(sums):  # 2A / (2A + 2B + C)
-      ...     a, b, c = np.moveaxis(sums, -1, 0)
+      ...     a, b, c = sums.T
       ...     return 2 * a / (2 * a + 2 * b + c)
       >>> rows = [[1, 0, 0]] * 3 + [[0, 1, 0]] * 2 + [[0, 0, 1]]
       >>> round(bootstrap_of_sums(f_score, rows).value, 6)
@@ -239,13 +239,12 @@ def bootstrap_of_sums(
         members = _numbered(clusters, n)
         units = np.zeros((members.max() + 1, table.shape[1]))
         np.add.at(units, members, table)
-    sums = [np.zeros((0, table.shape[1]))]
+    sums = [table.sum(0, keepdims=True)]
     for block in _drawn(len(units), rounds, seed):
         sums.append(_counts(block, len(units)) @ units)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.asarray(statistic(np.concatenate(sums)), np.float64)
-        value = float(np.asarray(statistic(table.sum(0))))
-    return _percentile(value, found, n)
+    return _percentile(float(found[0]), found[1:], n)
 
 
 def bounds(
