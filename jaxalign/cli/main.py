@@ -22,6 +22,7 @@ COMMANDS = {
     "judge": "have a judge score the segments of records",
     "store": "show or export the judgements of a store",
     "rlaif": "rounds of sample, judge, pair, train and gate",
+    "eval": "a model's figures on benchmarks, with intervals",
     "describe": "count what an adapter trains and what it costs, from config.json",
     "convert": "make of a checkpoint what many hosts restart from fastest",
     "export": "write a run as a Hugging Face checkpoint or a PEFT adapter",

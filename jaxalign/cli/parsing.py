@@ -20,6 +20,7 @@ __all__ = [
     "chosen_adapter",
     "chosen_name",
     "chosen_objective",
+    "given",
     "make_parser",
     "parse",
     "parse_with",
@@ -45,7 +46,7 @@ def chosen_name(
                 f"{field} is a group of options: got {whole!r}. Give --{field}.name "
                 f"{whole}, or {field}: {{name: {whole}}} in a file"
             )
-    name = _given(arguments, field).get("name", default)
+    name = given(arguments, field).get("name", default)
     if not isinstance(name, str) or name not in choices:
         raise UserError(
             f"--{field}.name {name!r} is not known. {did_you_mean(str(name), choices)}"
@@ -65,20 +66,20 @@ def chosen_objective(arguments: Sequence[str]) -> type:
     from jaxalign.objectives.objective import CONFIGS
     from jaxalign.training.config import default_objective
 
-    default = default_objective(_given(arguments, "objective"))
+    default = default_objective(given(arguments, "objective"))
     return CONFIGS[chosen_name(arguments, "objective", CONFIGS, default)]
 
 
-def _given(arguments: Sequence[str], field: str) -> dict[str, Any]:
+def given(arguments: Sequence[str], field: str) -> dict[str, Any]:
     """Return what flags and config files say of a part, the later ones over earlier."""
-    given: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for flag, following in _flags(arguments):
         if flag == "--config":
-            found = _part_in_file(following, field)
-            given.update({k: v for k, v in found.items() if v or k != "name"})
+            part = _part_in_file(following, field)
+            found.update({k: v for k, v in part.items() if v or k != "name"})
         elif flag.startswith(f"--{field}."):
-            given[flag.removeprefix(f"--{field}.")] = following
-    return given
+            found[flag.removeprefix(f"--{field}.")] = following
+    return found
 
 
 def _part_in_file(path: str, field: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ __all__ = [
     "Asked",
     "Endpoint",
     "answer_of",
+    "endpoint_settings",
     "request_of",
     "said",
     "text_of",
@@ -161,6 +162,18 @@ def said(text: str) -> str:
     return text.rpartition(_AFTER_THINKING)[2].strip()
 
 
+def endpoint_settings(config: EndpointConfig) -> dict[str, Any]:
+    """Return what answers depend on; where the model is served is no part of it.
+
+    >>> endpoint_settings(EndpointConfig(model="gpt-4o-mini"))
+    {'endpoint': 'gpt-4o-mini'}
+    """
+    found: dict[str, Any] = {"endpoint": config.model}
+    if config.chat_template_kwargs:
+        found["chat_template_kwargs"] = config.chat_template_kwargs
+    return found
+
+
 class Endpoint:
     """A model behind an endpoint, which is asked as a judge is.
 
@@ -176,18 +189,11 @@ class Endpoint:
         from jaxalign.judging.make import make_judge
 
         self.proven = False
-        self._settings: dict[str, Any] = {"endpoint": config.model}
-        if config.chat_template_kwargs:
-            self._settings["chat_template_kwargs"] = config.chat_template_kwargs
+        self.settings = endpoint_settings(config)
         try:
             self._judge: Any = make_judge(config.as_judge(), load_image=pictures.load)
         except UserError as error:
             raise UserError(_named(str(error))) from None
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What answers depend on; where the model is served is no part of it."""
-        return self._settings
 
     async def grade(
         self, requests: Iterable[JudgeRequest]

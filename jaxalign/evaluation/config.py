@@ -141,8 +141,7 @@ class EvalConfig:
         in the data directory.
       limit: a sample of so many items of each task, drawn by ``seed``.
       seed: of the sample and of what answers are drawn.
-      image_dir: where relative paths of pictures start; default where the task's files
-        are.
+      image_dir: where the tasks' pictures are; default where their files are.
       max_pixels: of a picture; larger ones are made smaller. Default as the run that
         ``adapter`` is was trained, elsewhere what the checkpoint's own files say.
       chat_template_kwargs: what the chat template is given, such as
@@ -242,5 +241,6 @@ class EvalConfig:
             wording=self.wording,
             own=None if self.prompts is None else Path(self.prompts),
             judge_own=self.judge.own_wording,
+            image_dir=None if self.image_dir is None else Path(self.image_dir),
             seed=self.seed,
         )

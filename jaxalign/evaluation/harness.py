@@ -43,7 +43,7 @@ from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
 
 
-__all__ = ["Planned", "evaluate", "plan"]
+__all__ = ["Planned", "evaluate", "model_of", "plan", "sampling_of"]
 
 
 class Planned(NamedTuple):
@@ -88,7 +88,7 @@ def evaluate(
     if config.grades is not None:
         (one,) = planned
         return [_of_grades(one, Path(config.grades), config, out)]
-    answers = model or _model(config, pictures)
+    answers = model or model_of(config, pictures)
     grader = make_judge(config.judge, judge, load_image=pictures.load)
     run_files.begin(out, _identity(config, answers, grader))
     with Store(out / "store.db") as store:
@@ -144,10 +144,32 @@ def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
     return sorted(int(index) for index in chosen)
 
 
-def _model(config: EvalConfig, pictures: NamedPictures) -> Any:
+def model_of(config: EvalConfig, pictures: NamedPictures) -> Any:
+    """Return who answers; nothing is loaded and nothing sent yet.
+
+    Args:
+      config: of the command.
+      pictures: those of the questions.
+    Raises:
+      UserError: there is no such checkpoint, or the endpoint cannot be.
+    Example::
+
+      model_of(EvalConfig(tasks=("xstest",), out="o", model="smollm2"), pictures)
+    """
     if config.endpoint.model is not None:
         return Endpoint(config.endpoint, pictures)
     return EngineModel(config, pictures)
+
+
+def sampling_of(task: Task, question: Question, config: EvalConfig) -> dict[str, Any]:
+    """Return how an answer is drawn: the task's way, the question's, the command's.
+
+    Example::
+
+      sampling_of(task, question, config)["max_new_tokens"]
+    """
+    found = {**task.sampling, **question.sampling, **config.generation.given}
+    return found | ({"seed": config.seed} if config.seed else {})
 
 
 def _identity(config: EvalConfig, model: Judge, judge: Judge) -> dict[str, Any]:
@@ -198,6 +220,7 @@ class _Runner:
             "num_samples": one.task.num_samples,
             "limit": self.config.limit,
             "seed": self.config.seed,
+            "bootstrap": {"seed": 0, "rounds": 2000},
             "tokens": {"answers": used.plain(), "judgements": spent.plain()},
         }
         return run_files.write(out, one.task, one.items, graded, questions, settings)
@@ -241,12 +264,10 @@ class _Runner:
                         continue
                     said = {"role": "assistant", "content": answer.text}
                     before = (*turns[one.index, *earlier], said)
-                sampling = {**task.sampling, **one.question.sampling}
-                sampling |= self.config.generation.given
-                if self.config.seed:
-                    sampling["seed"] = self.config.seed
                 request = request_of(
-                    *(one.question, one.sample, before, sampling, self.pictures),
+                    *(one.question, one.sample, before),
+                    sampling_of(task, one.question, self.config),
+                    self.pictures,
                     logprobs=logprobs,
                 )
                 turns[one.index, *place] = request.messages
@@ -333,5 +354,10 @@ def _of_grades(one: Planned, path: Path, config: EvalConfig, out: Path) -> TaskR
     """Write what the grades of a file come to."""
     read = one.task.read_grades or run_files.read_grades
     graded = read(path, one.items)
-    settings = {"grades": str(path), "limit": None, "seed": config.seed}
+    settings = {
+        "grades": str(path),
+        "limit": None,
+        "seed": config.seed,
+        "bootstrap": {"seed": 0, "rounds": 2000},
+    }
     return run_files.write(out, one.task, one.items, graded, {}, settings)

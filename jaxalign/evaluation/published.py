@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.tables import parquet_rows
 from jaxalign.errors import UserError
 
 
-__all__ = ["find", "find_file", "lines_of", "read_json", "read_jsonl", "read_text"]
+__all__ = [
+    "find",
+    "find_file",
+    "lines_of",
+    "read_json",
+    "read_jsonl",
+    "read_parquet",
+    "read_text",
+]
 
 
 def find_file(
@@ -104,3 +113,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{place} must be a JSON object: got {type(row).__name__}")
         found.append(row)
     return found
+
+
+def read_parquet(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a Parquet file.
+
+    Raises:
+      UserError: it is none.
+    """
+    return [row for row, _ in parquet_rows(path)]

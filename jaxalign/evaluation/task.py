@@ -153,6 +153,7 @@ class TaskOptions:
         the data directory.
       own: directory with replacements of our templates.
       judge_own: the judge's ``wording``, replacements of the judge's templates.
+      image_dir: where a task's pictures are, in the place of its own folders.
       seed: of whatever a task draws itself, such as which picture is shuffled where.
 
     >>> TaskOptions().conditions
@@ -167,6 +168,7 @@ class TaskOptions:
     wording: Literal["ours", "official"] = "ours"
     own: Path | None = None
     judge_own: Path | None = None
+    image_dir: Path | None = None
     seed: int = 0
 
 
@@ -209,7 +211,7 @@ class Task:
     condition: str = ""
     variants: "Callable[[Task, TaskOptions], Sequence[Task]] | None" = None
     read_grades: "Callable[[Path, Items], Sequence[Graded]] | None" = None
-    facts: Mapping[str, Any] = _NOTHING
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def directory(self) -> str:

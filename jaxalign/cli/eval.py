@@ -1,0 +1,99 @@
+"""``jaxalign eval``: a model's figures on benchmarks, with intervals."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxalign.cli import parsing
+
+
+__all__ = ["run"]
+
+_SEVERAL = ("--tasks", "--conditions")
+_MANY = 0.02
+"""The share of failed answers or judgements from which the last line warns."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and evaluate; the exit status is 0 however many calls failed."""
+    from jaxalign.cli import devices
+    from jaxalign.evaluation.config import EvalConfig
+    from jaxalign.evaluation.harness import evaluate
+
+    arguments = _with_lists(_with_judge(arguments))
+    parser = parsing.make_parser("eval", EvalConfig, description=__doc__ or "")
+    parsing.add_dry_run(parser)
+    dry, config = parsing.parse_with("dry_run", parser, arguments, EvalConfig)
+    devices.set_up_jax()
+    if dry:
+        from jaxalign.evaluation.estimate import lines_of_run
+
+        print("dry run: nothing is sent, nothing is written")
+        print(*lines_of_run(config), sep="\n")
+        return 0
+    reports = evaluate(config)
+    for report in reports:
+        print(f"{report.name}: {report.metrics['n']} items")
+        print(*_lines(report.metrics), sep="\n")
+    failed = [r for r in reports if r.failed_answers or r.failed_gradings]
+    print(f"evaluated: {config.out}")
+    for report in failed:
+        warning = "warning: " if report.failed_share > _MANY else ""
+        print(
+            f"{warning}{report.name}: {report.failed_answers} of {report.answers} "
+            f"answers and {report.failed_gradings} of {report.gradings} judgements "
+            "failed; the same command asks for them again"
+        )
+    return 0
+
+
+def _with_judge(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which a judge's options without a name mean an endpoint.
+
+    As in ``jaxalign judge``; without any option of a judge the rules grade.
+    """
+    given = parsing.given(arguments, "judge")
+    if given and "name" not in given:
+        return [*arguments, "--judge.name", "openai"]
+    return list(arguments)
+
+
+def _with_lists(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which ``a,b`` after a flag of several names is a list."""
+    found = list(arguments)
+    for place, argument in enumerate(found):
+        flag, equals, value = argument.partition("=")
+        if flag not in _SEVERAL:
+            continue
+        if equals:
+            found[place] = f"{flag}={_listed(value)}"
+        elif place + 1 < len(found):
+            found[place + 1] = _listed(found[place + 1])
+    return found
+
+
+def _listed(value: str) -> str:
+    if value.startswith("["):
+        return value
+    return json.dumps([name.strip() for name in value.split(",") if name.strip()])
+
+
+def _lines(metrics: Mapping[str, Any], name: str = "", depth: int = 0) -> list[str]:
+    """Return the figures as lines, those of topics left to the page."""
+    if "value" in metrics and "interval" in metrics:
+        return [f"  {name}: {_figure(metrics)}"]
+    left = ("settings", "topics", "subtopics", "joint", "upstream", "facts", "samples")
+    return [
+        line
+        for key, part in metrics.items()
+        if isinstance(part, Mapping) and key not in left and depth < 2
+        for line in _lines(part, f"{name}.{key}" if name else key, depth + 1)
+    ]
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "no items"
+    ends = figure["interval"]
+    shown = "" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
+    return f"{figure['value']:.4f}{shown} (n = {figure['n']})"

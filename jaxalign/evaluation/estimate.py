@@ -1,0 +1,169 @@
+"""What an evaluation would take, before it takes anything; nothing is sent.
+
+Answers that the store has are read there, so that what is already graded is known too.
+Every other answer is taken to be a sentence long.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data.images import NamedPictures
+from jaxalign.evaluation.answering import (
+    answer_of,
+    endpoint_settings,
+    request_of,
+    with_pictures,
+)
+from jaxalign.evaluation.config import EvalConfig
+from jaxalign.evaluation.harness import Planned, model_of, plan, sampling_of
+from jaxalign.evaluation.task import Answer, Grade
+from jaxalign.judging.budget import cost_of
+from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.estimate import (
+    CALL_SECONDS,
+    Estimate,
+    assumed_reply,
+    token_counter,
+)
+from jaxalign.judging.judge import JudgeRequest, request_key, schema_text
+from jaxalign.judging.make import settings_of
+from jaxalign.judging.store import Store
+
+
+__all__ = ["lines_of_run"]
+
+_ANSWER = "An answer of a sentence, as models give them to such questions."
+_TOKENS_AROUND = 4
+
+
+class _Known(NamedTuple):
+    """What the store has, by key; None without a store."""
+
+    store: Store | None
+
+    def verdict(self, key: str):
+        """Return a value of the store, None for none and for a failure."""
+        found = None if self.store is None else self.store.verdict(key)
+        return found if found is not None and found.failure is None else None
+
+
+def lines_of_run(config: EvalConfig) -> list[str]:
+    """Return calls, tokens, cost and time for a person, a line each.
+
+    Raises:
+      UserError: see ``harness.plan``.
+    Example::
+
+      config = EvalConfig(tasks=("xstest",), data_dir="data", out="o", model="smollm2")
+      print(*lines_of_run(config), sep="\\n")
+    """
+    pictures = NamedPictures()
+    path = Path(config.out) / "store.db"
+    store = Store(path, create=False) if path.is_file() else None
+    try:
+        lines = []
+        asked = judged = Estimate(0, 0, 0, 0, 0)
+        settings = _settings(config, pictures), settings_of(config.judge)
+        for one in plan(config):
+            answers, grades = _of_task(one, config, pictures, _Known(store), *settings)
+            lines.append(
+                f"{one.task.directory}: {len(one.indices)} of {len(one.items.rows)} "
+                f"items, {answers.requests} answers ({answers.known} in the store), "
+                f"{grades.requests} judgements ({grades.known} in the store)"
+            )
+            asked, judged = asked.plus(answers), judged.plus(grades)
+        endpoint = config.endpoint
+        model = endpoint.as_judge() if endpoint.model is not None else None
+        lines += _lines("answers", model, asked)
+        lines += _lines("judgements", config.judge, judged)
+        return lines
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _settings(config: EvalConfig, pictures: NamedPictures) -> Mapping[str, Any]:
+    """Return what answers depend on; that needs no key."""
+    if config.endpoint.model is not None:
+        return endpoint_settings(config.endpoint)
+    return model_of(config, pictures).settings
+
+
+def _of_task(
+    one: Planned,
+    config: EvalConfig,
+    pictures: NamedPictures,
+    known: _Known,
+    model: Mapping[str, Any],
+    judge: Mapping[str, Any],
+) -> tuple[Estimate, Estimate]:
+    answers = grades = Estimate(0, 0, 0, 0, 0)
+    for index in one.indices:
+        row = one.items.rows[index]
+        said: dict[tuple[str, int], Answer] = {}
+        for question in one.task.requests(row):
+            for sample in range(one.task.num_samples):
+                before: Sequence[dict[str, str]] = ()
+                if question.follows is not None:
+                    before = [{"role": "assistant", "content": _ANSWER}]
+                request = request_of(
+                    *(question, sample, before),
+                    sampling_of(one.task, question, config),
+                    pictures,
+                    logprobs=config.best_of == "likelihood",
+                )
+                found = known.verdict(request_key(request, model))
+                answers = answers.plus(_one(request, found is not None, _ANSWER))
+                said[question.name, sample] = (
+                    Answer(_ANSWER) if found is None else answer_of(found)
+                )
+        for grading in one.task.grade(row, said):
+            if isinstance(grading.by, Grade):
+                continue
+            request = with_pictures(grading.by, grading.images, pictures)
+            seen = known.verdict(request_key(request, judge)) is not None
+            reply = _reply(request)
+            grades = grades.plus(_one(request, seen, reply))
+    return answers, grades
+
+
+def _reply(request: JudgeRequest) -> str:
+    if request.task == "prose":
+        return _ANSWER
+    return str(assumed_reply(request.schema)) if schema_text(request.schema) else ""
+
+
+def _one(request: JudgeRequest, known: bool, reply: str) -> Estimate:
+    if known:
+        return Estimate(1, 1, 0, 0, 0)
+    count = token_counter(None).tokens
+    sent = sum(count(text) + _TOKENS_AROUND for text in _texts(request))
+    return Estimate(1, 0, 0, sent, count(reply), len(request.subject.images))
+
+
+def _texts(request: JudgeRequest) -> Iterator[str]:
+    for message in request.messages:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else content
+        yield "".join(p if isinstance(p, str) else p.get("text", "") for p in parts)
+
+
+def _lines(what: str, config: JudgeConfig | None, found: Estimate) -> list[str]:
+    """Return what is left to ask for a person."""
+    if config is None or config.name != "openai":
+        return [f"{what}: {found.calls} to make, in this process"]
+    lines = [
+        f"{what}: {found.calls} calls, which show {found.pictures} pictures; about "
+        f"{found.prompt_tokens} tokens of prompts and {found.completion_tokens} of "
+        "replies (4 bytes of UTF-8 each; pictures are not counted)"
+    ]
+    if config.prompt_price or config.completion_price:
+        cost = cost_of(config, found.prompt_tokens, found.completion_tokens)
+        lines.append(f"{what}: cost {cost:.4f} by the prices given")
+    seconds = -(-found.calls // config.concurrency) * CALL_SECONDS
+    lines.append(
+        f"{what}: {seconds:.0f} s, if a call takes {CALL_SECONDS:g} s and "
+        f"{config.concurrency} are on their way at a time"
+    )
+    return lines

@@ -1,0 +1,186 @@
+"""A task without any code: JSON Lines of ``{"prompt", "images", "references"}``.
+
+``--tasks rows.jsonl``. ``prompt`` is a text or messages, ``images`` as in feedback
+records, ``references`` a text or several, any of which will do. An answer counts as an
+exact match where it equals one after case, width, punctuation and articles; and it is
+graded three ways by the judge, by default the rules. With ``choices`` (texts) they are
+written below the prompt, ``references`` is the right one's letter or text, and the
+letter is read from the answer: no judge is asked. ``topic`` is optional.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data import records
+from jaxalign.errors import UserError
+from jaxalign.evaluation import grading, published, statistics
+from jaxalign.evaluation.letters import LETTERS, letter_of, with_options
+from jaxalign.evaluation.task import Answer, Grade, Graded, Grading, Question, Task
+from jaxalign.judging.exact_match import normalised
+from jaxalign.judging.graders import grade_request
+from jaxalign.judging.judge import Subject
+
+
+__all__ = ["RowItem", "task_of"]
+
+_NAME = "answer"
+
+
+class RowItem(NamedTuple):
+    """A row of the file.
+
+    >>> prompt = records.parse_prompt({"prompt": "2 + 2?"})
+    >>> RowItem(prompt, ("4",), {}, "").references
+    ('4',)
+    """
+
+    prompt: records.Prompt
+    references: tuple[str, ...]
+    options: Mapping[str, str]
+    """From a letter to its text; empty where the answer is free."""
+    topic: str
+
+
+def task_of(path: Path) -> Task:
+    """Return the task that a file of rows is.
+
+    Its figures are ``exact_match`` and CO, IN, NA, CGA, F under ``graded``; with
+    choices ``accuracy`` (what is unparsed is wrong) and ``accuracy_of_parsed``.
+
+    Args:
+      path: of the file; what is in it is read when the task is loaded.
+    Example:
+      >>> task_of(Path("rows.jsonl")).name
+      'rows'
+    """
+    return Task(
+        name=path.name.partition(".")[0],
+        load=functools.partial(_load, path),
+        requests=_requests,
+        grade=_grade,
+        metrics=_metrics,
+    )
+
+
+def _load(path: Path, folder: Path) -> list[RowItem]:
+    """Read the rows; ``folder`` is where relative paths of pictures start."""
+    found = []
+    for number, row in enumerate(published.read_jsonl(path), 1):
+        where = f"{path}: line {number}"
+        given = row.get("references")
+        references = (given,) if isinstance(given, str) else tuple(given or ())
+        if not references or not all(isinstance(r, str) and r for r in references):
+            raise UserError(
+                f"{where}: references must be a text or a list of texts: got {given!r}"
+            )
+        prompt = records.parse_prompt(row, where, folder)
+        options = _options(row.get("choices"), where)
+        if options:
+            references = (_right(references, options, where),)
+        found.append(RowItem(prompt, references, options, str(row.get("topic") or "")))
+    return found
+
+
+def _options(choices: Any, where: str) -> dict[str, str]:
+    if choices is None:
+        return {}
+    named = choices
+    if isinstance(named, list):
+        named = dict(zip(LETTERS, named, strict=False))
+    texts = named.values() if isinstance(named, dict) else ()
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: choices must be two texts or more: got {choices!r}")
+    return named
+
+
+def _right(references: Sequence[str], options: Mapping[str, str], where: str) -> str:
+    """Return the letter of the right choice."""
+    for reference in references:
+        if reference in options:
+            return reference
+        same = [name for name, text in options.items() if text == reference]
+        if same:
+            return same[0]
+    raise UserError(
+        f"{where}: references must be the letter or the text of a choice: got "
+        f"{list(references)}"
+    )
+
+
+def _requests(row: RowItem) -> list[Question]:
+    given = row.prompt.text
+    turns: list[Mapping[str, Any]] = (
+        [{"role": "user", "content": given}]
+        if isinstance(given, str)
+        else [turn.turn() for turn in given]
+    )
+    if row.options:
+        turns[-1] = {**turns[-1], "content": _below(turns[-1]["content"], row.options)}
+    return [Question(_NAME, tuple(turns), row.prompt.images)]
+
+
+def _below(content: Any, options: Mapping[str, str]) -> Any:
+    if isinstance(content, str):
+        return with_options(content, options)
+    return [*content, {"type": "text", "text": with_options("", options)}]
+
+
+def _grade(row: RowItem, answers: Mapping[tuple[str, int], Answer]) -> list[Grading]:
+    made = []
+    for (name, sample), answer in answers.items():
+        if row.options:
+            letter = letter_of(answer.text, row.options)
+            by = Grade(letter) if letter else Grade(None, "unparsed")
+            made.append(Grading("choice", name, sample, by))
+            continue
+        exact = normalised(answer.text) in map(normalised, row.references)
+        made.append(Grading("exact_match", name, sample, Grade(exact)))
+        last = row.prompt.text
+        asked = last if isinstance(last, str) else last[-1].text
+        subject = Subject(asked, answer.text, references=row.references)
+        made.append(Grading("graded", name, sample, grade_request(subject)))
+    return made
+
+
+def _metrics(graded: Sequence[Graded]) -> dict[str, Any]:
+    found = _figures(graded)
+    topics = dict.fromkeys(one.item.topic for one in graded)
+    if len(topics) > 1:
+        found["topics"] = {
+            topic or "(none)": _figures([g for g in graded if g.item.topic == topic])
+            for topic in topics
+        }
+    return found
+
+
+def _figures(graded: Sequence[Graded]) -> dict[str, Any]:
+    choices = [g for g in graded if ("choice", 0) in g.grades]
+    free = [g for g in graded if ("choice", 0) not in g.grades]
+    found: dict[str, Any] = {}
+    if choices:
+        found |= _accuracy(choices)
+    if free:
+        exact = [g.grades.get(("exact_match", 0), Grade(None)) for g in free]
+        known = [grade.value for grade in exact if grade.status == "ok"]
+        found["exact_match"] = statistics.share(sum(known), len(known))
+        rows = [grading.weights_of(g.grades.get(("graded", 0))) for g in free]
+        found["graded"] = grading.three_way(rows)
+    return found
+
+
+def _accuracy(graded: Sequence[Graded]) -> dict[str, Any]:
+    grades = [g.grades["choice", 0] for g in graded]
+    right = sum(
+        grade.status == "ok" and grade.value == one.item.references[0]
+        for one, grade in zip(graded, grades, strict=True)
+    )
+    parsed = sum(grade.status == "ok" for grade in grades)
+    answered = sum(grade.status != "answer_failed" for grade in grades)
+    return {
+        "accuracy": statistics.share(right, answered),
+        "accuracy_of_parsed": statistics.share(right, parsed),
+        "unparsed": answered - parsed,
+        "answer_failed": len(grades) - answered,
+    }

@@ -1,0 +1,370 @@
+"""ChineseSimpleVQA: what a model sees in a picture, and what it knows of it.
+
+1,100 pictures with two questions each: what it shows (``recognition``), and something
+that one must know of that (``final``). Source: https://arxiv.org/abs/2502.11718,
+https://github.com/OpenStellarTeam/ChineseSimpleVQA (data: CC-BY-NC-SA-4.0).
+
+The authors' scripts do not run: they send the picture's address as text (143 addresses
+name the answer), count a failed judgement as not attempted and lose a row whose id is
+there twice. Here the picture is sent, rows are told apart by their place, and what
+their rule would print stands under ``upstream``.
+
+Conditions, each a run of its own:
+
+* ``seen``: picture and question, as published.
+* ``gold_object``: the final question with the recognition's answer, no picture: what
+  the model knows once it is told what there is to see.
+* ``caption``: both questions with ``desc``, no picture; it holds many answers.
+* ``text_only``: the questions alone, the floor.
+* ``blank``: a white picture; ``shuffled``: another row's.
+
+Nothing else of a row reaches the model, its address and its answers never.
+"""
+
+import base64
+import dataclasses
+import functools
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.picture import Picture
+from jaxalign.errors import UserError
+from jaxalign.evaluation import calibration, grading, published
+from jaxalign.evaluation.choosing import choice_of, chosen, over_samples
+from jaxalign.evaluation.prompts import prompt
+from jaxalign.evaluation.stated import asking, stated
+from jaxalign.evaluation.task import (
+    Answer,
+    Graded,
+    Grading,
+    Items,
+    Question,
+    Task,
+    TaskOptions,
+)
+from jaxalign.judging.graders import grade_request
+from jaxalign.judging.judge import Subject
+
+
+__all__ = ["CONDITIONS", "TASK", "Row"]
+
+CONDITIONS = ("seen", "gold_object", "caption", "text_only", "blank", "shuffled")
+
+_SOURCE = "https://huggingface.co/datasets/OpenStellarTeam/Chinese-SimpleVQA"
+_FILES = ("chinese_simplevqa.jsonl", "chinese_simple_vqa.jsonl")
+_PARQUET = "chinese_simplevqa.parquet"
+_FOLDERS = ("chinese_simplevqa",)
+_TEXTS = (
+    *("ID", "recognition_question", "recognition_answer"),
+    *("final_question", "final_answer", "Topic"),
+)
+_TWINS = {"文学与神话与神话": "文学与神话"}
+"""Subtopics that are another one, mistyped."""
+
+_LATIN = re.compile("[(\uff08]([A-Za-z][A-Za-z0-9 .,'\u2019-]*)[)\uff09]")
+"""A name's original in brackets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A picture with its two questions.
+
+    >>> Row(("Q", "A"), ("Q2", "B"), "T|S", "", None).topic
+    'T'
+    """
+
+    recognition: tuple[str, str]
+    """Question and answer."""
+    final: tuple[str, str]
+    subject: str
+    """``topic|subtopic``."""
+    caption: str
+    picture: Picture | None
+    address: str = ""
+    """Of the picture; twelve are of two rows."""
+
+    @property
+    def topic(self) -> str:
+        """The first part of the subject."""
+        return self.subject.partition("|")[0]
+
+
+def load(
+    folder: Path,
+    *,
+    condition: str = "seen",
+    seed: int = 0,
+    image_dir: Path | None = None,
+) -> Items:
+    """Read the rows.
+
+    Args:
+      folder: the data directory.
+      condition: whether pictures are needed, and whose.
+      seed: of the pictures' shuffle.
+      image_dir: where pictures are, in the place of ``images``.
+    Raises:
+      UserError: the file is missing, a row lacks a field, or a picture is not there.
+    """
+    rows = _read(folder)
+    found: list[Row] = []
+    defects = {"duplicate ids": len(rows) - len({row["ID"] for row in rows})}
+    merged = empty = 0
+    for number, row in enumerate(rows):
+        topic, _, subtopic = row["Topic"].partition("|")
+        merged += subtopic in _TWINS
+        empty += not row.get("desc")
+        found.append(
+            Row(
+                (row["recognition_question"], row["recognition_answer"]),
+                (row["final_question"], row["final_answer"]),
+                f"{topic}|{_TWINS.get(subtopic, subtopic)}",
+                row.get("desc") or "",
+                _picture(row, number, folder, image_dir, condition),
+                row.get("image_url") or str(number),
+            )
+        )
+    defects |= {"mistyped subtopics": merged, "empty captions": empty}
+    if condition == "shuffled":
+        found = _shuffled(found, seed)
+    return Items(found, {name: count for name, count in defects.items() if count})
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    for name in _FILES:
+        if (path := published.find(folder, name, _FOLDERS)) is not None:
+            rows = published.read_jsonl(path)
+            break
+    else:
+        path = published.find(folder, _PARQUET, _FOLDERS)
+        if path is None:
+            path = published.find_file(folder, _FILES[0], _FOLDERS, source=_SOURCE)
+        rows = published.read_parquet(path)
+    for number, row in enumerate(rows):
+        lacking = [n for n in _TEXTS if not isinstance(row.get(n), str) or not row[n]]
+        if lacking:
+            raise UserError(
+                f"{path}: row {number}: expected a text in {', '.join(lacking)}"
+            )
+    return rows
+
+
+def _picture(
+    row: Mapping[str, Any],
+    number: int,
+    folder: Path,
+    image_dir: Path | None,
+    condition: str,
+) -> Picture | None:
+    if condition == "blank":
+        return Picture(_white(), f"row {number}, blank")
+    if condition not in ("seen", "shuffled"):
+        return None
+    where = f"chinese_simplevqa row {number}"
+    if row.get("image_base64"):
+        return Picture(base64.b64decode(row["image_base64"]), where)
+    name = row.get("matched_image") or f"{row['ID']}.jpg"
+    if image_dir is not None:
+        return Picture(image_dir / name, where)
+    path = published.find(folder, f"images/{name}", _FOLDERS)
+    if path is None:
+        raise UserError(
+            f"{where}: there is no picture images/{name} in {folder} (looked for in "
+            f"{folder / _FOLDERS[0]} too). The pictures come from {_SOURCE}; without "
+            "them give --conditions text_only"
+        )
+    return Picture(path, where)
+
+
+@functools.cache
+def _white() -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (336, 336), "white").save(file, "PNG")
+    return file.getvalue()
+
+
+def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Give every row the picture of another, of another address.
+
+    A cyclic shift of a random order; where both rows show the same, one further.
+    """
+    order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+    made: dict[int, Row] = {}
+    for place, index in enumerate(order):
+        for step in range(1, len(rows)):
+            other = rows[order[(place + step) % len(rows)]]
+            if other.address != rows[index].address:
+                made[int(index)] = dataclasses.replace(
+                    rows[index], picture=other.picture
+                )
+                break
+        else:
+            raise UserError("shuffled: all rows show the same picture")
+    return [made[index] for index in range(len(rows))]
+
+
+def requests(row: Row, *, options: TaskOptions, condition: str) -> list[Question]:
+    """Return the questions on a row: all of it that can reach the model."""
+    asked = {"recognition": row.recognition[0], "final": row.final[0]}
+    template, values = "chinese_simplevqa", {}
+    if condition == "gold_object":
+        del asked["recognition"]
+        template, values = "chinese_simplevqa_object", {"object": row.recognition[1]}
+    elif condition == "caption":
+        template, values = "chinese_simplevqa_caption", {"caption": row.caption}
+    images = () if row.picture is None else (row.picture,)
+    made = []
+    for name, question in asked.items():
+        text = prompt(template, {"question": question, **values}, options.own)
+        if options.confidence:
+            text = asking(text, options.own)
+        content: Any = text
+        if images:
+            content = [{"type": "image"}, {"type": "text", "text": text}]
+        made.append(Question(name, ({"role": "user", "content": content},), images))
+    return made
+
+
+def grade(
+    row: Row, answers: Mapping[tuple[str, int], Answer], *, options: TaskOptions
+) -> list[Grading]:
+    """Return what is to be graded: every answer, three ways.
+
+    The judge sees question, true answer and answer, neither picture nor address.
+    """
+    made = []
+    for (name, sample), answer in answers.items():
+        question, truth = getattr(row, name)
+        text = stated(answer.text).answer if options.confidence else answer.text
+        subject = Subject(question, text, references=_accepted(truth))
+        request = grade_request(subject, options.judge_own)
+        made.append(Grading(name, name, sample, request))
+    for name in dict.fromkeys(name for name, _ in answers):
+        several = {s: answer for (n, s), answer in answers.items() if n == name}
+        made += choice_of(getattr(row, name)[0], name, several, options)
+    return made
+
+
+def _accepted(truth: str) -> tuple[str, ...]:
+    """Return an answer, and where it has its original in brackets each name alone."""
+    if (found := _LATIN.search(truth)) is None:
+        return (truth,)
+    alone = (truth[: found.start()] + truth[found.end() :]).strip()
+    return tuple(name for name in (truth, alone, found[1].strip()) if name)
+
+
+def metrics(
+    graded: Sequence[Graded], *, options: TaskOptions, condition: str
+) -> dict[str, Any]:
+    """Return the figures: of each question, by topic, together, and how sure it was."""
+    names = ("final",) if condition == "gold_object" else ("recognition", "final")
+    weights = {name: [chosen(one, name, options) for one in graded] for name in names}
+    found: dict[str, Any] = {
+        name: grading.three_way(rows) for name, rows in weights.items()
+    }
+    found["topics"] = _by([one.item.topic for one in graded], weights)
+    found["subtopics"] = _by([one.item.subject for one in graded], weights)
+    found["macro"] = {
+        name: _macro([one[name] for one in found["topics"].values()]) for name in names
+    }
+    if len(names) == 2:
+        both = grading.joint(weights["recognition"], weights["final"])
+        found["joint"], found["given"] = both["table"], both["given"]
+    found["upstream"] = {name: grading.upstream(rows) for name, rows in weights.items()}
+    if options.confidence:
+        found["calibration"] = {name: _calibrated(graded, name) for name in names}
+    if (options.num_samples or 1) > 1:
+        found["samples"] = {name: over_samples(graded, name) for name in names}
+    return found
+
+
+def _by(
+    labels: Sequence[str], weights: Mapping[str, Sequence[grading.Weights]]
+) -> dict[str, Any]:
+    return {
+        label: {
+            name: grading.three_way([rows[n] for n in places])
+            for name, rows in weights.items()
+        }
+        for label in dict.fromkeys(labels)
+        for places in ([n for n, one in enumerate(labels) if one == label],)
+    }
+
+
+def _macro(topics: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return means over topics, each with the same weight."""
+    found = {}
+    for name in ("CO", "IN", "NA", "CGA", "F"):
+        known = [t[name].value for t in topics if t[name].value is not None]
+        found[name] = sum(known) / len(known) if known else None
+    return found
+
+
+def _calibrated(graded: Sequence[Graded], name: str) -> dict[str, Any]:
+    """Return how stated confidence goes with being right; refusals are left out."""
+    sure, right = [], []
+    unparsed = not_attempted = 0
+    for one in graded:
+        answer, given = one.answers.get((name, 0)), one.grades.get((name, 0))
+        if answer is None or given is None or given.status != "ok":
+            continue
+        confidence = stated(answer.text).confidence
+        if given.value == "not_attempted":
+            not_attempted += 1
+        elif confidence is None:
+            unparsed += 1
+        else:
+            sure.append(confidence)
+            right.append(float(given.value == "correct"))
+    left_out = {"unparsed": unparsed, "not_attempted": not_attempted}
+    return {**calibration.figures(sure, right), "left_out": left_out}
+
+
+def variants(task: Task, options: TaskOptions) -> list[Task]:
+    """Return one task for each condition.
+
+    Raises:
+      UserError: there is no such condition.
+    """
+    unknown = [name for name in options.conditions if name not in CONDITIONS]
+    if unknown:
+        raise UserError(
+            f"--conditions: there is no {unknown[0]!r}: expected some of "
+            f"{', '.join(CONDITIONS)}"
+        )
+    several = (options.num_samples or 1) > 1
+    return [
+        dataclasses.replace(
+            task,
+            load=functools.partial(
+                load, condition=name, seed=options.seed, image_dir=options.image_dir
+            ),
+            requests=functools.partial(requests, options=options, condition=name),
+            grade=functools.partial(grade, options=options),
+            metrics=functools.partial(metrics, options=options, condition=name),
+            condition="" if name == "seen" else name,
+            num_samples=options.num_samples or 1,
+            sampling={**task.sampling, **({"temperature": 0.7} if several else {})},
+        )
+        for name in dict.fromkeys(options.conditions)
+    ]
+
+
+_NOW = TaskOptions()
+
+TASK = Task(
+    name="chinese_simplevqa",
+    load=load,
+    requests=functools.partial(requests, options=_NOW, condition="seen"),
+    grade=functools.partial(grade, options=_NOW),
+    metrics=functools.partial(metrics, options=_NOW, condition="seen"),
+    sampling={"temperature": 0.0, "max_new_tokens": 256},
+    variants=variants,
+)
