@@ -34,7 +34,8 @@ PUBLIC = {
     "vision",
     "objectives": "anchored aspects diagnostics divergences dpo2d logistic logps "
     "margins mix objective optimal_transport options pairwise policy record "
-    "reference_free sft stepwise table token_level token_weights unpaired",
+    "reference_free segment_choice sft stepwise table token_level token_weights "
+    "unpaired",
     "parallel": "mesh sharding",
     "reports": "page rounds run",
     "training": "config data_check describe evaluation loop metrics optimizer publish "
@@ -122,8 +123,6 @@ def test_public_names_of_modules_have_docstrings() -> None:
 # What has no example by itself: parts of commands and programs, which take what only
 # those hold (slots, packed batches, file headers, a run's session).
 WITHOUT_EXAMPLE = {
-    "adapters.adapter": "PeftConfig vision_groups",
-    "adapters.prefix": "attend",
     "checkpoints.adapter_files": "AdapterFiles fingerprint groups_of is_stock "
     "read_start save_adapter vision_groups_of write_start",
     "checkpoints.adapter_start": "make place shapes",
@@ -137,14 +136,6 @@ WITHOUT_EXAMPLE = {
     "checkpoints.state": "StateStore",
     "checkpoints.tensors": "TensorReader entries fingerprint list_files open_file "
     "raw_header read_tensor sample",
-    "data.loader": "StepSource batch_shape filled make_iterator row_units",
-    "data.packing": "build_rows",
-    "data.pairs": "truncate",
-    "data.records": "parse_prompt read read_prompts",
-    "data.reference_cache": "write",
-    "data.rendering": "Renderer as_renderer",
-    "data.rows": "fingerprint",
-    "data.tokenizer": "special_ids special_tokens",
     "feedback.candidates": "judge_candidates_async read_samples",
     "feedback.config": "RLAIFConfig",
     "feedback.rounds": "decomposer_of store_path",
@@ -160,19 +151,10 @@ WITHOUT_EXAMPLE = {
     "judging.writing": "WritingJudge",
     "models.config": "ConnectorConfig DecoderConfig ModelConfig TowerNames "
     "VisionConfig",
-    "models.decoding": "make_cache",
     "models.decoder": "Decoder keys_and_values make_model param_shapes",
+    "models.decoding": "make_cache",
     "models.layers": "Block traits",
     "models.quantised": "place",
-    "objectives.diagnostics": "completion_metrics label_metrics mismatched_kl "
-    "pair_metrics segment_metrics",
-    "objectives.dpo2d": "DPO2DConfig make pair_details segment_weights select_segments",
-    "objectives.logps": "token_logps_and_kl",
-    "objectives.objective": "loss_of_tokens pair_losses score score_under",
-    "objectives.options": "fill refuse_others",
-    "objectives.policy": "pair_logps policy_and_kl score_tokens shared_pictures "
-    "tail_weights",
-    "objectives.record": "per_pair",
     "reports.run": "held_out_figures write_report",
     "training.config": "check_branches",
     "training.describe": "table",

@@ -67,6 +67,9 @@ class PeftConfig:
       name: the adapter.
       path: PEFT directory of LoRA or a prefix, or a hybrid that jaxalign exported.
       dropout: share of LoRA's inputs that are dropped in training.
+
+    >>> PeftConfig(path="adapter", dropout=0.1).name
+    'peft'
     """
 
     path: str
@@ -159,6 +162,14 @@ def vision_groups(config: Adapter, params: Any) -> tuple[Any, ...] | None:
       params: as of :func:`groups`.
     Returns:
       None where it does not, or where there is no tower.
+    Raises:
+      UserError: the adapter chooses layers or modules that are not there.
+    Example:
+     >>> import jax.numpy as jnp
+     >>> stack = {"layers_0_4": {"mlp": {"fc1": {"kernel": jnp.ones((4, 2, 3))}}}}
+     >>> config = LoRAConfig(targets=("vision:fc1",), layers="vision:top:1")
+     >>> vision_groups(config, {**stack, "vision": stack})
+     ((0, 3), (3, 4))
     """
     made = parts(config, 1).lora if isinstance(config, LoRAConfig) else None
     groups = [stacks.group_of_name(name) for name in params.get("vision", {})]

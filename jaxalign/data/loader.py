@@ -47,6 +47,14 @@ def batch_shape(
         found from the data.
     Raises:
       UserError: a pair is longer than a row, or has more patches.
+    Example:
+     >>> from jaxalign.data.chat import Branch, TokenizedPair
+     >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
+     >>> said = Branch(np.array([7, 1]), 0, np.array([-1, -1]), *none, ())
+     >>> pair = TokenizedPair(np.array([5, 6]), said, said)
+     >>> data = PairDataset([pair] * 4, list(range(4)), (), {})
+     >>> batch_shape([data], row_length=16)
+     BatchShape(row_length=16, pairs=2, segments=1, aspects=1, patches=0)
     """
     lengths = np.concatenate([data.lengths for data in datasets])
     longest = int(lengths.max())
@@ -128,6 +136,19 @@ class StepSource:
     A batch has the leading axes [accumulation, rows]. An epoch ends with empty rows
     where its rows do not fill the last batch, so that every pair is seen once in each.
     With several processes each one builds its own part of the rows.
+
+    Raises:
+      UserError: the rows cannot be split over the processes.
+    Example:
+      >>> from jaxalign.data.chat import Branch, TokenizedPair
+      >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
+      >>> said = Branch(np.array([7, 1]), 0, np.array([-1, -1]), *none, ())
+      >>> pair = TokenizedPair(np.array([5, 6]), said, said)
+      >>> data = PairDataset([pair] * 4, list(range(4)), (), {})
+      >>> shape = batch_shape([data], row_length=12)
+      >>> source = StepSource(data, shape, BatchPlan(rows=1, accumulation=2, seed=0))
+      >>> source[0].inputs.tokens.shape, source.rows_of_step(0)
+      ((2, 1, 12), [(0, 2), (3, 1)])
     """
 
     def __init__(
@@ -237,6 +258,17 @@ def make_iterator(
       prefetch: batches kept ready.
     Returns:
       An iterator with ``get_state`` and ``set_state`` (the number of the next step).
+    Example:
+      >>> from jaxalign.data.chat import Branch, TokenizedPair
+      >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
+      >>> said = Branch(np.array([7, 1]), 0, np.array([-1, -1]), *none, ())
+      >>> pair = TokenizedPair(np.array([5, 6]), said, said)
+      >>> data = PairDataset([pair] * 4, list(range(4)), (), {})
+      >>> plan = BatchPlan(rows=1, accumulation=1, seed=0)
+      >>> source = StepSource(data, batch_shape([data], row_length=12), plan)
+      >>> batches = make_iterator(source)
+      >>> next(batches).pair_mask.shape, batches.get_state()["next_index"]
+      ((1, 1, 2), 1)
     """
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
     data = grain.MapDataset.source(cast(Any, source)).to_iter_dataset(options)
@@ -283,7 +315,15 @@ def single_batch(
 def filled(
     rows: Sequence[packing.Row], data: PairDataset, shape: packing.BatchShape
 ) -> str:
-    """Say how many rows there are and how full they are, of tokens and of patches."""
+    """Say how many rows there are and how full they are, of tokens and of patches.
+
+    >>> from jaxalign.data.chat import Branch, TokenizedPair
+    >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
+    >>> said = Branch(np.array([7, 1]), 0, np.array([-1, -1]), *none, ())
+    >>> data = PairDataset([TokenizedPair(np.array([5, 6]), said, said)], [0], (), {})
+    >>> filled([(0,)], data, packing.BatchShape(8, pairs=1, segments=1, aspects=1))
+    '1 of 8, 75.0% full'
+    """
     fill = packing.fill(rows, data.lengths, shape.row_length)
     said = f"{len(rows)} of {shape.row_length}, {fill:.1%} full"
     if shape.patches:
@@ -293,7 +333,12 @@ def filled(
 
 
 def row_units(data: PairDataset, shape: packing.BatchShape) -> int:
-    """Return the units of patches that a row has places for."""
+    """Return the units of patches that a row has places for.
+
+    >>> data = PairDataset([], [], (), {})  # of a model that does not see
+    >>> row_units(data, packing.BatchShape(8, pairs=1, segments=1, aspects=1))
+    0
+    """
     return 0 if data.patcher is None else shape.patches // data.patcher.merge**2
 
 

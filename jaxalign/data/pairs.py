@@ -170,6 +170,15 @@ def truncate(pair: TokenizedPair, max_length: int) -> TokenizedPair | None:
 
     Returns:
       The cut pair, or None where no completion token would be left.
+    Example:
+      >>> def said(*tokens):
+      ...     none = np.zeros((0, 1), np.float32)
+      ...     owners = np.full(len(tokens), -1, np.int32)
+      ...     return Branch(np.array(tokens), 0, owners, none, none[:, 0] > 0, ())
+      >>> pair = TokenizedPair(np.array([4, 5, 6]), said(7, 8, 1), said(9, 1))
+      >>> cut = truncate(pair, max_length=3)
+      >>> cut.prompt.tolist(), cut.chosen.tokens.tolist(), cut.rejected.tokens.tolist()
+      ([6], [7, 8], [9, 1])
     """
     pair = _without_head(pair, pair.longest - max_length)
     room = max_length - len(pair.prompt)

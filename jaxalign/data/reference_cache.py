@@ -49,7 +49,19 @@ def cache_key(
 
 
 def write(path: Path, key: str, logps: Sequence[np.ndarray]) -> None:
-    """Write the numbers of every pair (chosen, then rejected), whole or not at all."""
+    """Write the numbers of every pair (chosen, then rejected), whole or not at all.
+
+    Args:
+      path: file; directories above it are made.
+      key: see :func:`cache_key`.
+      logps: of each pair, one number a completion token; kept in float32.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "reference.npz"
+      >>> write(path, "key", [np.array([-0.5]), np.array([-1.0, -2.0])])
+      >>> [len(logps) for logps in read(path, "key")]
+      [1, 2]
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:

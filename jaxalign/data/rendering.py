@@ -65,6 +65,12 @@ class Renderer:
       template_kwargs: what the chat template is given beside the conversation, such as
         ``{"enable_thinking": False}``; a record's own come first.
       patcher: what becomes of pictures; None where the model does not see.
+
+    Example::
+
+      renderer = Renderer(load_tokenizer("smollm2"))
+      renderer.prompt_text([{"role": "user", "content": "2 + 2?"}])  # with its template
+      renderer.prompt_tokens("2 + 2 =")
     """
 
     tokenizer: Tokenizer
@@ -278,5 +284,10 @@ def _plain(prompt: str, completion: str) -> Rendering:
 
 
 def as_renderer(source: Renderer | Tokenizer) -> Renderer:
-    """Return what renders: a tokenizer alone does where all is text."""
+    """Return what renders: a tokenizer alone does where all is text.
+
+    Example::
+
+      as_renderer(load_tokenizer("smollm2")).stop_tokens()
+    """
     return source if isinstance(source, Renderer) else Renderer(source)

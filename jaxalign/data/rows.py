@@ -115,6 +115,12 @@ def fingerprint(source: str | Path) -> str:
 
     Raises:
       UserError: a file cannot be read.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+      >>> _ = path.write_text('{"prompt": "Q"}')
+      >>> fingerprint(path)[:8], fingerprint("hf:owner/name:train")
+      ('0aa45fac', 'hf:owner/name:train')
     """
     source = str(source)
     if source.startswith("hf:"):

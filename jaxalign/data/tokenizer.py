@@ -83,13 +83,28 @@ def _config_of_same_type(directory: str) -> Any:
 
 
 def special_ids(tokenizer: Tokenizer) -> set[int]:
-    """Return all tokens that stand for no text of their own."""
+    """Return all tokens that stand for no text of their own.
+
+    Example::
+
+      tokenizer = load_tokenizer("smollm2")
+      text = tokenizer("The river.")["input_ids"]
+      said = [token for token in text if token not in special_ids(tokenizer)]
+    """
     added = tokenizer.added_tokens_decoder
     return set(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
 
 
 def special_tokens(tokenizer: Tokenizer, texts: Collection[str]) -> frozenset[int]:
-    """Return the special tokens that stand among texts; decoding leaves them out."""
+    """Return the special tokens that stand among texts; decoding leaves them out.
+
+    Args:
+      tokenizer: of the checkpoint.
+      texts: such as stop texts; those that are no special token's do not count.
+    Example::
+
+      special_tokens(load_tokenizer("smollm2"), ["<|im_end|>", "###"])
+    """
     if not texts:
         return frozenset()
     special = sorted(special_ids(tokenizer))

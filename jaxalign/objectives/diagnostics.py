@@ -42,6 +42,19 @@ def pair_metrics(
     ``kl/data`` estimates KL(pi_ref || pi) a token on the data's completions,
     ``mean(exp(h) - 1 - h)`` with h = log pi - log pi_ref, capped at 20
     (http://joschu.net/blog/kl-approx.html, k3).
+
+    Returns:
+      Means over the pairs of the batch, see ``types.Mean``; padding counts nothing.
+    Example:
+      >>> answers = Completions(*[jnp.array([[0, 0, 1]])] * 4)  # 2 + 1 tokens
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+      >>> policy = jnp.array([[-1.0, -1.0, -6.0]])
+      >>> tokens = TokenLogps(policy, jnp.array([[-2.0, -1.0, -4.0]]))
+      >>> found = pair_metrics(tokens, batch, beta=0.5)
+      >>> float(found["rewards/margins"].value), float(found["logps/chosen_drop"].value)
+      (1.5, -1.0)
     """
     pair = pair_logps(tokens, batch)
     mask = batch.pair_mask
@@ -77,6 +90,16 @@ def label_metrics(
 
     ``chosen`` are the desirable, ``rejected`` the undesirable ones; the accuracy is the
     share whose reward has the sign of its label. ``kl`` is the estimate of KTO.
+
+    >>> answers = Completions(*[jnp.array([[0, 0]])] * 4)  # one completion of 2 tokens
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+    >>> batch = batch._replace(labels=jnp.array([[True]]))
+    >>> tokens = TokenLogps(jnp.array([[-1.0, -1.0]]), jnp.array([[-2.0, -1.0]]))
+    >>> found = label_metrics(tokens, batch, beta=0.5)
+    >>> float(found["rewards/chosen"].value), float(found["rewards/accuracies"].value)
+    (0.5, 1.0)
     """
     assert batch.labels is not None
     pair = pair_logps(tokens, batch)
@@ -98,13 +121,39 @@ def label_metrics(
 
 
 def mismatched_kl(pair: PairLogps, batch: PreferenceBatch) -> Mean:
-    """Return KTO's estimate of the KL to the reference: H of mismatched completions."""
+    """Return KTO's estimate of the KL to the reference: H of mismatched completions.
+
+    Args:
+      pair: sums; the second response of each is a completion of another prompt.
+      batch: what they are of; where the second response is empty it does not count.
+    Example:
+      >>> sums = jnp.array([[[-3.0, -1.0]]]), jnp.array([[[-3.0, -1.5]]])
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(None, None, scores, yes, pairs)
+      >>> pair = PairLogps(*sums, tokens=jnp.array([[[2.0, 1.0]]]))
+      >>> float(mismatched_kl(pair, batch).value)
+      0.5
+    """
     mismatched = batch.pair_mask & (pair.tokens[..., 1] > 0)
     return masked_mean(pair.logratios[..., 1], mismatched)
 
 
 def completion_metrics(tokens: TokenLogps, batch: PreferenceBatch) -> Metrics:
-    """Return the metrics of supervised fine-tuning."""
+    """Return the metrics of supervised fine-tuning.
+
+    ``logps/chosen`` is the log-probability of a completion in nats, ``tokens/chosen``
+    its length.
+
+    >>> answers = Completions(*[jnp.array([[0, 0]])] * 4)  # one completion of 2 tokens
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+    >>> policy = jnp.array([[-1.0, -0.5]])
+    >>> found = completion_metrics(TokenLogps(policy, 0 * policy), batch)
+    >>> {name: float(mean.value) for name, mean in found.items()}
+    {'logps/chosen': -1.5, 'tokens/chosen': 2.0}
+    """
     pair = pair_logps(tokens, batch)
     return {
         "logps/chosen": masked_mean(pair.logps[..., 0], batch.pair_mask),
@@ -139,6 +188,19 @@ def segment_metrics(
     ``segments/coverage_*``: share of completion tokens that get a gradient.
     ``segments/drift_*``: mean |log pi - log pi_ref| of the tokens of segments that are
     in the loss, and of the tokens of no such segment.
+
+    >>> response = jnp.array([[0, 0, 1]])  # chosen in two segments, rejected in one
+    >>> answers = Completions(*[response] * 3, segment=jnp.array([[0, 1, 0]]))
+    >>> mask = jnp.array([[[[True, True], [True, False]]]])
+    >>> scores = jnp.array([[[[4.0, 1.0], [2.0, 0.0]]]])
+    >>> batch = PreferenceBatch(None, answers, scores[..., None], mask, mask[..., 0, 0])
+    >>> policy = jnp.array([[-1.0, -2.0, -3.0]])
+    >>> one = jnp.ones((1, 1))
+    >>> details = PairDetails(one, scores, mask, scores / 4, mask, one, 0 * one, one)
+    >>> tokens = TokenLogps(policy, 0 * policy)
+    >>> found = segment_metrics(tokens, batch, details, beta=0.5)
+    >>> float(found["segments/accuracy"].value)  # 4 above 2 is learned, 1 below 2 not
+    0.5
     """
     shape = (details.scores.shape[1], details.scores.shape[3])
     in_pair = batch.pair_mask

@@ -90,6 +90,25 @@ def token_logps_and_kl(
     completion token, ``sum_v p_ref (log p_ref - log p)``, a chunk at a time like
     :func:`token_logps`; the two full distributions never exist for more than
     ``chunk_size`` tokens. The reference gets no gradient.
+
+    Args:
+      logits_fn: the head of both, see ``types.Model``.
+      variables: the policy's.
+      hidden: its hidden states of the rows.
+      ref_variables: the reference's.
+      ref_hidden: its hidden states, [b, t, d] as the policy's.
+      completions: which tokens are wanted.
+      chunk_size: most tokens of all rows whose distributions exist at once.
+    Returns:
+      Three numbers a completion token, 0 for padding.
+    Example:
+      >>> one = jnp.zeros((1, 1), jnp.int32)
+      >>> wanted = Completions(source=one, target=one, response=one, segment=one)
+      >>> states, reference = jnp.zeros((1, 1, 2)), jnp.log(jnp.array([[[0.9, 0.1]]]))
+      >>> found = token_logps_and_kl(
+      ...     lambda head, hidden: hidden, {}, states, {}, reference, wanted)
+      >>> print([f"{float(logp[0, 0]):.3f}" for logp in found])
+      ['-0.693', '-0.105', '0.368']
     """
 
     def one(variables: Any, states: Array, aux: Any, fixed: Any) -> tuple[Array, ...]:

@@ -124,7 +124,23 @@ def score(
     model: Model,
     config: ObjectiveConfig,
 ) -> TokenLogps:
-    """Score the completion tokens as the objective needs them."""
+    """Score the completion tokens as the objective needs them.
+
+    See :func:`loss_fn` for the arguments and what raises.
+
+    >>> from jaxalign.types import Completions, ModelInputs
+    >>> bigrams = Model(lambda v, x: v["params"][x.tokens], lambda v, hidden: hidden)
+    >>> row = ModelInputs(*[jnp.array([[1, 2, 3]])] * 4)
+    >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # tokens 0 and 1
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(row, answers, scores, yes, pairs)
+    >>> trained, frozen = {"params": jnp.zeros((4, 4))}, {"params": None}
+    >>> config = CONFIGS["sft"]()  # which has no reference
+    >>> found = score(trained, frozen, batch, None, model=bigrams, config=config)
+    >>> print([f"{logp:.4f}" for logp in found.policy[0]])  # log 1/4
+    ['-1.3863', '-1.3863']
+    """
     what = needs(config)
     return score_tokens(
         trainable,
@@ -145,7 +161,28 @@ def score_under(
     models: tuple[Model, Model],
     config: ObjectiveConfig,
 ) -> TokenLogps:
-    """Score the completion tokens under two given models, without training."""
+    """Score the completion tokens under two given models, without training.
+
+    Args:
+      variables: the policy's.
+      ref_variables: the reference's.
+      batch: packed rows.
+      models: policy and reference.
+      config: the objective; its ``kl`` is taken where it needs one.
+    Example:
+      >>> from jaxalign.types import Completions, ModelInputs
+      >>> bigrams = Model(lambda v, x: v["params"][x.tokens], lambda v, hidden: hidden)
+      >>> row = ModelInputs(*[jnp.array([[1, 2, 3]])] * 4)
+      >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # tokens 0 and 1
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(row, answers, scores, yes, pairs)
+      >>> table = {"params": jnp.zeros((4, 4))}
+      >>> both, config = (bigrams, bigrams), CONFIGS["dpo"]()
+      >>> found = score_under(table, table, batch, models=both, config=config)
+      >>> found.logratios.tolist()
+      [[0.0, 0.0]]
+    """
     if needs(config).kl:
         return policy_and_kl(variables, ref_variables, batch, None, models=models)
     return TokenLogps(
@@ -163,6 +200,16 @@ def pair_losses(
     """Return the loss of every pair (or single completion) of a batch by itself.
 
     Meaningless where there is no pair. For sft it is the mean over the tokens.
+
+    >>> from jaxalign.types import Completions
+    >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # one token a response
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+    >>> tokens = TokenLogps(jnp.array([[-1.0, -6.0]]), jnp.array([[-2.0, -3.0]]))
+    >>> (loss,) = pair_losses(tokens, batch, CONFIGS["dpo"](beta=0.5))[0]
+    >>> print(f"{loss:.4f}")  # -log sigmoid(0.5 * (1 + 3))
+    0.1269
     """
     return per_pair(make(config, aspects), tokens, batch).values
 
@@ -181,6 +228,26 @@ def loss_of_tokens(
     over the tokens; of a mix the weighted sum of those. For a mixture of experts
     ``router_weight`` × :func:`balance.balance_loss` is added, which the metrics tell
     apart: ``loss`` is without it.
+
+    Args:
+      tokens: see :func:`score`.
+      batch: what they are of.
+      config: the objective and its options.
+      aspects: names of the last axis of ``batch.scores``.
+      router_weight: of a mixture's balance.
+    Raises:
+      UserError: ``aspect_weights`` names an aspect that is not among ``aspects``.
+    Example:
+      >>> from jaxalign.types import Completions
+      >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # one token a response
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+      >>> tokens = TokenLogps(jnp.array([[-1.0, -6.0]]), jnp.array([[-2.0, -3.0]]))
+      >>> config = CONFIGS["dpo"](beta=0.5)
+      >>> loss, metrics = loss_of_tokens(tokens, batch, config=config)
+      >>> print(f"{loss:.4f}", metrics["rewards/margins"].value)
+      0.1269 2.0
     """
     objective = make(config, aspects)
     loss: Any = jnp.zeros(())

@@ -39,7 +39,18 @@ def check_common(beta: float, label_smoothing: float) -> None:
 
 
 def refuse_others(config: Any, options: Collection[str]) -> None:
-    """Refuse values of fields that this objective, one of several, does not have."""
+    """Refuse values of fields that this objective, one of several, does not have.
+
+    Raises:
+      UserError: with the option, what was given for it, and the options there are.
+    Example:
+      >>> config = dataclasses.make_dataclass("Config", ["name", "beta", "tau"])
+      >>> refuse_others(config("dpo", 0.1, None), ["beta"])
+      >>> refuse_others(config("dpo", 0.1, 0.5), ["beta"])  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+          ...
+      jaxalign.errors.UserError: objective.tau has no effect for dpo: got 0.5. Its...
+    """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "name" or value is None or field.name in options:
@@ -54,6 +65,12 @@ def fill(config: Any, defaults: Mapping[str, Any]) -> None:
     """Give the fields that were left out their defaults, in a dataclass being made.
 
     A run's config.yaml then says what was computed with, whatever the defaults become.
+
+    >>> config = dataclasses.make_dataclass("Config", ["name", "beta", "tau"])
+    >>> made = config("ipo", None, 0.5)
+    >>> fill(made, {"beta": 0.1, "tau": 1.0})
+    >>> made.beta, made.tau
+    (0.1, 0.5)
     """
     for name, default in defaults.items():
         if getattr(config, name) is None:

@@ -91,7 +91,7 @@ def policy_token_logps(
     ``features`` are those of the rows' pictures where they are known already.
 
     >>> from jaxalign.types import Completions, ModelInputs
-    >>> bigrams = Model(lambda table, x: table[x.tokens], lambda table, hidden: hidden)
+    >>> bigrams = Model(lambda table, x: table[x.tokens], lambda table, row: row)
     >>> one, branches = jnp.ones((1, 3), jnp.int32), jnp.array([[0, 1, 2]])
     >>> places = jnp.minimum(branches, 1)  # both responses follow a prompt of one token
     >>> row = ModelInputs(jnp.array([[1, 2, 3]]), places, one, branches)
@@ -140,6 +140,22 @@ def shared_pictures(
     That is once, and without derivatives: up to features where nothing of tower and
     connector is trained and the reference has no others, up to the tower's states where
     only the connectors differ.
+
+    Args:
+      trainable: see :func:`score_tokens`.
+      frozen: likewise.
+      batch: packed rows.
+      model: the policy; without ``image_fn`` nothing is done.
+    Example:
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> from jaxalign.types import ModelInputs
+      >>> row = ModelInputs(*[jnp.ones((1, 3), jnp.int32)] * 4)  # a text, no pictures
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(row, None, scores, yes, pairs)
+      >>> reads = Model(lambda table, x: table[x.tokens], lambda table, hidden: hidden)
+      >>> found = shared_pictures({}, {"params": {}}, batch, model=reads)
+      >>> found.batch is batch, found.features is None
+      (True, True)
     """
     images = batch.inputs.images
     if model.image_fn is None or images is None:
@@ -244,6 +260,24 @@ def score_tokens(
       model: the policy.
       reference: False for an objective that has none.
       kl: whether to compare the whole distributions, which needs the reference live.
+    Returns:
+      One number a completion token, [b, c], 0 for padding.
+    Raises:
+      UserError: nothing tells the reference, see :func:`reference_variables`.
+      ValueError: base weights are trained and no reference was given.
+    Example:
+     >>> bigrams = Model(lambda v, x: v["params"][x.tokens], lambda v, hidden: hidden)
+     >>> from jaxalign.types import Completions, ModelInputs
+     >>> row = ModelInputs(*[jnp.array([[1, 2, 3]])] * 4)
+     >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # tokens 0 and 1
+     >>> yes = jnp.ones((1, 1, 2, 1), bool)
+     >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+     >>> batch = PreferenceBatch(row, answers, scores, yes, pairs)
+     >>> cached = batch._replace(ref_logps=jnp.array([[-1.0, -2.0]]))
+     >>> trained, frozen = {"params": jnp.zeros((4, 4))}, {"params": None}
+     >>> found = score_tokens(trained, frozen, cached, None, model=bigrams)
+     >>> print([f"{ratio:.4f}" for ratio in found.logratios[0]])  # log 1/4 + 1, + 2
+     ['-0.3863', '0.6137']
     """
     variables = _combined(trainable, frozen)
     batch, features = shared_pictures(trainable, frozen, batch, model=model)
@@ -282,6 +316,28 @@ def policy_and_kl(
 
     The two models may have cut their layers differently; their heads are the same.
     ``features`` are those of the rows' pictures where both see the same.
+
+    Args:
+      variables: the policy's.
+      ref_variables: the reference's.
+      batch: packed rows.
+      key: for the policy's dropout; None runs without.
+      models: policy and reference.
+      features: see above, [b, u, d].
+    Returns:
+      With ``kl``, KL(reference || policy) a token in nats.
+    Example:
+      >>> bigrams = Model(lambda table, x: table[x.tokens], lambda table, row: row)
+      >>> from jaxalign.types import Completions, ModelInputs
+      >>> row = ModelInputs(*[jnp.array([[1, 2, 3]])] * 4)
+      >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # tokens 0 and 1
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(row, answers, scores, yes, pairs)
+      >>> tables = jnp.zeros((4, 4)), jnp.tile(jnp.array([9.0, 0.0, 0.0, 0.0]), (4, 1))
+      >>> found = policy_and_kl(*tables, batch, None, models=(bigrams, bigrams))
+      >>> print([f"{kl:.2f}" for kl in found.kl[0]])  # nearly log 4
+      ['1.38', '1.38']
     """
     model, ref_model = models
     hidden, router = _hidden(variables, batch, model=model, key=key, features=features)
@@ -300,7 +356,18 @@ def pair_logps(
     batch: PreferenceBatch,
     weights: Float[Array, "b c"] | None = None,
 ) -> PairLogps:
-    """Sum over each response, every token weighed if there are weights."""
+    """Sum over each response, every token weighed if there are weights.
+
+    >>> from jaxalign.types import Completions
+    >>> answers = Completions(*[jnp.array([[0, 0, 1, -1]])] * 4)  # 2 + 1 tokens
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+    >>> found = jnp.array([[-1.0, -2.0, -4.0, 0.0]])
+    >>> pair = pair_logps(TokenLogps(found, 0 * found), batch)
+    >>> pair.logps.tolist(), pair.tokens.tolist()
+    ([[[-3.0, -4.0]]], [[[2.0, 1.0]]])
+    """
     response = batch.completions.response
     pairs = batch.pair_mask.shape[1]
 
@@ -314,7 +381,16 @@ def pair_logps(
 
 
 def tail_weights(batch: PreferenceBatch, alpha: float) -> Float[Array, "b c"]:
-    """Weigh the tokens of each response by 1, those beyond the shorter one by alpha."""
+    """Weigh the tokens of each response by 1, those beyond the shorter one by alpha.
+
+    >>> from jaxalign.types import Completions
+    >>> answers = Completions(*[jnp.array([[0, 0, 1, -1]])] * 4)  # 2 + 1 tokens
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(None, answers, scores, yes, pairs)
+    >>> tail_weights(batch, alpha=0.5)[0, :3].tolist()
+    [1.0, 0.5, 1.0]
+    """
     response = batch.completions.response
     pairs = batch.pair_mask.shape[1]
     ones = (response >= 0).astype(jnp.float32)

@@ -138,7 +138,17 @@ class Objective(NamedTuple):
 def per_pair(
     objective: Objective, tokens: TokenLogps, batch: PreferenceBatch
 ) -> Losses:
-    """Return the loss of every pair by itself, sums over tokens divided by them."""
+    """Return the loss of every pair by itself, sums over tokens divided by them.
+
+    >>> def losses(tokens, batch):
+    ...     return Losses(-tokens.policy[:, :1], counts=jnp.array([[4.0]]))
+    >>> yes = jnp.ones((1, 1, 2, 1), bool)
+    >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+    >>> batch = PreferenceBatch(None, None, scores, yes, pairs)
+    >>> tokens = TokenLogps(jnp.array([[-2.0]]), jnp.array([[0.0]]))
+    >>> per_pair(Objective(Needs(), (Term(losses),)), tokens, batch).values.tolist()
+    [[0.5]]
+    """
     values, segments = jnp.zeros(batch.pair_mask.shape), None
     for term in objective.terms:
         losses = term.losses(tokens, batch)
