@@ -26,8 +26,8 @@ PUBLIC = {
     "evaluation": "calibration differences published score statistics task",
     "feedback": "annotate candidates config decompose gate judge_file pair_filters "
     "pair_statistics pairing rounds segmenters",
-    "generation": "answer_logps completions engine files sampling serving steps "
-    "structure text_model",
+    "generation": "answer_logps completions engine files sampling serving slots "
+    "steps structure text_model",
     "judging": "agreement asking config estimate graders judge make prompts store "
     "votes writing",
     "models": "attention config decoder decoding families layers quantised rotary "
@@ -139,22 +139,9 @@ WITHOUT_EXAMPLE = {
     "feedback.candidates": "judge_candidates_async read_samples",
     "feedback.config": "RLAIFConfig",
     "feedback.rounds": "decomposer_of store_path",
-    "generation.completions": "event finished",
-    "generation.engine": "Engine completed generate",
-    "generation.sampling": "sample",
-    "generation.steps": "admit advance choose empty encode pick prefill scores step "
-    "widths",
-    "generation.structure": "Grammars",
-    "generation.text_model": "as_request cut fingerprint text_with",
     "judging.estimate": "lines_of",
     "judging.store": "Store",
     "judging.writing": "WritingJudge",
-    "models.config": "ConnectorConfig DecoderConfig ModelConfig TowerNames "
-    "VisionConfig",
-    "models.decoder": "Decoder keys_and_values make_model param_shapes",
-    "models.decoding": "make_cache",
-    "models.layers": "Block traits",
-    "models.quantised": "place",
     "reports.run": "held_out_figures write_report",
     "training.config": "check_branches",
     "training.describe": "table",

@@ -248,6 +248,18 @@ def event(
 
     Raises:
       UserError: its log-probability is no number.
+    Args:
+      number: of the request.
+      sample: which of its samples; None for a token of the prompt.
+      request: it.
+      scores: of all slots.
+      place: of the token among them.
+      reason: why the sample ends with it, if it does.
+    Example:
+      >>> one, logps = np.array([7, 9]), np.array([-0.5, -1.0])
+      >>> told = TokenScores(one, logps, one[:, None], logps[:, None])
+      >>> event(3, 0, Request((1, 2), ranked=1), told, 1, "length")[2:]
+      (9, -1.0, 'length', ((9, -1.0),))
     """
     best = tuple(
         (int(scores.best[place, n]), float(scores.best_logps[place, n]))
@@ -269,7 +281,13 @@ def finished(
     request: Request,
     text_of: Callable[[Sequence[int]], str] | None,
 ) -> Completion:
-    """Give a completion its text, which ends before whatever stopped it."""
+    """Give a completion its text, which ends before whatever stopped it.
+
+    >>> request = Request((1,), Sampling(stop=("!",)), stop_tokens=frozenset([0]))
+    >>> made = Completion([5, 6, 0], [-0.5, -1.0, -0.1], "length")
+    >>> finished(made, "stop", request, lambda tokens: "hi!!"[: len(tokens) + 1]).text
+    'hi'
+    """
     text = ""
     if text_of is not None:
         ended = completion.tokens[-1] in request.stop_tokens

@@ -19,8 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxalign.errors import UserError
-from jaxalign.generation import completions as requests_lib
-from jaxalign.generation import programs, recompute, steps
+from jaxalign.generation import completions, programs, recompute, steps
 from jaxalign.generation.completions import (
     Completion,
     Event,
@@ -51,15 +50,19 @@ __all__ = [
     "generate",
 ]
 
-_MOST_BLOCKS = 8
-"""Of a cache on CPUs, see ``models.attention.cached``: each takes time to compile."""
-
 
 class Engine:
     """Requests in, tokens out; the slots are on the device, the rest is here.
 
     Call :meth:`submit` at any time and :meth:`step` as long as :attr:`busy`. Not for
     several threads at once.
+
+    Example::
+
+      engine = Engine(base.model, base.variables, slots=8, length=512)
+      engine.submit(Request((1, 2, 3), Sampling(max_new_tokens=16)))
+      while engine.busy:
+          tokens = [(event.sample, event.token) for event in engine.step()]
     """
 
     def __init__(
@@ -98,15 +101,10 @@ class Engine:
         self._static: dict[str, Any] = {"model": model, "mesh": self.mesh}
         self._sees = model.image_fn is not None
         self.length = -(-length // PIECE) * PIECE
-        self._block = None
-        if [device.platform for device in place.device_set] == ["cpu"]:
-            least = -(-self.length // _MOST_BLOCKS)
-            self._block = -(-least // PIECE) * PIECE
-            # To put a narrow number in place, CPUs copy the whole block.
-            cache_dtype = np.float32 if cache_dtype is None else cache_dtype
+        form = programs.cache_form(place.device_set, self.length, cache_dtype)
+        self._block, self._cache_dtype = form
         self.vocab, self._hidden = steps.widths(model, variables)
         self.compile_seconds = 0.0
-        self._cache_dtype = cache_dtype
         self._compiled: set[Hashable] = set()
         self._wanted: dict[Hashable, None] = {}
         self._slots = self._empty(slots)
@@ -153,7 +151,7 @@ class Engine:
           UserError: see ``completions.check``; or a structure cannot be kept to.
         """
         sizes: Any = {"vocab": self.vocab, "length": self.length}
-        requests_lib.check(request, text_of=self.text_of, sees=self._sees, **sizes)
+        completions.check(request, text_of=self.text_of, sees=self._sees, **sizes)
         if request.steering is not None:
             self._masks.check(request.steering, request.stop_tokens)
 
@@ -353,18 +351,16 @@ def generate(
       **options: of :class:`Engine`; ``length`` is what the longest request needs.
     Returns:
       The completions of each request, in order.
+    Example::
+
+      ((said,),) = generate(base.model, base.variables, [Request((1, 2, 3))])
     """
     if not (requests := list(requests)):
         return []
     longest = max(len(r.tokens) + r.sampling.max_new_tokens for r in requests)
     total = sum(request.sampling.num_samples for request in requests)
-    engine = Engine(
-        model,
-        variables,
-        slots=min(slots, total),
-        text_of=text_of,
-        **{"length": longest, **options},
-    )
+    sizes: Any = {"slots": min(slots, total), "length": longest, **options}
+    engine = Engine(model, variables, text_of=text_of, **sizes)
     return [done for _, done in sorted(completed(engine, requests))]
 
 
@@ -375,6 +371,10 @@ def completed(
 
     Raises:
       UserError: a request that the engine refuses, before any is begun.
+    Example::
+
+      for index, answers in completed(engine, requests):
+          print(index, answers[0].text)
     """
     for request in requests:
         engine.check(request)

@@ -1,6 +1,6 @@
 """The engine's compiled steps, and how they get compiled at the same time."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "admit",
     "advance",
     "begin_edits",
+    "cache_form",
     "compile_together",
     "draw",
     "empty",
@@ -30,6 +31,9 @@ __all__ = [
     "prefill",
     "step",
 ]
+
+_MOST_BLOCKS = 8
+"""Of a cache on CPUs, see ``models.attention.cached``: each takes time to compile."""
 
 empty = jax.jit(
     steps.empty,
@@ -51,6 +55,26 @@ advance = jax.jit(
 )
 no_edits = jax.jit(drawing.no_edits, static_argnames=("slots", "vocab", "mesh"))
 begin_edits = jax.jit(drawing.begin, static_argnames="mesh", donate_argnames="edits")
+
+
+def cache_form(
+    devices: Collection[Any], length: int, dtype: Any
+) -> tuple[int | None, Any]:
+    """Return places of one array of a cache, None for all, and the kind of its numbers.
+
+    Args:
+      devices: that the cache lies on.
+      length: most tokens of a slot.
+      dtype: as asked for; None for the model's.
+    Example:
+      >>> cache_form(jax.devices("cpu")[:1], length=4096, dtype="bfloat16")
+      (512, 'bfloat16')
+    """
+    if [device.platform for device in devices] != ["cpu"]:
+        return None, dtype
+    least = -(-length // _MOST_BLOCKS)
+    # To put a narrow number in place, CPUs copy the whole block.
+    return -(-least // PIECE) * PIECE, np.float32 if dtype is None else dtype
 
 
 def names_of(request: Request, length: int) -> Iterator[Hashable]:

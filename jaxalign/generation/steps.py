@@ -1,19 +1,23 @@
 """The engine's steps on the device, as pure functions over a pytree of slots."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.generation import sampling
-from jaxalign.generation.sampling import Controls
-from jaxalign.models.attention.cached import PLACES_AXIS
-from jaxalign.parallel import sharding
-from jaxalign.parallel.mesh import BATCH_AXES
+from jaxalign.generation.slots import (
+    Slots,
+    Start,
+    admit,
+    empty,
+    everywhere,
+    placed,
+    placed_cache,
+    widths,
+)
 from jaxalign.types import ImageInputs, Model
 
 
@@ -40,26 +44,6 @@ MOST_RANKED = 20
 """How many of the most probable tokens can be told, as many as OpenAI's API tells."""
 
 
-class Slots(NamedTuple):
-    """Texts in the making, one a slot."""
-
-    cache: Any
-    """Keys and values, see ``types.Model.cache_fn``."""
-    logits: Float[Array, "b v"]
-    """Of the next token, float32."""
-    positions: Int[Array, " b"]
-    """The next token's place."""
-    counts: Int[Array, " b"]
-    """How many tokens have been drawn."""
-    keys: UInt32[Array, "b 2"]
-    controls: Controls
-    seen: Bool[Array, "b v"]
-    """Tokens that a repetition penalty lowers."""
-    offsets: Int[Array, " b"] | None = None
-    """Of a model that sees: the next token's rotary position, less its place. The
-    positions of multimodal rotary end before the places do."""
-
-
 class TokenScores(NamedTuple):
     """Tokens, and what the model thought of them: without temperature or truncation."""
 
@@ -69,22 +53,6 @@ class TokenScores(NamedTuple):
     best: Int[Array, "n k"]
     """The most probable tokens in their place, from the first on, if asked for."""
     best_logps: Float[Array, "n k"]
-
-
-class Start(NamedTuple):
-    """What a slot begins with, beside its prompt's keys and values."""
-
-    slot: Int[Array, ""]
-    position: Int[Array, ""]
-    """Tokens of the prompt."""
-    seed: UInt32[Array, ""]
-    sample: Int[Array, ""]
-    """Which of the request's samples: with the seed it gives the slot's key."""
-    controls: Controls
-    """Numbers."""
-    seen: Bool[Array, " v"]
-    offset: Int[Array, ""] | None = None
-    """Of the slot's ``offsets``."""
 
 
 class Sights(NamedTuple):
@@ -98,100 +66,20 @@ class Sights(NamedTuple):
     """Rotary positions, where they are not the tokens' places."""
 
 
-def widths(model: Model, variables: Any) -> tuple[int, Any]:
-    """Return how many logits a token has, and its hidden state's shape and dtype.
-
-    Nothing is computed.
-    """
-    assert model.cache_fn is not None
-    cache_fn = functools.partial(model.cache_fn, slots=1, length=1)
-    cache = jax.eval_shape(cache_fn, variables)
-    piece = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-
-    def run(variables: Any, cache: Any, *given: Any) -> tuple[Array, Array]:
-        assert model.decode_fn is not None
-        tokens, positions, valid, lengths = given
-        hidden = model.decode_fn(
-            variables, cache, tokens, positions, valid > 0, lengths
-        )[0]
-        return model.logits_fn(variables, hidden[0]), hidden[0, 0]
-
-    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    found = jax.eval_shape(run, variables, cache, piece, piece, piece, lengths)
-    return found[0].shape[-1], found[1]
-
-
-def empty(
-    variables: Any,
-    *,
-    model: Model,
-    slots: int,
-    length: int,
-    vocab: int,
-    dtype: Any = None,
-    block: int | None = None,
-    mesh: Mesh | None = None,
-) -> Slots:
-    """Return slots with nothing in them.
-
-    Args:
-      variables: of the model, see ``types.Model.cache_fn``.
-      model: a language model.
-      slots: how many.
-      length: most tokens of a slot.
-      vocab: logits of a token.
-      dtype: of keys and values; default the model's.
-      block: places of one array of the cache; default all.
-      mesh: devices, if several.
-    """
-    assert model.cache_fn is not None
-    integers, floats = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32)
-    made = Slots(
-        model.cache_fn(variables, slots, length, dtype, block),
-        jnp.zeros((slots, vocab), jnp.float32),
-        integers,
-        integers,
-        jnp.zeros((slots, 2), jnp.uint32),
-        Controls(floats, integers, floats + 1, floats, floats + 1),
-        jnp.zeros((slots, vocab), bool),
-        None if model.image_fn is None else integers,
-    )
-    return _placed(made, mesh)
-
-
-def _placed(slots: Slots, mesh: Mesh | None) -> Slots:
-    """Say where slots lie: caches by slot and head, all else everywhere."""
-    rest = everywhere(slots._replace(cache=None), mesh)
-    return rest._replace(cache=_placed_cache(slots.cache, mesh))
-
-
-def everywhere(tree: Any, mesh: Mesh | None) -> Any:
-    """Say that arrays lie whole on every device.
-
-    >>> everywhere({"logits": 1.0}, None)
-    {'logits': 1.0}
-    """
-    if mesh is None:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, sharding.replicated(mesh))
-
-
-def _placed_cache(cache: Any, mesh: Mesh | None) -> Any:
-    if mesh is None:
-        return cache
-
-    def place(leaf: Array) -> Array:
-        spec = P(*(None, BATCH_AXES, "tensor")[: leaf.ndim])
-        where = NamedSharding(mesh, sharding.fitted(spec, leaf.shape, mesh))
-        return jax.lax.with_sharding_constraint(leaf, where)
-
-    return jax.tree.map(place, cache)
-
-
 def encode(
     variables: Any, images: ImageInputs, *, model: Model, mesh: Mesh | None = None
 ) -> Float[Array, "u d"]:
-    """Return the features of a prompt's pictures, for a model that sees."""
+    """Return the features of a prompt's pictures, for a model that sees.
+
+    Args:
+      variables: of the model.
+      images: a row of their own, [1, ...].
+      model: with ``image_fn``.
+      mesh: devices, if several.
+    Example::
+
+      features = encode(base.variables, request.images, model=base.model)
+    """
     assert model.image_fn is not None
     return everywhere(model.image_fn(variables, images)[0], mesh)
 
@@ -206,6 +94,10 @@ def pick(
     """Return the feature of each token of a piece, any where ``which`` is -1.
 
     A piece has as many whatever the pictures are, so that one program reads all.
+
+    >>> features = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> pick(features, jnp.array([[-1, 1, 0]]), dtype="float32").tolist()[1:]
+    [[3.0, 4.0], [1.0, 2.0]]
     """
     return everywhere(features[jnp.maximum(which[0], 0)].astype(dtype), mesh)
 
@@ -239,6 +131,15 @@ def prefill(
     Returns:
       The logits that the last one predicts the next by, the cache, and what the model
       thought of ``following``.
+    Example:
+     >>> bigrams = Model(
+     ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
+     ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
+     ...     cache_fn=lambda table, slots, *_, **__: {})
+     >>> table, begin, count = jnp.eye(4), jnp.int32(0), jnp.int32(2)
+     >>> tokens = jnp.array([[3, 1, 0]])  # the last is padding
+     >>> prefill(table, {}, tokens, begin, count, count, model=bigrams)[0].tolist()
+     [[0.0, 1.0, 0.0, 0.0]]
     """
     assert model.decode_fn is not None
     index = jnp.arange(tokens.shape[1])[None]
@@ -257,13 +158,24 @@ def prefill(
         logits = jax.lax.dynamic_slice_in_dim(every, count - 1, 1)
         told = scores(every, following, jnp.ones((), bool))
         found = everywhere(told, mesh)
-    return logits, _placed_cache(cache, mesh), found
+    return logits, placed_cache(cache, mesh), found
 
 
 def scores(
     logits: Float[Array, "n v"], tokens: Int[Array, " n"], ranked: Bool[Array, ""]
 ) -> TokenScores:
-    """Return what the model thought of tokens, with the best ones if asked for."""
+    """Return what the model thought of tokens, with the best ones if asked for.
+
+    Args:
+      logits: of the tokens' places, without temperature.
+      tokens: of each place.
+      ranked: whether the best ones are asked for; else theirs mean nothing.
+    Example:
+      >>> logits = jnp.log(jnp.array([[0.25, 0.5, 0.25]]))
+      >>> found = scores(logits, jnp.array([0]), jnp.array(True))
+      >>> print(f"{found.logps[0]:.4f}", found.best[0, 0])  # log 1/4
+      -1.3863 1
+    """
     total = jax.nn.logsumexp(logits, axis=-1)
     drawn = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
     most = min(MOST_RANKED, logits.shape[1])
@@ -276,58 +188,19 @@ def scores(
     return TokenScores(tokens, drawn - total, best, values - total[:, None])
 
 
-def admit(
-    slots: Slots,
-    row: Any,
-    logits: Float[Array, "1 v"],
-    start: Start,
-    *,
-    extent: int,
-    mesh: Mesh | None = None,
-) -> Slots:
-    """Copy a prompt's keys and values to a slot.
-
-    Args:
-      slots: all of them.
-      row: cache of one row, which the prompt was put in.
-      logits: that it ended with.
-      start: of the slot.
-      extent: places that are copied, at least the prompt's.
-      mesh: devices, if several.
-    """
-
-    def copy(path: Any, leaf: Array, new: Array) -> Array:
-        if new.ndim > 3:  # keys and values; a gate's sum is [l, b]
-            axis = PLACES_AXIS[path[-2].key]
-            size = new.shape[axis]
-            count = min(extent - path[-1].idx * size, size)
-            if count <= 0:
-                return leaf
-            new = jax.lax.slice_in_dim(new, 0, count, axis=axis)
-        begin = (0, start.slot, *(0 for _ in new.shape[2:]))
-        return jax.lax.dynamic_update_slice(leaf, new.astype(leaf.dtype), begin)
-
-    def put(leaf: Array, value: Any) -> Array:
-        # Not `leaf.at[slot].set`, a scatter, which takes longer to compile.
-        return jax.lax.dynamic_update_index_in_dim(leaf, value, start.slot, axis=0)
-
-    slots = Slots(
-        jax.tree.map_with_path(copy, slots.cache, row),
-        put(slots.logits, logits[0]),
-        put(slots.positions, start.position),
-        put(slots.counts, jnp.zeros((), jnp.int32)),
-        put(slots.keys, sampling.key_of(start.seed, start.sample)),
-        jax.tree.map(put, slots.controls, start.controls),
-        put(slots.seen, start.seen),
-        None if slots.offsets is None else put(slots.offsets, start.offset),
-    )
-    return _placed(slots, mesh)
-
-
 def choose(
     logits: Float[Array, "b v"], slots: Slots, active: Bool[Array, " b"]
 ) -> Int[Array, " b"]:
-    """Draw the next token of every active slot from logits, as the slot wants it."""
+    """Draw the next token of every active slot from logits, as the slot wants it.
+
+    Args:
+      logits: of the next token.
+      slots: their controls, keys and counts are read.
+      active: which of them have a text.
+    Example::
+
+      tokens = choose(slots.logits, slots, active)  # in a compiled program
+    """
     penalty = slots.controls.repetition_penalty
     chosen = sampling.penalised(logits, penalty, slots.seen)
     # A slot without a text draws greedily, which takes no round of its own.
@@ -345,7 +218,20 @@ def advance(
     model: Model,
     mesh: Mesh | None = None,
 ) -> Slots:
-    """Run the model on the token of every active slot."""
+    """Run the model on the token of every active slot.
+
+    Args:
+      variables: of the model.
+      slots: all of them.
+      tokens: the next of each.
+      active: which of them have a text; the others stay where they are.
+      model: a language model.
+      mesh: devices, if several.
+    Example::
+
+      tokens = choose(slots.logits, slots, active)
+      slots = advance(variables, slots, tokens, active, model=model)
+    """
     assert model.decode_fn is not None
     turned: dict[str, Any] = {}
     if slots.offsets is not None:
@@ -366,7 +252,7 @@ def advance(
         counts=slots.counts + moved,
         seen=slots.seen.at[jnp.arange(tokens.shape[0]), tokens].set(True),
     )
-    return _placed(slots, mesh)
+    return placed(slots, mesh)
 
 
 def step(
@@ -390,6 +276,10 @@ def step(
     Returns:
       The slots, and what was drawn, whatever temperature, penalty and truncation it
       was drawn with.
+    Example::
+
+      run = jax.jit(step, static_argnames="model", donate_argnames="slots")
+      slots, told = run(variables, slots, active, jnp.array(False), model=model)
     """
     tokens = choose(slots.logits, slots, active)
     told = scores(slots.logits, tokens, ranked)

@@ -148,6 +148,11 @@ class Grammars:
     Args:
       tokenizer: a fast one of Hugging Face's.
       vocab: tokens of the model.
+    Example::
+
+      grammars = Grammars(tokenizer, vocab=49152)
+      matcher = grammars.matcher(choice(["yes", "no"]))
+      words = grammars.fill([matcher])  # [1, w] which tokens may come first
     """
 
     def __init__(self, tokenizer: Any, vocab: int):

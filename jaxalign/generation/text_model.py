@@ -145,6 +145,11 @@ def as_request(
     Raises:
       UserError: see ``Renderer.prompt_encoding``; with ``open_now`` also those of
         opening a picture.
+    Example::
+
+      renderer = Renderer(load_tokenizer("smollm2"))
+      sampling, stops = Sampling(temperature=0), renderer.stop_tokens()
+      as_request(renderer, parse_prompt({"prompt": "2 + 2 ="}), sampling, stops)
     """
     found = renderer.prompt_encoding(prompt, sizes)
     request = Request(found.tokens, sampling, stop_tokens, **options)
@@ -236,6 +241,10 @@ def cut(
       variables: its weights, or what was trained in their place, and adapters.
       mesh: devices that they lie on, if it is a mesh.
       donate: free every stack once its layers have been copied.
+    Example::
+
+      policy = open_policy("smollm2", "run")
+      model, variables = cut(policy.checkpoint, policy.variables)
     """
     config = checkpoint.config
     model = decoder.make_model(
@@ -259,14 +268,31 @@ def _configured(directory: Path) -> frozenset[int]:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Return a hash of what turns messages into tokens, them into text, and ends it."""
+    """Return a hash of what turns messages into tokens, them into text, and ends it.
+
+    Raises:
+      UserError: a file cannot be read.
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> before = fingerprint(folder)
+      >>> _ = (folder / "tokenizer.json").write_text("{}")
+      >>> fingerprint(folder) == before
+      False
+    """
     directory = hub.directory_of(model, weights=False)
     found = {path for name in _TEXT_FILES for path in directory.glob(name)}
     return rows.hash_files(sorted(found))
 
 
 def text_with(tokenizer: Any) -> Any:
-    """Return what turns tokens into text, special ones left out."""
+    """Return what turns tokens into text, special ones left out.
+
+    Example::
+
+      text_of = text_with(load_tokenizer("smollm2"))
+      completions = generate(base.model, base.variables, requests, text_of=text_of)
+    """
 
     def text_of(tokens: Sequence[int]) -> str:
         return tokenizer.decode(

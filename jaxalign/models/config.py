@@ -68,6 +68,12 @@ class DecoderConfig:
       embedding_scale: what embeddings are multiplied by.
       residual_scale: what a block's output is multiplied by.
       logits_divisor: what logits are divided by.
+
+    >>> turned = rotary.Rotary(theta=10000.0, dims=4)
+    >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+    >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+    >>> DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,)).norms
+    'before'
     """
 
     vocab_size: int
@@ -113,6 +119,9 @@ class TowerNames:
       up: the MLP's first layer, and ``gate`` what it is multiplied with, if anything.
       gate: see there.
       down: the MLP's last layer.
+
+    >>> TowerNames(attention="attn", qkv="qkv", out="proj").up
+    'fc1'
     """
 
     attention: str = "self_attn"
@@ -155,6 +164,9 @@ class VisionConfig:
         other; None where all of an image do.
       full_layers: layers without a window.
       names: of the linear layers.
+
+    >>> sizes = {"width": 8, "mlp_width": 16, "num_layers": 2, "num_heads": 2}
+    >>> VisionConfig(**sizes, patch_values=3 * 14 * 14, positions=16, side=4).names.qkv
     """
 
     width: int
@@ -193,6 +205,10 @@ class ConnectorConfig:
       bias: of the linear layers.
       norm: whether each patch is normed, by root mean square or not at all.
       norm_eps: added to the mean square.
+
+    >>> layers = (("linear_1", 16), ("linear_2", 8))  # four patches to a feature [8]
+    >>> ConnectorConfig(unit=4, layers=layers, norm="rms").bias
+    True
     """
 
     unit: int
@@ -210,6 +226,13 @@ class ModelConfig:
       text: the decoder.
       vision: the tower.
       connector: what leads from one to the other.
+
+    >>> turned = rotary.Rotary(theta=10000.0, dims=4)
+    >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+    >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+    >>> text = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+    >>> ModelConfig(text=text).sees
+    False
     """
 
     text: DecoderConfig

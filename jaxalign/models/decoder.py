@@ -1,25 +1,22 @@
-"""The decoder: embeddings, groups of scanned layers, final norm, head."""
+"""A decoder as pure functions over its variables, and the shapes of its parameters."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jaxalign.adapters import saved
-from jaxalign.adapters.adapter import COLLECTIONS
 from jaxalign.errors import UserError
-from jaxalign.models import attention, decoding, layers, rotary
+from jaxalign.models import attention, decoding, layers
 from jaxalign.models.config import DecoderConfig, ModelConfig
 from jaxalign.models.layers import Runtime
+from jaxalign.models.transformer import Decoder, Remat, remat_policy
 from jaxalign.models.vision import sight
-from jaxalign.models.vision.merge import put_features
-from jaxalign.stacks import Group, group_name
+from jaxalign.stacks import Group
 from jaxalign.types import Bound, Model, ModelInputs, RouterSums, Variables
 from jaxalign.variables import check_variables
 
@@ -31,134 +28,6 @@ __all__ = [
     "make_model",
     "param_shapes",
 ]
-
-Remat = Literal["none", "dots", "full"]
-
-
-def remat_policy(remat: Remat) -> Callable[..., bool] | None:
-    """Return what the backward pass keeps of a layer; the rest is computed again.
-
-    ``none`` keeps everything; ``dots`` keeps the results of linear layers and of
-    attention, so that only cheap elementwise work is repeated; ``full`` keeps the input
-    of each layer alone.
-    """
-    if remat == "full":
-        return jax.checkpoint_policies.nothing_saveable
-    # By name: a policy that keeps every product would keep a LoRA layer's two halves
-    # beside their sum.
-    return jax.checkpoint_policies.save_only_these_names(
-        *layers.SAVED_NAMES, *attention.SAVED_NAMES
-    )
-
-
-class Decoder(nn.Module):
-    """A decoder-only transformer whose layers are stacked and scanned by group.
-
-    Parameters: ``embed_tokens/embedding`` [v, d]; for every group [lo, hi) a subtree
-    ``layers_<lo>_<hi>`` whose leaves have hi - lo as their first axis; ``norm/scale``;
-    and, unless the embeddings are tied, ``lm_head/kernel`` [d, v].
-    """
-
-    config: DecoderConfig
-    groups: tuple[Group, ...]
-    runtime: Runtime
-    remat: Remat = "none"
-
-    def setup(self) -> None:
-        config = self.config
-        self.embed_tokens = layers.Embedding(
-            config.vocab_size, config.width, self.runtime, config.embedding_scale
-        )
-        block = layers.Block
-        if self.remat != "none":
-            block = nn.remat(block, policy=remat_policy(self.remat), prevent_cse=False)
-        # Python runs once for all layers that are stacks of their own, and alike: it
-        # would take longer than the compiler.
-        alone = nn.jit(block)
-        for group in self.groups:
-            scanned = nn.scan(
-                alone if group[1] - group[0] == 1 else block,
-                variable_axes=dict.fromkeys(
-                    (
-                        "params",
-                        *COLLECTIONS,
-                        layers.KEYS_AND_VALUES,
-                        layers.ROUTED,
-                        layers.CACHE,
-                    ),
-                    0,
-                ),
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
-                length=group[1] - group[0],
-            )
-            module = scanned(config, self.runtime, name=group_name(group))
-            setattr(self, group_name(group), module)
-        self.norm = layers.RMSNorm(config)
-        if not config.tie_embeddings:
-            self.lm_head = layers.Dense(config.vocab_size, self.runtime, rounded=False)
-
-    def hidden(
-        self, inputs: ModelInputs, features: Float[Array, "b u d"] | None = None
-    ) -> Float[Array, "b t d"]:
-        """Return the last hidden state of every token, after the final norm.
-
-        Args:
-          inputs: packed rows.
-          features: of their pictures.
-        """
-        x = self.embed_tokens(inputs.tokens)
-        if features is not None:
-            assert inputs.images is not None
-            x = put_features(x, features, inputs.images.features_to)
-        return self._run(x, inputs.positions, attention.row_layout(inputs))
-
-    def decode(
-        self,
-        tokens: Int[Array, "b t"],
-        layout: attention.CacheLayout,
-        turned: Int[Array, "b t *axes"] | None = None,
-        pictures: tuple[Float[Array, "u d"], Int[Array, "b t"]] | None = None,
-    ) -> Float[Array, "b t d"]:
-        """Return the hidden states of new tokens, which go into the cache.
-
-        Args:
-          tokens: new ones.
-          layout: where they stand.
-          turned: their rotary positions; default their places in the cache.
-          pictures: features, and which of them each token stands for; -1: none.
-        """
-        x = self.embed_tokens(tokens)
-        if pictures is not None:
-            features, which = pictures
-            seen = features[jnp.maximum(which, 0)].astype(x.dtype)
-            x = jnp.where((which >= 0)[..., None], seen, x)
-        return self._run(x, layout.positions if turned is None else turned, layout)
-
-    def _run(self, x: Array, positions: Array, layout: layers.Layout) -> Array:
-        config = self.config
-        lengths = attention.lengths(layout)
-        tables = rotary.make_tables(config.rotaries, positions, lengths)
-        for group in self.groups:
-            own = layers.traits(config, *group)
-            x, _ = getattr(self, group_name(group))(x, tables, layout, own)
-        return self.norm(x)
-
-    def logits(self, hidden: Float[Array, "*n d"]) -> Float[Array, "*n v"]:
-        """Return the logits of hidden states, in float32."""
-        config = self.config
-        if config.tie_embeddings:
-            own = self.get_variable(saved.COLLECTION, "lm_head")
-            logits = self.embed_tokens.attend(hidden, own)
-        else:
-            logits = self.lm_head(hidden).astype(jnp.float32)
-        if config.logits_divisor != 1.0:
-            logits = logits / config.logits_divisor
-        return attention.capped(logits, config.logits_softcap)
-
-    def __call__(self, inputs: ModelInputs) -> Float[Array, "b t v"]:
-        """Return the logits of every token; only for making parameters and tests."""
-        return self.logits(self.hidden(inputs))
 
 
 def make_model(
@@ -190,6 +59,14 @@ def make_model(
       attention_block: queries and keys of a block of ``xla`` attention.
       attention_sequences: most sequences of a row, which ``cudnn`` needs.
       mesh: devices, over which some kernels must be split by hand.
+    Example:
+     >>> from jaxalign.models.rotary import Rotary
+     >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+     >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+     >>> turned = Rotary(theta=10000.0, dims=4)
+     >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+     >>> hash(make_model(config)) == hash(make_model(config, groups=[(0, 2)]))
+     True
     """
     runtime = Runtime(
         # By one of its many names: types of scalars and dtypes do not hash alike.
@@ -344,6 +221,23 @@ def keys_and_values(
     Returns:
       ``{group: {"self_attn": {"key": (x,), "value": (x,)}}}`` with x of shape
       [l, b, t, kv heads, head size].
+    Args:
+      config: of the decoder.
+      variables: base and adapters.
+      inputs: packed rows, [b, t].
+      groups: how the layers are cut.
+      dtype: of the computation.
+    Example:
+      >>> from jaxalign.models.rotary import Rotary
+      >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+      >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+      >>> turned = Rotary(theta=10000.0, dims=4)
+      >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+      >>> row = ModelInputs(*[jnp.ones((1, 3), jnp.int32)] * 4)
+      >>> run = functools.partial(keys_and_values, config, groups=[(0, 2)])
+      >>> found = jax.eval_shape(run, {"params": param_shapes(config)}, row)
+      >>> found["layers_0_2"]["self_attn"]["key"][0].shape
+      (2, 1, 3, 1, 4)
     """
     decoder = Decoder(config, tuple(groups), layers.Runtime(dtype=dtype))
     name = layers.KEYS_AND_VALUES
@@ -356,7 +250,21 @@ def param_shapes(
     groups: Sequence[Group] | None = None,
     vision_groups: Sequence[Group] | None = None,
 ) -> Any:
-    """Return the shapes of the parameters without making any."""
+    """Return the shapes of the parameters without making any.
+
+    Args:
+      config: sizes and options.
+      groups: how the layers are cut into stacks; default one stack of all.
+      vision_groups: how a tower's are.
+    Example:
+      >>> from jaxalign.models.rotary import Rotary
+      >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+      >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+      >>> turned = Rotary(theta=10000.0, dims=4)
+      >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+      >>> param_shapes(config)["layers_0_2"]["mlp"]["up_proj"]["kernel"].shape
+      (2, 8, 16)
+    """
     whole = config if isinstance(config, ModelConfig) else ModelConfig(text=config)
     cut = tuple(groups or ((0, whole.text.num_layers),))
     shapes = _param_shapes(whole, cut, vision_groups and tuple(vision_groups))

@@ -48,7 +48,17 @@ class Traits(NamedTuple):
 
 
 def traits(config: DecoderConfig, low: int, high: int) -> Traits:
-    """Return the traits of layers [low, high)."""
+    """Return the traits of layers [low, high).
+
+    >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 3}
+    >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+    >>> both = rotary.Rotary(theta=1e4, dims=4), rotary.Rotary(theta=1e6, dims=4)
+    >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=both,
+    ...                        layer_rotaries=(0, 0, 1), windows=(64, 64, None))
+    >>> found = traits(config, 1, 3)
+    >>> found.rotary.tolist(), found.window.tolist()
+    ([0, 1], [64, 2147483647])
+    """
     kinds = config.layer_rotaries[low:high] or (0,) * (high - low)
     windows = None
     if any(window is not None for window in config.windows[low:high]):
@@ -64,6 +74,12 @@ class Block(nn.Module):
     Norms have the names that Hugging Face gives them: ``input_layernorm`` before
     attention; ``post_attention_layernorm`` before the MLP or, where attention's output
     is normed, on that; ``pre_feedforward_layernorm``, ``post_feedforward_layernorm``.
+
+    Example::
+
+      block = Block(config, Runtime(dtype="bfloat16"))
+      tables = rotary.make_tables(config.rotaries, inputs.positions)
+      x, _ = block.apply(variables, x, tables, row_layout(inputs), Traits(0, None))
     """
 
     config: DecoderConfig

@@ -231,6 +231,15 @@ def place(codes: Quantised, where: NamedSharding) -> Quantised:
     Args:
       codes: arrays or shapes.
       where: of the weight.
+    Returns:
+      The same with shardings in the place of its arrays.
+    Example:
+     >>> from jax.sharding import PartitionSpec
+     >>> mesh = jax.make_mesh((1,), ("tensor",))
+     >>> codes = quantise(jnp.ones((2, 4)), "int8")
+     >>> found = place(codes, NamedSharding(mesh, PartitionSpec(None, "tensor")))
+     >>> tuple(found.codes.spec)
+     (None, 'tensor')
     """
     mesh = where.mesh
     scales = sharding.fitted(where.spec, codes.scales.shape, mesh)
