@@ -123,19 +123,6 @@ def test_public_names_of_modules_have_docstrings() -> None:
 # What has no example by itself: parts of commands and programs, which take what only
 # those hold (slots, packed batches, file headers, a run's session).
 WITHOUT_EXAMPLE = {
-    "checkpoints.adapter_files": "AdapterFiles fingerprint groups_of is_stock "
-    "read_start save_adapter vision_groups_of write_start",
-    "checkpoints.adapter_start": "make place shapes",
-    "checkpoints.contents": "fingerprint fingerprint_of headers read_tensor reader "
-    "tensor_infos",
-    "checkpoints.export": "check_mergeable copy_index copy_rest split_headers write",
-    "checkpoints.fetch": "Asset",
-    "checkpoints.gguf": "already_converted convert_llama_gguf",
-    "checkpoints.load": "check compute_dtype open_config",
-    "checkpoints.runs": "read_settings read_sources",
-    "checkpoints.state": "StateStore",
-    "checkpoints.tensors": "TensorReader entries fingerprint list_files open_file "
-    "raw_header read_tensor sample",
     "feedback.candidates": "judge_candidates_async read_samples",
     "feedback.config": "RLAIFConfig",
     "feedback.rounds": "decomposer_of store_path",

@@ -6,31 +6,31 @@ A hybrid directory has ``lora/``, a stock PEFT adapter (with gates that PEFT lac
 puts both on a transformers model.
 """
 
-import functools
 import hashlib
-import json
-import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 
 from jaxalign import stacks, trees
 from jaxalign.adapters import (
-    lora,
     peft_format,
-    peft_names,
     peft_saved,
     prefix_format,
     saved,
     selection,
 )
 from jaxalign.adapters.peft_names import PeftTensors
-from jaxalign.checkpoints import export, outputs, peft_files
+from jaxalign.checkpoints import export, peft_files
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
-from jaxalign.checkpoints.load import Checkpoint
+from jaxalign.checkpoints.adapter_writing import (
+    CONFIG,
+    LOADER,
+    PREFIX_CONFIG,
+    is_stock,
+    save_adapter,
+)
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.config import ModelConfig
@@ -50,140 +50,10 @@ __all__ = [
     "write_start",
 ]
 
-LOADER = "jaxalign_torch_loader.py"
-
-_CONFIG = "adapter_config.json"
-_PREFIX_CONFIG = "prefix_config.json"
-
-
-def save_adapter(
-    checkpoint: Checkpoint,
-    collections: Variables,
-    out: str | Path,
-    *,
-    dropout: float = 0.0,
-    card: str | None = None,
-) -> Path:
-    """Write an adapter so that torch users get the same logits.
-
-    LoRA, and a prefix of all layers as PEFT has it, become a directory that ``peft``
-    loads unchanged; everything else a hybrid directory with its loader. So does a
-    prefix on a model with sliding windows, which PEFT's would soon fall out of.
-
-    Args:
-      checkpoint: the base model.
-      collections: ``lora`` and ``prefix``, or one of them.
-      out: new directory; appears only when complete.
-      dropout: of LoRA, recorded for whoever trains on.
-      card: text of README.md.
-    Raises:
-      UserError: ``out`` is not empty, or there is no adapter.
-    """
-    parts = _to_files(checkpoint, collections, dropout)
-    if parts.lora is None and parts.prefix is None:
-        raise UserError(
-            "there is no adapter to write, base weights were trained: use --format "
-            "merged"
-        )
-    with outputs.whole_directory(Path(out)) as directory:
-        if card is not None:
-            (directory / "README.md").write_text(card, encoding="utf-8")
-        if parts.stock is not None:
-            _write_peft(directory, *parts.stock)
-        else:
-            _write_hybrid(directory, parts)
-    return Path(out)
-
-
-def is_stock(checkpoint: Checkpoint, collections: Variables) -> bool:
-    """Tell whether ``peft`` alone can load what :func:`save_adapter` writes."""
-    return _to_files(checkpoint, collections, 0.0).stock is not None
-
-
-class _Files(NamedTuple):
-    lora: peft_format.PeftLoRA | None
-    prefix: prefix_format.PrefixFiles | None
-    stock: tuple[dict[str, Any], dict[str, np.ndarray]] | None
-    """Config and tensors of a PEFT directory that says it all."""
-
-
-def _to_files(checkpoint: Checkpoint, collections: Variables, dropout: float) -> _Files:
-    base, layers = checkpoint.name, checkpoint.config.text.num_layers
-    stored = files = stock = None
-    if collections.get("lora"):
-        stored = peft_format.to_peft(
-            collections["lora"],
-            module_name=functools.partial(peft_files.module_name, checkpoint),
-            num_layers=layers,
-            dropout=dropout,
-            base_model=base,
-            whole_names=checkpoint.config.sees,
-        )
-    if whole := collections.get(saved.COLLECTION):
-        stored = _with_saved(checkpoint, stored, whole)
-    if own := collections.get("prefix"):
-        files = prefix_format.to_files(own, num_layers=layers, base_model=base)
-    if stored is not None and files is None and not stored.gates:
-        stock = stored.config, stored.tensors
-    elif stored is None and own and not any(checkpoint.config.text.windows):
-        # With sliding windows PEFT's prefix drops out of sight; ours never does.
-        stock = prefix_format.to_peft(own, num_layers=layers, base_model=base)
-    return _Files(stored, files, stock)
-
-
-def _with_saved(
-    checkpoint: Checkpoint, stored: peft_format.PeftLoRA | None, whole: Any
-) -> peft_format.PeftLoRA:
-    """Put what stands for base weights beside the LoRA that PEFT wants with it."""
-    if stored is None:
-        raise UserError(
-            "the adapter has weights in the place of the base's and no LoRA, which "
-            "PEFT has no files for: use --format merged"
-        )
-    extra = peft_saved.to_peft(
-        whole,
-        tensor_form=functools.partial(peft_files.tensor_form, checkpoint),
-        adapted=peft_names.modules(stored.tensors),
-    )
-    config = dict(sorted((stored.config | extra.config).items()))
-    tensors = stored.tensors | extra.tensors
-    rest = peft_files.rest_of_modules(
-        checkpoint, extra.config.get("modules_to_save", ())
-    )
-    return stored._replace(config=config, tensors={**rest, **tensors})
-
-
-def _write_peft(
-    directory: Path, config: dict[str, Any], values: dict[str, np.ndarray]
-) -> None:
-    directory.mkdir(exist_ok=True)
-    _write_json(config, directory / _CONFIG)
-    export.write(values, directory / "adapter_model.safetensors")
-
-
-def _write_hybrid(directory: Path, parts: _Files) -> None:
-    if parts.lora is not None:
-        part = directory / "lora"
-        _write_peft(part, parts.lora.config, parts.lora.tensors)
-        if parts.lora.gates:
-            export.write(parts.lora.gates, part / "gates.safetensors")
-    if parts.prefix is not None:
-        part = directory / "prefix"
-        part.mkdir()
-        _write_json(parts.prefix.config, part / _PREFIX_CONFIG)
-        export.write(parts.prefix.tensors, part / "prefix.safetensors")
-    loader = Path(lora.__file__).with_name("torch_loader.py")
-    shutil.copyfile(loader, directory / LOADER)
-
-
-def _write_json(values: dict[str, Any], path: Path) -> None:
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    path.write_text(text, encoding="utf-8")
-
 
 def _is_hybrid(path: Path) -> bool:
-    return (path / "lora" / _CONFIG).is_file() or (
-        path / "prefix" / _PREFIX_CONFIG
+    return (path / "lora" / CONFIG).is_file() or (
+        path / "prefix" / PREFIX_CONFIG
     ).is_file()
 
 
@@ -195,6 +65,11 @@ class AdapterFiles:
 
     Raises:
       UserError: no adapter, another kind of it, or one for another model.
+    Example::
+
+      files = AdapterFiles(Path("adapter"), "smollm2")
+      base = load("smollm2", groups=files.groups())
+      variables = {**base.variables, **files.collections()}
     """
 
     def __init__(self, directory: Path, model: str | Path):
@@ -204,8 +79,8 @@ class AdapterFiles:
         self._lora: peft_format.PeftLoRA | None = None
         self._saved = PeftTensors({}, {}, {}, {})
         self._prefix: prefix_format.PrefixFiles | None = None
-        if (directory / _CONFIG).is_file():
-            config = tensor_files.read_json(directory / _CONFIG)
+        if (directory / CONFIG).is_file():
+            config = tensor_files.read_json(directory / CONFIG)
             if config.get("peft_type") == "PREFIX_TUNING":
                 if any(self._model.windows):
                     raise UserError(
@@ -228,7 +103,7 @@ class AdapterFiles:
             if (directory / "prefix").is_dir():
                 part = directory / "prefix"
                 self._prefix = prefix_format.PrefixFiles(
-                    tensor_files.read_json(part / _PREFIX_CONFIG),
+                    tensor_files.read_json(part / PREFIX_CONFIG),
                     peft_files.read(part, "prefix"),
                 )
         elif (directory / "config.yaml").is_file():
@@ -324,6 +199,12 @@ def write_start(collections: Variables, path: Path) -> None:
 
     Raises:
       OSError: it cannot be written.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "adapter_start.safetensors"
+      >>> write_start({"lora": {"up_proj": {"scale": np.full(1, 2.0)}}}, path)
+      >>> [file.name for file in path.parent.iterdir()]
+      ['adapter_start.safetensors']
     """
     leaves = trees.by_path(collections).items()
     temporary = path.with_name(f".{path.name}.tmp")
@@ -336,7 +217,17 @@ def write_start(collections: Variables, path: Path) -> None:
 
 
 def read_start(path: Path) -> Variables:
-    """Read what :func:`write_start` kept."""
+    """Read what :func:`write_start` kept.
+
+    Raises:
+      UserError: the file is not there, or is none of safetensors.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "adapter_start.safetensors"
+      >>> write_start({"lora": {"up_proj": {"scale": np.full(1, 2.0)}}}, path)
+      >>> read_start(path)
+      {'lora': {'up_proj': {'scale': array([2.])}}}
+    """
     collections: Variables = {}
     with tensor_files.open_file(path) as handle:
         for name in handle.keys():  # noqa: SIM118 (it is no dict)
@@ -346,7 +237,11 @@ def read_start(path: Path) -> Variables:
 
 
 def groups_of(collections: Variables, num_layers: int) -> tuple[Group, ...]:
-    """Return the groups that an adapter's stacks were cut for."""
+    """Return the groups that an adapter's stacks were cut for.
+
+    >>> groups_of({"lora": {"layers_2_4": {"mlp": {}}}}, num_layers=6)
+    ((0, 2), (2, 4), (4, 6))
+    """
     found = {
         group
         for tree in collections.values()
@@ -363,6 +258,15 @@ def vision_groups_of(
 
     Returns:
       None where it cuts nothing.
+    Example:
+      >>> from jaxalign.models.config import DecoderConfig, VisionConfig
+      >>> sizes = {"width": 8, "mlp_width": 16, "num_layers": 4, "num_heads": 2}
+      >>> tower = VisionConfig(**sizes, patch_values=588)
+      >>> text = DecoderConfig(**sizes, vocab_size=8, num_kv_heads=1, head_dim=4,
+      ...                      norm_eps=1e-6, rotaries=())
+      >>> config = ModelConfig(text=text, vision=tower)
+      >>> vision_groups_of({"lora": {"vision": {"layers_2_4": {}}}}, config)
+      ((0, 2), (2, 4))
     """
     if config.vision is None:
         return None
@@ -372,7 +276,15 @@ def vision_groups_of(
 
 
 def fingerprint(path: Path) -> str:
-    """Return a hash of an adapter's directory, of every byte of its small files."""
+    """Return a hash of an adapter's directory, of every byte of its small files.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> before = fingerprint(folder)
+    >>> _ = (folder / "adapter_config.json").write_text('{"r": 8}')
+    >>> fingerprint(folder) == before
+    False
+    """
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.suffix in (".json", ".safetensors") and file.is_file():

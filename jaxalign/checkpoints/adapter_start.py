@@ -46,6 +46,12 @@ def make(
       checkpoint: with the groups of ``adapter.groups``.
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
+    Returns:
+      As ``adapter.init`` does; a prefix starts from its text where the options say so.
+    Example::
+
+      base = load("smollm2", adapter=LoRAConfig(rank=8))
+      collections = make(jax.random.key(0), LoRAConfig(rank=8), base)
     """
     model = checkpoint.config.text
     made = adapter.parts(config, model.num_layers).prefix
@@ -88,6 +94,16 @@ def shapes(config: Adapter, model: DecoderConfig | ModelConfig) -> tuple[Any, An
 
     Raises:
       UserError: the adapter chooses what is not there, or something twice.
+    Example:
+      >>> from jaxalign.adapters.lora import LoRAConfig
+      >>> from jaxalign.models.rotary import Rotary
+      >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+      >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+      >>> turned = Rotary(theta=10000.0, dims=4)
+      >>> model = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+      >>> _, adapters = shapes(LoRAConfig(rank=2, targets=("up_proj",)), model)
+      >>> adapters["lora"]["layers_0_2"]["mlp"]["up_proj"]["a"].shape
+      (2, 8, 2)
     """
     if isinstance(model, DecoderConfig):
         model = ModelConfig(text=model)
@@ -116,7 +132,16 @@ def _without_text(config: Adapter) -> Adapter:
 
 
 def place(collections: Any, mesh: Mesh, family: Family) -> Any:
-    """Put an adapter's leaves on a mesh, by the family's rules."""
+    """Put an adapter's leaves on a mesh, by the family's rules.
+
+    Args:
+      collections: of the adapter.
+      mesh: devices.
+      family: of the base model.
+    Example::
+
+      collections = place(collections, make_mesh(MeshConfig(data=8)), base.family)
+    """
     return {
         name: jax.tree.map(
             jax.device_put,

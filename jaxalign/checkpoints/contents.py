@@ -25,7 +25,19 @@ __all__ = [
 
 
 def tensor_infos(model: str | Path) -> dict[str, TensorInfo]:
-    """Return name, shape and dtype of every tensor of a checkpoint."""
+    """Return name, shape and dtype of every tensor of a checkpoint.
+
+    Raises:
+      UserError: the directory has no weights, or a broken header.
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> save_file({"norm": np.ones(4, np.float32)}, folder / "model.safetensors")
+      >>> _ = (folder / "config.json").write_text("{}")
+      >>> tensor_infos(folder)
+      {'norm': TensorInfo(shape=(4,), dtype='float32')}
+    """
     directory = hub.directory_of(model)
     if base_files.is_base(directory):
         return base_files.read_base(directory).tensors()
@@ -40,6 +52,16 @@ def headers(model: str | Path) -> dict[str, bytes]:
     """Return the headers of a checkpoint's weight files, by the files' names.
 
     Files of codes have none that could be written again: see ``export.split_headers``.
+
+    Returns:
+      Each with its length in front, see ``tensors.raw_header``.
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> save_file({"norm": np.ones(4, np.float32)}, folder / "model.safetensors")
+      >>> list(tensors.entries(headers(folder)["model.safetensors"]))
+      ['norm']
     """
     directory = hub.directory_of(model)
     if base_files.is_base(directory):
@@ -49,7 +71,17 @@ def headers(model: str | Path) -> dict[str, bytes]:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Return a hash that changes with the weights, the same once they are converted."""
+    """Return a hash that changes with the weights, the same once they are converted.
+
+    >>> import tempfile
+    >>> from safetensors.numpy import save_file
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_file({"norm": np.ones(4, np.float32)}, folder / "model.safetensors")
+    >>> before = fingerprint(folder)
+    >>> save_file({"norm": np.zeros(4, np.float32)}, folder / "model.safetensors")
+    >>> fingerprint(folder) == before
+    False
+    """
     directory = hub.directory_of(model)
     if base_files.is_base(directory):
         return base_files.read_base(directory).fingerprint
@@ -65,6 +97,9 @@ def fingerprint_of(model: str | Path, scopes: Collection[str]) -> str:
     Args:
       model: checkpoint.
       scopes: see ``stacks.scope_of``; of ``vision`` and ``connector``.
+    Example::
+
+      tower = fingerprint_of("smolvlm", ("vision", "connector"))
     """
     directory = hub.directory_of(model)
     config, family = open_config(directory)
@@ -82,7 +117,12 @@ def fingerprint_of(model: str | Path, scopes: Collection[str]) -> str:
 
 
 def read_tensor(model: str | Path, name: str) -> np.ndarray | None:
-    """Read one tensor of a checkpoint; None if it has none of that name."""
+    """Read one tensor of a checkpoint; None if it has none of that name.
+
+    Example::
+
+      read_tensor("smollm2", "model.norm.weight").shape  # [d]
+    """
     return reader(model)(name)
 
 
@@ -90,6 +130,13 @@ def reader(model: str | Path) -> Callable[[str], np.ndarray | None]:
     """Return what reads tensors of a checkpoint, whose headers are read once.
 
     A tensor may be asked for by its name in the files or by the family's.
+
+    Raises:
+      UserError: the checkpoint, or its config.json, cannot be read.
+    Example::
+
+      read = reader("smollm2")
+      norms = [read(f"model.layers.{i}.input_layernorm.weight") for i in range(30)]
     """
     directory = hub.directory_of(model)
     config, family = open_config(directory)

@@ -1,15 +1,11 @@
 """Checkpoints out: Hugging Face directories, whole or not at all."""
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxalign import trees
 from jaxalign.adapters import gates, low_rank, saved
@@ -27,6 +23,15 @@ from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints import tensors as tensor_files
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.tensors import TensorInfo
+from jaxalign.checkpoints.weight_files import (
+    INDEX,
+    PACKED_SHARD,
+    WriteTensor,
+    parse_size,
+    split_headers,
+    write,
+    write_file,
+)
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig, ModelConfig
 from jaxalign.models.families import Family
@@ -47,31 +52,7 @@ __all__ = [
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-WriteTensor = Callable[[str, BinaryIO], None]
-"""Writes the bytes of a tensor, given its name."""
-
-INDEX = "model.safetensors.index.json"
-
-PACKED_SHARD = 5 * 10**9
-"""Bytes of a file where the source's files hold codes and are no model."""
-
 _BLOCK = 1 << 22
-_CODES = {name: code for code, name in tensor_files.DTYPES.items()}
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def parse_size(text: str) -> int:
-    """Read a size such as 5GB (powers of ten, as transformers reads it).
-
-    >>> parse_size("200MB")
-    200000000
-    """
-    for unit, factor in _UNITS.items():
-        if text.upper().endswith(unit) and text[: -len(unit)].strip().isdigit():
-            return max(1, int(text[: -len(unit)])) * factor
-    raise UserError(
-        f"the size {text!r} is not understood: expected such as 200MB or 5GB"
-    )
 
 
 class _Base(NamedTuple):
@@ -168,6 +149,14 @@ def copy_rest(source: Path, out: Path) -> None:
     """Copy config, tokenizer, chat template and all else that is no weight.
 
     Where the source's weights are codes, its config no longer says so.
+
+    >>> import tempfile
+    >>> source, out = (Path(tempfile.mkdtemp()) for _ in range(2))
+    >>> write({"norm": np.ones(4, np.float32)}, source / "model.safetensors")
+    >>> _ = (source / "config.json").write_text("{}")
+    >>> copy_rest(source, out)
+    >>> sorted(file.name for file in out.iterdir())
+    ['config.json']
     """
     kinds = (*_WEIGHTS, base_lib.MANIFEST)
     for file in sorted(source.iterdir()):
@@ -181,7 +170,15 @@ def copy_rest(source: Path, out: Path) -> None:
 
 
 def copy_index(source: Path, out: Path) -> None:
-    """Copy the index of a checkpoint of several files."""
+    """Copy the index of a checkpoint of several files.
+
+    >>> import tempfile
+    >>> source, out = (Path(tempfile.mkdtemp()) for _ in range(2))
+    >>> _ = (source / INDEX).write_text('{"weight_map": {}}')
+    >>> copy_index(source, out)
+    >>> [file.name for file in out.iterdir()]
+    ['model.safetensors.index.json']
+    """
     index = source / INDEX
     if index.is_file() and not (source / "model.safetensors").is_file():
         shutil.copyfile(index, out / index.name)
@@ -194,6 +191,9 @@ def check_mergeable(config: DecoderConfig, variables: Variables) -> None:
       UserError: a prefix, a gate that depends on the input, an update of embeddings
         that the head shares, biases that the base has no place for, or base weights
         that are codes.
+    Example::
+
+      check_mergeable(base.config.text, {**base.variables, "lora": adapters})
     """
     if any(path.endswith("/codes") for path in trees.paths(variables["params"])):
         raise UserError(
@@ -239,7 +239,7 @@ def _write_as_source(source: Path, directory: Path, write_tensor: WriteTensor) -
     """Write the source's files with other values: the same headers and order."""
     for name, header in contents.headers(source).items():
         names = tensor_files.entries(header)
-        _write_file(directory / name, header, names, write_tensor)
+        write_file(directory / name, header, names, write_tensor)
     copy_index(source, directory)
 
 
@@ -252,84 +252,9 @@ def _write_split(
     headers, index = split_headers(info, limit)
     for file, header in headers.items():
         names = tensor_files.entries(header)
-        _write_file(directory / file, header, names, write_tensor)
+        write_file(directory / file, header, names, write_tensor)
     if index is not None:
         (directory / INDEX).write_text(index, encoding="utf-8")
-
-
-def split_headers(
-    info: dict[str, TensorInfo], limit: int
-) -> tuple[dict[str, bytes], str | None]:
-    """Return headers of files up to a size, by the files' names, and their index."""
-    shards = _split(info, limit)
-    headers: dict[str, bytes] = {}
-    index: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        names = sorted(names, key=lambda name: (-_width(info[name]), name))
-        headers[file] = _header({name: info[name] for name in names})
-        index |= dict.fromkeys(names, file)
-    if len(shards) == 1:
-        return headers, None
-    size = sum(i.nbytes for i in info.values())
-    content = {"metadata": {"total_size": size}, "weight_map": index}
-    return headers, json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _width(info: TensorInfo) -> int:
-    return np.dtype(info.dtype).itemsize
-
-
-def _header(info: dict[str, TensorInfo]) -> bytes:
-    """Return the header of a safetensors file of these tensors, in this order."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (shape, dtype) in info.items():
-        begin, end = end, end + info[name].nbytes
-        entries[name] = {
-            "dtype": _CODES[dtype],
-            "shape": shape,
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return tensor_files.framed(text)
-
-
-def _write_file(
-    path: Path, header: bytes, names: Iterable[str], write_tensor: WriteTensor
-) -> None:
-    """Write a safetensors file tensor by tensor, through to the disk.
-
-    The library's own writer takes all tensors of a file at once.
-    """
-    with path.open("wb") as target:
-        target.write(header)
-        for name in names:
-            write_tensor(name, target)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def _split(info: dict[str, TensorInfo], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, entry in info.items():
-        if shards[-1] and size + entry.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += entry.nbytes
-    return shards
-
-
-def write(values: dict[str, np.ndarray], path: Path) -> None:
-    """Write a safetensors file through to the disk."""
-    save_file(values, path, metadata={"format": "pt"})
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _tensor(base: _Base, variables: Variables, name: str) -> np.ndarray:

