@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from jaxalign.evaluation import (
         calibration,
         differences,
+        length_control,
+        logistic_fit,
         published,
         score,
         statistics,
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "calibration",
     "differences",
+    "length_control",
+    "logistic_fit",
     "published",
     "score",
     "statistics",
