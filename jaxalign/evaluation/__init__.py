@@ -7,6 +7,7 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
+        bradley_terry,
         calibration,
         differences,
         length_control,
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
         published,
         score,
         statistics,
+        style,
         task,
+        verdicts,
     )
 
 __all__ = [
+    "bradley_terry",
     "calibration",
     "differences",
     "length_control",
@@ -25,7 +29,9 @@ __all__ = [
     "published",
     "score",
     "statistics",
+    "style",
     "task",
+    "verdicts",
 ]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxalign.evaluation.logistic_fit import fit, log_loss, sigmoid
-from jaxalign.evaluation.statistics import Figure
+from jaxalign.evaluation.statistics import Figure, mean
 
 
 __all__ = [
@@ -73,18 +73,7 @@ def win_rate(preferences: Sequence[float]) -> WinRate:
     w = np.asarray(preferences, np.float64)
     wins, losses = int((w > 0.5).sum()), int((w < 0.5).sum())
     points = (np.sign(w - 0.5) + 1) / 2
-    return WinRate(_mean(w), _mean(points), wins, losses, len(w) - wins - losses)
-
-
-def _mean(values: np.ndarray) -> Figure:
-    n = len(values)
-    if n == 0:
-        return Figure(None, None, None, 0)
-    value = float(values.mean())
-    if n == 1:
-        return Figure(value, None, None, 1)
-    error = float(values.std(ddof=1) / np.sqrt(n))
-    return Figure(value, error, (value - 1.96 * error, value + 1.96 * error), n)
+    return WinRate(mean(w), mean(points), wins, losses, len(w) - wins - losses)
 
 
 def length_term(

@@ -61,7 +61,7 @@ def test_win_rate_of_four_preferences() -> None:
     assert found.win_rate.value == 7 / 16
     assert found.win_rate.standard_error == pytest.approx(error, abs=1e-15)
     assert found.win_rate.interval == pytest.approx(
-        (7 / 16 - 1.96 * error, 7 / 16 + 1.96 * error), rel=1e-4
+        (7 / 16 - 1.96 * error, 7 / 16 + 1.96 * error), abs=1e-4
     )
     assert (found.wins, found.losses, found.draws) == (1, 2, 1)
     assert found.discrete_win_rate.value == 1.5 / 4
