@@ -7,11 +7,14 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
+        authors_wording,
         bradley_terry,
         calibration,
         differences,
+        fastchat,
         length_control,
         logistic_fit,
+        outcomes,
         published,
         score,
         statistics,
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "authors_wording",
     "bradley_terry",
     "calibration",
     "differences",
+    "fastchat",
     "length_control",
     "logistic_fit",
+    "outcomes",
     "published",
     "score",
     "statistics",
