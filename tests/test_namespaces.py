@@ -30,8 +30,8 @@ PUBLIC = {
     "pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions engine files sampling serving slots "
     "steps structure text_model",
-    "judging": "agreement asking config estimate graders judge make prompts store "
-    "votes writing",
+    "judging": "agreement asking config estimate graders judge make prompts refusals "
+    "safety store votes writing",
     "models": "attention config decoder decoding families layers quantised rotary "
     "vision",
     "objectives": "anchored aspects diagnostics divergences dpo2d logistic logps "
