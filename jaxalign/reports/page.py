@@ -9,7 +9,15 @@ from typing import Any, TypeGuard
 from jaxalign.whole_file import whole
 
 
-__all__ = ["curves", "escape", "is_number", "scrolling", "table", "write"]
+__all__ = [
+    "curves",
+    "escape",
+    "folded",
+    "is_number",
+    "scrolling",
+    "table",
+    "write",
+]
 
 STYLE = """
 :root { --ink: #1c2430; --mute: #5d697c; --line: #dfe4ea; --paper: #fff;
@@ -58,6 +66,9 @@ _CURVES = (
     ("logps/chosen", "log-probability of chosen answers", "nats an answer"),
     ("grad_norm", "gradient norm", "before clipping"),
 )
+
+_LONG = 900
+"""Characters from which on a text is folded."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -154,6 +165,28 @@ def scrolling(label: str, content: str) -> str:
     return (
         f"<div class='scroll' role='region' tabindex='0' aria-label='{escape(label)}'>"
         f"{content}</div>"
+    )
+
+
+def folded(text: str, content: str, kind: str) -> str:
+    """Return a text, closed if it is long.
+
+    Args:
+      text: that is shown.
+      content: its HTML.
+      kind: class of the element.
+    Example:
+      >>> folded("short", "short", "text")
+      "<div class='text' dir='auto'>short</div>"
+    """
+    shown = f"<div class='{kind}' dir='auto'>{content}</div>"
+    if len(text) <= _LONG:
+        return shown
+    start = " ".join(text[:200].split())
+    return (
+        f"<details><summary><span class='{kind}'>{escape(start)} …</span> "
+        f"<span class='mute'>({len(text):,} characters)</span></summary>{shown}"
+        "</details>"
     )
 
 

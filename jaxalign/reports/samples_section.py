@@ -18,8 +18,6 @@ from jaxalign.reports.shown_samples import Shown
 __all__ = ["held_out", "training"]
 
 _MOST = 12
-_LONG = 900
-"""Characters from which on a text is folded."""
 _RAW = 400
 
 
@@ -153,7 +151,7 @@ def _legend(run: Run, scale: _Scale) -> str:
 def _pair(prompt: Any, pictures: str, told: str, sides: Sequence[str]) -> str:
     text = thumbnails.words(prompt)
     return (
-        f"<section class='pair'>{pictures}{_folded(text, escape(text), 'prompt')}"
+        f"<section class='pair'>{pictures}{page.folded(text, escape(text), 'prompt')}"
         f"<p class='mute'>{told}</p><div class='sides'>{''.join(sides)}</div></section>"
     )
 
@@ -164,7 +162,7 @@ def _side(name: str, shown: Shown, scale: _Scale) -> str:
     marked = _marked(shown.text, judged.segments, scale)
     parts = [
         f"<h4>{escape(name)} <span class='score'>{score}</span></h4>",
-        _folded(shown.text, marked, "text")
+        page.folded(shown.text, marked, "text")
         if shown.text.strip()
         else "<p class='mute'>an empty text</p>",
     ]
@@ -185,19 +183,6 @@ def _raw(raw: str | None) -> str:
         return ""
     cut = raw[:_RAW] + ("…" if len(raw) > _RAW else "")
     return f"<pre>{escape(cut)}</pre>"
-
-
-def _folded(text: str, content: str, kind: str) -> str:
-    """Return a text, closed if it is long."""
-    shown = f"<div class='{kind}' dir='auto'>{content}</div>"
-    if len(text) <= _LONG:
-        return shown
-    start = " ".join(text[:200].split())
-    return (
-        f"<details><summary><span class='{kind}'>{escape(start)} …</span> "
-        f"<span class='mute'>({count(len(text), 'character')})</span></summary>{shown}"
-        "</details>"
-    )
 
 
 def _marked(text: str, segments: Sequence[Segment], scale: _Scale) -> str:
