@@ -39,7 +39,7 @@ PUBLIC = {
     "reference_free segment_choice sft stepwise table token_level token_weights "
     "unpaired",
     "parallel": "mesh sharding",
-    "reports": "page rounds run",
+    "reports": "comparison evaluation page rounds run",
     "training": "config data_check describe evaluation loop metrics optimizer publish "
     "reference run run_directory setup start step",
 }

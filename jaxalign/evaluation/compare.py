@@ -28,8 +28,8 @@ __all__ = [
     "lines_of",
 ]
 
-_APART = ("data", "model", "adapter", "endpoint", "generation")
-"""Settings that are what is compared, or are checked by themselves."""
+_APART = ("data", "model", "tokens", "grades")
+"""Settings that are what is compared, or say nothing of how; data has its own check."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,8 @@ class Comparison(NamedTuple):
     questions: tuple[QuestionComparison, ...]
     settings: Mapping[str, tuple[Any, Any]]
     """Those that differ although they are not what is compared: (baseline's, run's)."""
+    asked_otherwise: int
+    """Items that both have and that were asked in other words."""
     sources: tuple[Results, Results]
 
 
@@ -187,12 +189,21 @@ def compare_tasks(
         for name in graded[0]
         if name in graded[1]
     ]
-    changed = {
-        name: (one.get(name), other.get(name))
-        for name in {**one, **other}
-        if name not in _APART and one.get(name) != other.get(name)
-    }
-    return Comparison(run.name, *names, tuple(questions), changed, (baseline, run))
+    asked = [
+        {i: item["asked"] for i, item in r.items.items() if "asked" in item}
+        for r in (baseline, run)
+    ]
+    otherwise = sum(asked[1].get(i, said) != said for i, said in asked[0].items())
+    return Comparison(
+        run.name,
+        *names,
+        tuple(questions),
+        _changed(
+            *({k: v for k, v in s.items() if k not in _APART} for s in (one, other))
+        ),
+        otherwise,
+        (baseline, run),
+    )
 
 
 def as_json(found: Compared) -> dict[str, Any]:
@@ -205,6 +216,7 @@ def as_json(found: Compared) -> dict[str, Any]:
         {
             **{name: getattr(one, name) for name in ("task", "baseline", "run")},
             "settings": {k: list(v) for k, v in one.settings.items()},
+            "asked_otherwise": one.asked_otherwise,
             "questions": {
                 q.name: {
                     "rows": q.rows,
@@ -234,6 +246,8 @@ def lines_of(found: Compared) -> list[str]:
                 json.dumps(value, ensure_ascii=False) for value in values
             )
             lines.append(f"  not the same {name}: {told}")
+        if task.asked_otherwise:
+            lines.append(f"  {task.asked_otherwise} items were asked in other words")
         for question in task.questions:
             lines += _question_lines(question)
     for run, tasks in found.unshared.items():
@@ -282,6 +296,23 @@ def _leaf(found: Difference) -> dict[str, Any]:
     if found.topics:
         made["topics"] = {name: _leaf(d) for name, d in found.topics.items()}
     return made
+
+
+def _changed(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return settings that differ, those within groups by dotted names."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in {**one, **other}:
+        mine, theirs = one.get(name), other.get(name)
+        if mine == theirs:
+            continue
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            inner = _changed(mine, theirs)
+            found |= {f"{name}.{part}": values for part, values in inner.items()}
+        else:
+            found[name] = mine, theirs
+    return found
 
 
 def _shared(one: list[Results], other: list[Results]) -> list[tuple[Results, Results]]:

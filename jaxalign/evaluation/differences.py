@@ -233,7 +233,7 @@ def swap(
     return (1 + extreme) / (1 + tried)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float | int]) -> list[float]:
     """Return p-values adjusted for that several are looked at, in their order.
 
     The i-th smallest of m (from 0) becomes the largest so far of ``(m - i) p``, at most

@@ -28,8 +28,8 @@ class Results(NamedTuple):
     grades: tuple[Mapping[str, Any], ...]
     """Of ``grades.jsonl``: ``index, question, sample, grade, raw, status``."""
     items: Mapping[int, Mapping[str, Any]]
-    """By index, of ``items.jsonl``: ``shown`` (each question's text), and where the
-    task has them ``images``, ``topic``, ``reference``. Empty without that file."""
+    """By index, of ``items.jsonl``: ``asked`` (each question's text), and where there
+    are any ``images``, ``topic`` and ``references``. Empty without that file."""
 
     @property
     def task(self) -> str:

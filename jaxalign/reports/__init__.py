@@ -7,12 +7,16 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.reports import (
+        comparison,
+        evaluation,
         page,
         rounds,
         run,
     )
 
 __all__ = [
+    "comparison",
+    "evaluation",
     "page",
     "rounds",
     "run",

@@ -47,7 +47,7 @@ def write_task(
     (path / "metrics.json").write_text(text, encoding="utf-8")
     if items is None and topics is not None:
         items = [
-            {"index": i, "shown": {}, "topic": topic} for i, topic in enumerate(topics)
+            {"index": i, "asked": {}, "topic": topic} for i, topic in enumerate(topics)
         ]
     if items is not None:
         write_lines(path / "items.jsonl", items)

@@ -159,15 +159,24 @@ def test_two_conditions_of_one_run(tmp_path) -> None:
 def test_settings_that_differ_are_said_and_other_data_is_refused(tmp_path) -> None:
     shared = {"data": {"a.json": "12ab"}, "seed": 0}
     for name, judge, model in (("a", "x", "one"), ("b", "y", "two")):
-        settings = {**shared, "judge": judge, "model": model}
+        settings = {**shared, "judge": {"model": judge, "votes": 1}, "model": model}
         write_task(tmp_path / name / "t", {"q": [1]}, metrics={"settings": settings})
     paths = [str(tmp_path / n) for n in "ab"]
     (task,) = compare.compare(paths, CONFIG).tasks
-    assert task.settings == {"judge": ("x", "y")}
+    assert task.settings == {"judge.model": ("x", "y")}
     settings = {"data": {"a.json": "34cd"}}
     write_task(tmp_path / "b" / "t", {"q": [1]}, metrics={"settings": settings})
     with pytest.raises(UserError, match="on different data: .*12ab.*34cd"):
         compare.compare(paths, CONFIG)
+
+
+def test_items_that_were_asked_in_other_words(tmp_path) -> None:
+    for name, words in (("a", "xyz"), ("b", "xy!")):
+        items = [{"index": i, "asked": {"q": word}} for i, word in enumerate(words)]
+        write_task(tmp_path / name / "t", {"q": [1, 0, 1]}, items=items)
+    found = compare.compare([str(tmp_path / n) for n in "ab"], CONFIG)
+    assert found.tasks[0].asked_otherwise == 1
+    assert "  1 items were asked in other words" in compare.lines_of(found)
 
 
 def test_what_cannot_be_compared(tmp_path) -> None:
