@@ -62,8 +62,8 @@ def write(folder: Path, size: Size) -> Data:
     found = symbols.read(store)
     if size.symbols is not None:
         found = symbols.some(found, size.symbols)
-    pictures.write(packages.NOTO, KNOWN, found, size.views + 1, folder)
-    pictures.write(packages.TWEMOJI, OTHER, found, 1, folder)
+    pictures.write(packages.NOTO, KNOWN, found, size.views + 1, folder, store)
+    pictures.write(packages.TWEMOJI, OTHER, found, 1, folder, store)
     data = Data(folder, found, size, symbols.without_capital(found))
     rows = conversations.training(found, KNOWN, size.views, data.without_capital)
     write_lines(data.train, rows)

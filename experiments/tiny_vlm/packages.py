@@ -19,6 +19,7 @@ from jaxalign.errors import UserError
 
 
 __all__ = [
+    "CITIES",
     "COUNTRIES",
     "NAMES",
     "NOTO",
@@ -71,6 +72,13 @@ COUNTRIES = Package(
     "world-countries-5.1.0.tgz",
     "329eb6ef4099ffb590219c9beb634bf489a5e4b10d8ab0ac52a58ebf7b9f8495",
 )
+CITIES = Package(
+    "cldr-dates-full",
+    "48.2.0",
+    "cldr-dates-full-48.2.0.tgz",
+    "0256f1cefeca14f7d515be4872dda48fcdd7e75381430f25aafd0143eae5b430",
+)
+"""Cities of time zones in many languages; only ``flags_vqa.py`` needs it."""
 
 
 def fetch(package: Package, folder: Path) -> Path:

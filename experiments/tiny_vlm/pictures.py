@@ -22,12 +22,21 @@ def path_of(maker: str, symbol: Symbol, view: int) -> str:
 
 
 def write(
-    package: Package, maker: str, symbols: Iterable[Symbol], views: int, folder: Path
+    package: Package,
+    maker: str,
+    symbols: Iterable[Symbol],
+    views: int,
+    folder: Path,
+    store: Path,
 ) -> None:
     """Write a maker's drawings of the symbols that have no file yet.
 
     View 0 is the drawing on white. The others are smaller, moved, turned by up to 15
     degrees and on some light colour, each drawn from the symbol and the view's number.
+
+    Args:
+      folder: beside the data files; the pictures come to lie where ``path_of`` says.
+      store: of the packages.
     """
     wanted = {
         f"package/img/{maker}/64/{symbol.picture}": symbol
@@ -36,7 +45,7 @@ def write(
     }
     if not wanted:
         return
-    path = packages.fetch(package, folder / "packages")
+    path = packages.fetch(package, store)
     (folder / "pictures" / maker).mkdir(parents=True, exist_ok=True)
     for name, content in packages.members(path, f"package/img/{maker}/64/"):
         symbol = wanted.get(name)

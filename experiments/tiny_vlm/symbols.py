@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tiny_vlm import packages
 
 
-__all__ = ["Symbol", "read", "some", "without_capital"]
+__all__ = ["Symbol", "flag_key", "read", "some", "without_capital"]
 
 _GROUPS = {
     3: "animals and nature",
@@ -78,6 +78,18 @@ def read(folder: Path) -> list[Symbol]:
         if symbol is not None:
             symbols.append(symbol)
     return symbols
+
+
+def flag_key(country: str) -> str:
+    """Return the key of a country's flag.
+
+    Args:
+      country: its two letters of ISO 3166.
+
+    >>> flag_key("FR")
+    '1f1eb-1f1f7'
+    """
+    return "-".join(f"{_FIRST_LETTER + ord(x) - ord('A'):x}" for x in country)
 
 
 def some(symbols: list[Symbol], count: int) -> list[Symbol]:
