@@ -23,9 +23,10 @@ PUBLIC = {
     "load policy renderer runs state tensors",
     "data": "chat layouts loader packing pairs patchers patches picture records "
     "reference_cache rendering rows sample spans tfds_builders tokenizer",
-    "evaluation": "authors_wording bradley_terry calibration compare differences "
-    "fastchat length_control logistic_fit measures outcomes published results score "
-    "statistics style task verdicts",
+    "evaluation": "authors_wording bradley_terry calibration compare config "
+    "differences estimate fastchat grading harness length_control letters "
+    "logistic_fit measures outcomes published results score statistics style task "
+    "task_files verdicts",
     "feedback": "annotate candidates config decompose gate judge_file pair_filters "
     "pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions engine files sampling serving slots "

@@ -19,6 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.cli import devices
     from jaxalign.evaluation.config import EvalConfig
     from jaxalign.evaluation.harness import evaluate
+    from jaxalign.reports import evaluation as evaluation_page
 
     arguments = _with_lists(_with_judge(arguments))
     parser = parsing.make_parser("eval", EvalConfig, description=__doc__ or "")
@@ -32,11 +33,12 @@ def run(arguments: Sequence[str]) -> int:
         print(*lines_of_run(config), sep="\n")
         return 0
     reports = evaluate(config)
+    page = evaluation_page.write(config.out)
     for report in reports:
         print(f"{report.name}: {report.metrics['n']} items")
         print(*_lines(report.metrics), sep="\n")
     failed = [r for r in reports if r.failed_answers or r.failed_gradings]
-    print(f"evaluated: {config.out}")
+    print(f"evaluated: {config.out} ({page})")
     for report in failed:
         warning = "warning: " if report.failed_share > _MANY else ""
         print(

@@ -112,6 +112,21 @@ class Picture(NamedTuple):
             rgb = self._rgb(image)
             return rgb if turn is None else rgb.transpose(turn)
 
+    def thumbnail(self, side: int = 128) -> tuple[str, int, int]:
+        """Return a small JPEG as a data URL, with its width and height.
+
+        Args:
+          side: most pixels of its longer side; 128 are some 4 KB.
+        Raises:
+          UserError: see :meth:`open`.
+        """
+        small = self.open()
+        small.thumbnail((side, side))
+        file = io.BytesIO()
+        small.save(file, "JPEG", quality=80)
+        code = base64.b64encode(file.getvalue()).decode("ascii")
+        return f"data:image/jpeg;base64,{code}", small.width, small.height
+
     @contextlib.contextmanager
     def _header(self) -> Iterator[Any]:
         """Give the picture with its header read, and say what Pillow says of it."""

@@ -108,7 +108,7 @@ def three_way(
     return found
 
 
-def _within(total: float, n: int) -> float:
+def _within(total: float | int, n: float | int) -> float | int:
     return min(total, n)  # a sum of thirds may be a last bit too much
 
 
@@ -205,10 +205,10 @@ def joint(first: Sequence[Weights], second: Sequence[Weights]) -> dict[str, Any]
     }
 
 
-def _of(part: float, every: float) -> Figure:
+def _of(part: float | int, every: float | int) -> Figure:
     whole = _whole(every)
     return statistics.share(_within(part, whole), whole)
 
 
-def _whole(value: float) -> Any:
+def _whole(value: float | int) -> Any:
     return round(value) if math.isclose(value, round(value), abs_tol=1e-9) else value

@@ -181,6 +181,7 @@ def _identity(config: EvalConfig, model: Judge, judge: Judge) -> dict[str, Any]:
         "generation": config.generation.given,
         "seed": config.seed,
         "wording": config.wording,
+        "confidence": config.confidence,
         "prompts": None if own.own is None else run_files.digest_of(own.own),
         "judge_wording": None if own.judge_own is None else str(own.judge_own.name),
     }

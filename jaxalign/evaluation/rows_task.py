@@ -61,6 +61,7 @@ def task_of(path: Path) -> Task:
         requests=_requests,
         grade=_grade,
         metrics=_metrics,
+        about=_about,
     )
 
 
@@ -142,6 +143,10 @@ def _grade(row: RowItem, answers: Mapping[tuple[str, int], Answer]) -> list[Grad
         subject = Subject(asked, answer.text, references=row.references)
         made.append(Grading("graded", name, sample, grade_request(subject)))
     return made
+
+
+def _about(row: RowItem) -> dict[str, Any]:
+    return {"topic": row.topic, "references": list(row.references)}
 
 
 def _metrics(graded: Sequence[Graded]) -> dict[str, Any]:

@@ -15,7 +15,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -141,39 +141,9 @@ def write(
       UserError: the disk is full, or a place cannot be written.
     """
     folder = out / task.directory
-    answers = [
-        {
-            "index": one.index,
-            "question": name,
-            "sample": sample,
-            "answer": answer.text,
-            "status": answer.status,
-            **({} if answer.reason is None else {"reason": answer.reason}),
-        }
-        for one in graded
-        for (name, sample), answer in one.answers.items()
-    ]
-    grades = [
-        {
-            "index": one.index,
-            "question": name,
-            "sample": sample,
-            "grade": grade.value,
-            "raw": grade.raw,
-            "status": grade.status,
-        }
-        for one in graded
-        for (name, sample), grade in one.grades.items()
-    ]
-    shown = [
-        {
-            "index": one.index,
-            "asked": {q.name: text_of(q.messages) for q in questions[one.index]},
-            "images": [str(p.where) for q in questions[one.index] for p in q.images],
-        }
-        for one in graded
-        if one.index in questions
-    ]
+    answers = [row for one in graded for row in _answers(one)]
+    grades = [row for one in graded for row in _grades(one)]
+    shown = [_about(one, task, questions[one.index]) for one in graded if questions]
     metrics = {
         "task": task.name,
         **({"condition": task.condition} if task.condition else {}),
@@ -181,16 +151,12 @@ def write(
         "settings": dict(settings),
         **plain(task.metrics(graded)),
         **({"defects": dict(items.defects)} if items.defects else {}),
+        **({"facts": plain(task.facts)} if task.facts else {}),
         **(more or {}),
     }
-    if task.facts:
-        metrics["facts"] = plain(task.facts)
     for name, rows in (("answers", answers), ("grades", grades), ("items", shown)):
-        if rows or name != "items":
-            with whole(folder / f"{name}.jsonl", _KEPT) as file:
-                file.writelines(
-                    json.dumps(row, ensure_ascii=False) + "\n" for row in rows
-                )
+        with whole(folder / f"{name}.jsonl", _KEPT) as file:
+            file.writelines(map(_line, rows))
     with whole(folder / "metrics.json", _KEPT) as file:
         file.write(json.dumps(metrics, indent=1, ensure_ascii=False, default=dict))
     return TaskReport(
@@ -201,6 +167,43 @@ def write(
         len(grades),
         sum(row["status"] == "judge_failed" for row in grades),
     )
+
+
+def _answers(one: Graded) -> Iterator[dict[str, Any]]:
+    for (name, sample), answer in one.answers.items():
+        yield {
+            "index": one.index,
+            "question": name,
+            "sample": sample,
+            "answer": answer.text,
+            "status": answer.status,
+            **({} if answer.reason is None else {"reason": answer.reason}),
+        }
+
+
+def _grades(one: Graded) -> Iterator[dict[str, Any]]:
+    for (name, sample), grade in one.grades.items():
+        yield {
+            "index": one.index,
+            "question": name,
+            "sample": sample,
+            "grade": grade.value,
+            "raw": grade.raw,
+            "status": grade.status,
+        }
+
+
+def _about(one: Graded, task: Task, asked: Sequence[Question]) -> dict[str, Any]:
+    """Return what the page shows of an item; a picture once."""
+    pictures = dict.fromkeys(
+        picture for question in asked for picture in question.images
+    )
+    return {
+        "index": one.index,
+        "asked": {question.name: text_of(question.messages) for question in asked},
+        **({"images": [p.thumbnail()[0] for p in pictures]} if pictures else {}),
+        **({} if task.about is None else plain(task.about(one.item))),
+    }
 
 
 def _line(row: Mapping[str, Any]) -> str:

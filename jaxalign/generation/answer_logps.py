@@ -27,10 +27,17 @@ from jaxalign.objectives import logps
 from jaxalign.types import Completions, Model, ModelInputs, Variables
 
 
-__all__ = ["AnswerProbs", "Question", "answer_logps", "choose", "question", "weighed"]
+__all__ = [
+    "AnswerProbs",
+    "PromptWithAnswers",
+    "answer_logps",
+    "choose",
+    "question",
+    "weighed",
+]
 
 
-class Question(NamedTuple):
+class PromptWithAnswers(NamedTuple):
     """A prompt and the answers that it may get."""
 
     prompt: Sequence[int]
@@ -53,7 +60,7 @@ class AnswerProbs(NamedTuple):
 
 def question(
     prompt: Prompt, answers: Sequence[str], renderer: Renderer | Tokenizer
-) -> Question:
+) -> PromptWithAnswers:
     """Tokenise a prompt and its answers as the model would write them.
 
     Raises:
@@ -84,13 +91,13 @@ def question(
             )
         found.append(tokens[len(begin) :])
     shown = pictures_of(prompt.images, layouts, places, positions, patcher)
-    return Question(begin, found, shown)
+    return PromptWithAnswers(begin, found, shown)
 
 
 def choose(
     model: Model,
     variables: Variables,
-    questions: Sequence[Question],
+    questions: Sequence[PromptWithAnswers],
     *,
     row_length: int = 512,
     batch_rows: int = 1,
@@ -121,7 +128,7 @@ def choose(
 def answer_logps(
     model: Model,
     variables: Variables,
-    questions: Sequence[Question],
+    questions: Sequence[PromptWithAnswers],
     *,
     row_length: int | None = 512,
     batch_rows: int = 1,
@@ -191,7 +198,7 @@ class _Sizes(NamedTuple):
 
 
 def _plan(
-    questions: Sequence[Question], row_length: int | None
+    questions: Sequence[PromptWithAnswers], row_length: int | None
 ) -> list[tuple[_Rows, _Sizes]]:
     """Return rows of questions, with their sizes."""
     places = np.array([_places(asked) for asked in questions])
@@ -248,12 +255,12 @@ def weighed(answers: Sequence[Float[np.ndarray, " _"]]) -> AnswerProbs:
     return AnswerProbs(values, weights / weights.sum(), values / np.asarray(sizes))
 
 
-def _places(asked: Question) -> int:
+def _places(asked: PromptWithAnswers) -> int:
     """An answer's last token is predicted, but predicts nothing: it takes no place."""
     return len(asked.prompt) + sum(len(answer) - 1 for answer in asked.answers)
 
 
-def _row(asked: Sequence[Question]) -> dict[str, list[Any]]:
+def _row(asked: Sequence[PromptWithAnswers]) -> dict[str, list[Any]]:
     """Lay questions out one after the other, each answer a branch of its prompt."""
     names = ("tokens", "positions", "sequences", "branches", "source", "target")
     row: dict[str, list[Any]] = {name: [] for name in (*names, "pictures")}

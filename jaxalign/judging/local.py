@@ -33,7 +33,7 @@ from jaxalign.data.records import Message, Record, Segment
 from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import answer_logps, question_pictures
-from jaxalign.generation.answer_logps import Question
+from jaxalign.generation.answer_logps import PromptWithAnswers
 from jaxalign.judging import wording
 from jaxalign.judging.config import LIKELIHOOD
 from jaxalign.judging.in_process import graded, pictures_of, prompt_of, seen
@@ -56,7 +56,7 @@ _Found = Sequence[Sequence[np.ndarray]]
 class _LocalQuestions(NamedTuple):
     """A request as questions, and what makes a value of what comes back."""
 
-    questions: list[Question]
+    questions: list[PromptWithAnswers]
     value: Callable[[_Found], Any]
 
 
@@ -250,7 +250,7 @@ def _likelihood(
         *(pair.images, pair.layouts, pair.feature_places, pair.positions),
         renderer.patcher,
     )
-    question = Question(prompt, [branch.tokens[branch.lead :].tolist()], shown)
+    question = PromptWithAnswers(prompt, [branch.tokens[branch.lead :].tolist()], shown)
 
     def value(found: _Found) -> Any:
         logps = found[0][0].astype(np.float64)

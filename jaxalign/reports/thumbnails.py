@@ -1,7 +1,5 @@
 """Pictures on a page: small, few beside each prompt, and part of the file."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,6 @@ STYLE = """
 .pictures img { display: block; max-width: 100%; border-radius: 4px; }
 """
 
-_SIDE = 128
-"""Most pixels of a thumbnail's longer side: some 4 KB as JPEG."""
 _MOST = 4
 """Of a prompt; how many more there are is said."""
 
@@ -92,17 +88,13 @@ def _said(turn: Message) -> str:
 
 def _image(number: int, picture: Picture) -> str:
     try:
-        opened = picture.open()
+        width, height = picture.size()
+        url, *size = picture.thumbnail()
     except UserError as error:
         return _missing(str(error))
-    width, height = opened.size
-    opened.thumbnail((_SIDE, _SIDE))
-    file = io.BytesIO()
-    opened.save(file, "JPEG", quality=80)
-    code = base64.b64encode(file.getvalue()).decode("ascii")
-    shown = f"width='{opened.width}' height='{opened.height}'"
+    shown = f"width='{size[0]}' height='{size[1]}'"
     told = f"picture {number}, {width} × {height} pixels"
-    return f"<img src='data:image/jpeg;base64,{code}' {shown} alt='{told}'>"
+    return f"<img src='{url}' {shown} alt='{told}'>"
 
 
 def _missing(why: str) -> str:

@@ -9,7 +9,7 @@ from jaxalign.data import chat, records
 from jaxalign.data.rendering import Renderer
 from jaxalign.errors import UserError
 from jaxalign.generation import answer_logps
-from jaxalign.generation.answer_logps import Question
+from jaxalign.generation.answer_logps import PromptWithAnswers
 from tests.adapters import scenes
 
 
@@ -18,17 +18,17 @@ def made(tiny_llama) -> scenes.Adapted:
     return scenes.adapted(tiny_llama, H2LPTConfig(rank=2, prefix_length=3))
 
 
-def questions() -> list[Question]:
+def questions() -> list[PromptWithAnswers]:
     rng = np.random.default_rng(0)
 
     def tokens(count: int) -> list[int]:
         return rng.integers(5, 200, count).tolist()
 
     return [
-        Question(tokens(20), [tokens(1), tokens(1)]),
-        Question(tokens(1), [tokens(1), tokens(4), tokens(2)]),
-        Question(tokens(45), [tokens(n) for n in (3, 1, 1, 6, 2)]),
-        Question(tokens(7), [tokens(5)]),
+        PromptWithAnswers(tokens(20), [tokens(1), tokens(1)]),
+        PromptWithAnswers(tokens(1), [tokens(1), tokens(4), tokens(2)]),
+        PromptWithAnswers(tokens(45), [tokens(n) for n in (3, 1, 1, 6, 2)]),
+        PromptWithAnswers(tokens(7), [tokens(5)]),
     ]
 
 
@@ -82,7 +82,11 @@ def test_answers_are_what_the_model_would_write(tiny_llama) -> None:
 def test_what_cannot_be_chosen_is_refused(made, tiny_llama) -> None:
     model = made.checkpoint.model
     assert answer_logps.choose(model, made.variables, []) == []
-    for bad in (Question([], [[5]]), Question([5], []), Question([5], [[6], []])):
+    for bad in (
+        PromptWithAnswers([], [[5]]),
+        PromptWithAnswers([5], []),
+        PromptWithAnswers([5], [[6], []]),
+    ):
         with pytest.raises(UserError, match="question 0 needs a prompt and answers"):
             answer_logps.choose(model, made.variables, [bad])
     ahead = scenes.adapted(tiny_llama, HLPTConfig(rank=2, faithful=True))

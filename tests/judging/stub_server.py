@@ -28,6 +28,7 @@ OUTSIDE = ("cut JSON", "prose", "out of range", "wrong length")
 
 Behave = Callable[[str, int, dict[str, Any]], str]
 """What to do for (question, how often it was asked before, body)."""
+Say = Callable[[dict[str, Any]], str]
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Stub:
 
     behave: Behave
     latency: float = 0.0
+    say: Say | None = None
+    """What a good reply holds; default what fits the request's schema."""
     calls: defaultdict[str, list[Call]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -78,9 +81,11 @@ def fitting(schema: Mapping[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def serving(behave: Behave | None = None, latency: float = 0.0) -> Iterator[Stub]:
+def serving(
+    behave: Behave | None = None, latency: float = 0.0, say: Say | None = None
+) -> Iterator[Stub]:
     """Serve from a thread of this process."""
-    stub = Stub(behave or (lambda *_: "ok"), latency)
+    stub = Stub(behave or (lambda *_: "ok"), latency, say)
     started = threading.Event()
     inside: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
     connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -157,7 +162,7 @@ async def _answer(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
             return False
-        status, extra, text = _reply(behaviour, body, headers)
+        status, extra, text = _reply(behaviour, body, headers, stub.say)
         data = text.encode()
         cut = len(data) // 2 if behaviour == "cut body" else len(data)
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(data)}", *extra]
@@ -171,7 +176,10 @@ async def _answer(
 
 
 def _reply(
-    behaviour: str, body: dict[str, Any], headers: dict[str, str]
+    behaviour: str,
+    body: dict[str, Any],
+    headers: dict[str, str],
+    say: Say | None = None,
 ) -> tuple[int, list[str], str]:
     """Return status, further headers and body."""
     if behaviour.startswith("status "):
@@ -189,7 +197,10 @@ def _reply(
     if behaviour == "html":
         return 200, ["Content-Type: text/html"], "<html>gateway</html>"
     message: dict[str, Any] = {"role": "assistant"}
-    message["content"] = content(behaviour, schema_of(body), headers)
+    if say is not None and behaviour in ("ok", "no usage", "cut body", "no choices"):
+        message["content"] = say(body)
+    else:
+        message["content"] = content(behaviour, schema_of(body), headers)
     if behaviour.startswith("message "):
         given = behaviour.removeprefix("message ")
         quoted = json.dumps(content("ok", schema_of(body)))[1:-1]

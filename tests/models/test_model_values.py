@@ -147,7 +147,7 @@ def test_a_second_engine_compiles_nothing(tiny_llama, compiled) -> None:
 
 
 def test_a_second_judge_compiles_nothing(tiny_llama, compiled) -> None:
-    asked = [answer_logps.Question([5, 6, 7], [[8], [9, 10]])]
+    asked = [answer_logps.PromptWithAnswers([5, 6, 7], [[8], [9, 10]])]
 
     def values():
         one = load_lib.load(tiny_llama)

@@ -1,1 +1,3 @@
-"""Our benchmarks, one file each with a ``TASK``."""
+"""Our benchmarks, one file each with a ``TASK``; see ``task_files.known``."""
+
+__all__: list[str] = []

@@ -109,6 +109,11 @@ def metrics(graded: Sequence[Graded], *, options: TaskOptions) -> dict[str, Any]
     return found
 
 
+def about(row: Fact) -> dict[str, Any]:
+    """Return what the page shows beside a row."""
+    return {"topic": row.topic, "references": [row.answer]}
+
+
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task as the options want it."""
     several = (options.num_samples or 1) > 1
@@ -133,5 +138,6 @@ TASK = Task(
     grade=functools.partial(grade, options=_NOW),
     metrics=functools.partial(metrics, options=_NOW),
     sampling={"temperature": 0.0, "max_new_tokens": 256},
+    about=about,
     variants=variants,
 )
