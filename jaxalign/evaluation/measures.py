@@ -13,12 +13,11 @@ import numpy as np
 
 from jaxalign.evaluation import differences, statistics
 from jaxalign.evaluation.statistics import Figure
+from jaxalign.judging.graders import GRADES
 
 
 __all__ = ["Difference", "Measure", "by_topic", "difference", "of_grades"]
 
-_SIMPLE_QA = ("CO", "IN", "NA")
-"""Correct, incorrect, not attempted: grades of which CGA and F are made."""
 _MOST_LABELS = 12
 """More are texts rather than classes."""
 
@@ -40,7 +39,7 @@ class Difference(NamedTuple):
     """How one measure of a question differs on the rows that both runs have."""
 
     measure: str
-    """A label, whose share it is; ``mean``; or CGA and F of CO, IN and NA."""
+    """A label, whose share it is; ``mean``; CGA and F of what is graded three ways."""
     baseline: Figure
     run: Figure
     difference: Figure
@@ -66,13 +65,13 @@ def of_grades(grades: Sequence[Any]) -> list[Measure]:
       grades: of both runs.
     Returns:
       The share of each label, where they are at most twelve texts, the most frequent
-      first; of CO, IN and NA also CGA and F. The mean of numbers and of true and
-      false. Nothing of other grades.
+      first; of correct, incorrect and not attempted also CGA and F. The mean of
+      numbers and of true and false. Nothing of other grades.
     Example:
       >>> [m.name for m in of_grades(["b", "a", "b"])], [m.name for m in of_grades([1])]
       (['b', 'a'], ['mean'])
-      >>> [m.name for m in of_grades(["CO", "NA"])]
-      ['CO', 'IN', 'NA', 'CGA', 'F']
+      >>> [m.name for m in of_grades(["correct", "not_attempted"])]
+      ['correct', 'incorrect', 'not_attempted', 'CGA', 'F']
     """
     if not grades:
         return []
@@ -83,10 +82,10 @@ def of_grades(grades: Sequence[Any]) -> list[Measure]:
     counts = Counter(grades)
     if len(counts) > _MOST_LABELS:
         return []
-    simple_qa = counts.keys() <= {*_SIMPLE_QA}
-    labels = _SIMPLE_QA if simple_qa else [label for label, _ in counts.most_common()]
+    three_way = GRADES[-1] in counts and counts.keys() <= {*GRADES}
+    labels = GRADES if three_way else [label for label, _ in counts.most_common()]
     found = [Measure(label, _indicator(label)) for label in labels]
-    if simple_qa:
+    if three_way:
         found += [Measure("CGA", _one_hot, _cga), Measure("F", _one_hot, _f_score)]
     return found
 
@@ -216,7 +215,7 @@ def _indicator(label: str) -> Callable[[Any], tuple[float, ...]]:
 
 
 def _one_hot(grade: str) -> tuple[float, ...]:
-    return tuple(float(grade == label) for label in _SIMPLE_QA)
+    return tuple(float(grade == label) for label in GRADES)
 
 
 def _cga(sums: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from tests.evaluation.runs import write_lines, write_task
 
 
 CONFIG = CompareConfig(rounds=300, permutations=500)
-LETTERS = {"A": "CO", "B": "IN", "C": "NA", "J": None}
+LETTERS = {"A": "correct", "B": "incorrect", "C": "not_attempted", "J": None}
 
 
 def simple_qa(letters: str) -> list[str | None]:
@@ -37,8 +37,8 @@ def test_the_worked_example(tmp_path) -> None:
     question = only(compare.compare([str(tmp_path / n) for n in "ab"], CONFIG))
     assert question.rows == 8 and question.clusters is None
     found = by_measure(question)
-    assert list(found) == ["CO", "IN", "NA", "CGA", "F"]
-    correct = found["CO"]
+    assert list(found) == ["correct", "incorrect", "not_attempted", "CGA", "F"]
+    correct = found["correct"]
     assert correct.difference.value == 0.25
     assert correct.difference.standard_error == pytest.approx(0.163663, abs=5e-7)
     assert correct.baseline == statistics.share(3, 8)
@@ -63,7 +63,7 @@ def test_what_a_run_lacks_is_in_neither_side(tmp_path) -> None:
         "only_in_run": 0,
         "not_graded": 2,
     }
-    correct = by_measure(question)["CO"]
+    correct = by_measure(question)["correct"]
     assert (correct.baseline.value, correct.run.value) == (0.0, 1 / 3)
 
 
@@ -153,7 +153,7 @@ def test_two_conditions_of_one_run(tmp_path) -> None:
     write_task(tmp_path / "qa", {"final": simple_qa("AAB")})
     write_task(tmp_path / "qa@blank", {"final": simple_qa("ABB")})
     paths = [str(tmp_path / "qa"), str(tmp_path / "qa@blank")]
-    assert by_measure(only(compare.compare(paths, CONFIG)))["CO"].lost == 1
+    assert by_measure(only(compare.compare(paths, CONFIG)))["correct"].lost == 1
 
 
 def test_settings_that_differ_are_said_and_other_data_is_refused(tmp_path) -> None:
@@ -219,7 +219,7 @@ def test_the_json_says_all_of_it(tmp_path) -> None:
         )
     found = compare.compare([str(tmp_path / n) for n in "ab"], CONFIG)
     kept = json.loads(json.dumps(compare.as_json(found)))
-    measured = kept["tasks"][0]["questions"]["final"]["differences"]["CO"]
+    measured = kept["tasks"][0]["questions"]["final"]["differences"]["correct"]
     assert measured["difference"]["value"] == 0.25
     assert measured["baseline"]["interval"] == list(statistics.share(3, 8).interval)
     assert measured["p_value"] == 0.5 and measured["adjusted"] is None
@@ -239,7 +239,7 @@ def test_lines_for_the_terminal(tmp_path) -> None:
         *("p", "gained", "lost"),
     ]
     assert lines[3].split() == [
-        *("CO", "0.375", "0.625", "+0.250", "-0.071", "to", "+0.571"),
+        *("correct", "0.375", "0.625", "+0.250", "-0.071", "to", "+0.571"),
         *("0.5000", "2", "0"),
     ]
     assert lines[-1] == f"not compared, in one run alone ({paths[1]}): other"
@@ -249,7 +249,9 @@ def test_eleven_hundred_rows_take_seconds(tmp_path) -> None:
     generator = np.random.default_rng(0)
     for name in "ab":
         grades = {
-            question: generator.choice(["CO", "IN", "NA"], 1100).tolist()
+            question: generator.choice(
+                ["correct", "incorrect", "not_attempted"], 1100
+            ).tolist()
             for question in ("recognition", "final")
         }
         topics = [f"topic {n % 8}" for n in range(1100)]

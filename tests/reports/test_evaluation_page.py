@@ -15,6 +15,7 @@ from PIL import Image
 from jaxalign.errors import UserError
 from jaxalign.evaluation import calibration, compare, statistics
 from jaxalign.evaluation.statistics import Figure
+from jaxalign.judging.graders import GRADES
 from jaxalign.reports import charts, comparison, evaluation, figure_tables
 from tests.evaluation.runs import write_lines, write_task
 from tests.pages import Page
@@ -264,13 +265,13 @@ def test_figures_of_any_scale_and_shape() -> None:
 def test_the_page_of_a_comparison(tmp_path) -> None:
     letters = {"a": "AABBBCAC", "b": "AAABBCAA", "c": "AAAAAAAA"}
     for name, given in letters.items():
-        grades = [{"A": "CO", "B": "IN", "C": "NA"}[letter] for letter in given]
+        grades = [dict(zip("ABC", GRADES, strict=True))[letter] for letter in given]
         write_task(
             tmp_path / name / "qa",
             {"final": grades},
             metrics={
                 "settings": {"judge": name},
-                "final": {"CO": leaf(statistics.share(grades.count("CO"), 8))},
+                "final": {"CO": leaf(statistics.share(given.count("A"), 8))},
             },
             topics=["sea", "land <b>"] * 4,
         )
@@ -281,8 +282,8 @@ def test_the_page_of_a_comparison(tmp_path) -> None:
     path = comparison.write(tmp_path / "page.html", found)
     page = shown(path)
     assert page.row("final · CO")[0].startswith("0.375 ")
-    assert page.row("CO")[:3] == ["0.375", "0.625", "+0.250"]
-    assert page.row("CO")[4:] == [
+    assert page.row("correct")[:3] == ["0.375", "0.625", "+0.250"]
+    assert page.row("correct")[4:] == [
         *("−0.071 to +0.571", "0.164", "0.5000", "McNemar, exact", "2", "0"),
     ]
     assert page.row("F")[7] == "exchanged rows"
