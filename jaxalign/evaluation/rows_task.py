@@ -61,7 +61,6 @@ def task_of(path: Path) -> Task:
         requests=_requests,
         grade=_grade,
         metrics=_metrics,
-        about=_about,
     )
 
 
@@ -143,10 +142,6 @@ def _grade(row: RowItem, answers: Mapping[tuple[str, int], Answer]) -> list[Grad
         subject = Subject(asked, answer.text, references=row.references)
         made.append(Grading("graded", name, sample, grade_request(subject)))
     return made
-
-
-def _about(row: RowItem) -> dict[str, Any]:
-    return {"topic": row.topic, "references": list(row.references)}
 
 
 def _metrics(graded: Sequence[Graded]) -> dict[str, Any]:

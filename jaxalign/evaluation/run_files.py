@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.answering import text_of
+from jaxalign.evaluation import shown_items
 from jaxalign.evaluation.published import read_jsonl
 from jaxalign.evaluation.statistics import Figure
 from jaxalign.evaluation.task import Grade, Graded, GradeStatus, Items, Question, Task
@@ -143,7 +143,7 @@ def write(
     folder = out / task.directory
     answers = [row for one in graded for row in _answers(one)]
     grades = [row for one in graded for row in _grades(one)]
-    shown = [_about(one, task, questions[one.index]) for one in graded if questions]
+    shown = shown_items.rows(graded, questions)
     metrics = {
         "task": task.name,
         **({"condition": task.condition} if task.condition else {}),
@@ -191,19 +191,6 @@ def _grades(one: Graded) -> Iterator[dict[str, Any]]:
             "raw": grade.raw,
             "status": grade.status,
         }
-
-
-def _about(one: Graded, task: Task, asked: Sequence[Question]) -> dict[str, Any]:
-    """Return what the page shows of an item; a picture once."""
-    pictures = dict.fromkeys(
-        picture for question in asked for picture in question.images
-    )
-    return {
-        "index": one.index,
-        "asked": {question.name: text_of(question.messages) for question in asked},
-        **({"images": [p.thumbnail()[0] for p in pictures]} if pictures else {}),
-        **({} if task.about is None else plain(task.about(one.item))),
-    }
 
 
 def _line(row: Mapping[str, Any]) -> str:

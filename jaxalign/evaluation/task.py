@@ -46,7 +46,8 @@ class Items(NamedTuple):
     """
 
     rows: Sequence[Any]
-    """One item each, of the task's own type, in the order of the file."""
+    """One item each, of the task's own type, in the order of the file. The page shows
+    an item's ``topic`` and ``references`` (texts), where it has such fields or keys."""
     defects: Mapping[str, int] = _NOTHING
     """Of the published files, that the loader handled: what, and how many."""
 
@@ -195,8 +196,6 @@ class Task:
         one with ``num_samples`` of the options.
       read_grades: from a file of grades or of an official tool's verdicts, and the
         items, to graded items; default reads a ``grades.jsonl``.
-      about: from an item to what the page shows beside it: ``topic``, ``references``
-        (texts); default nothing.
       facts: what the page says beside the figures: published tables, sources, what the
         official figure would be.
     """
@@ -213,7 +212,6 @@ class Task:
     condition: str = ""
     variants: "Callable[[Task, TaskOptions], Sequence[Task]] | None" = None
     read_grades: "Callable[[Path, Items], Sequence[Graded]] | None" = None
-    about: Callable[[Any], Mapping[str, Any]] | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -47,6 +47,11 @@ class Fact(NamedTuple):
     topic: str
     subtopic: str
 
+    @property
+    def references(self) -> tuple[str]:
+        """The answer, for the page."""
+        return (self.answer,)
+
 
 def load(folder: Path) -> Items:
     """Read the rows.
@@ -109,11 +114,6 @@ def metrics(graded: Sequence[Graded], *, options: TaskOptions) -> dict[str, Any]
     return found
 
 
-def about(row: Fact) -> dict[str, Any]:
-    """Return what the page shows beside a row."""
-    return {"topic": row.topic, "references": [row.answer]}
-
-
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task as the options want it."""
     several = (options.num_samples or 1) > 1
@@ -138,6 +138,5 @@ TASK = Task(
     grade=functools.partial(grade, options=_NOW),
     metrics=functools.partial(metrics, options=_NOW),
     sampling={"temperature": 0.0, "max_new_tokens": 256},
-    about=about,
     variants=variants,
 )

@@ -93,6 +93,11 @@ class Row:
         """The first part of the subject."""
         return self.subject.partition("|")[0]
 
+    @property
+    def references(self) -> tuple[str, str]:
+        """Both answers, for the page."""
+        return self.recognition[1], self.final[1]
+
 
 def load(
     folder: Path,
@@ -327,14 +332,6 @@ def _calibrated(graded: Sequence[Graded], name: str) -> dict[str, Any]:
     return {**calibration.figures(sure, right), "left_out": left_out}
 
 
-def about(row: Row) -> dict[str, Any]:
-    """Return what the page shows beside a row."""
-    return {
-        "topic": row.topic,
-        "references": [row.recognition[1], row.final[1]],
-    }
-
-
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return one task for each condition.
 
@@ -374,6 +371,5 @@ TASK = Task(
     grade=functools.partial(grade, options=_NOW),
     metrics=functools.partial(metrics, options=_NOW, condition="seen"),
     sampling={"temperature": 0.0, "max_new_tokens": 256},
-    about=about,
     variants=variants,
 )
