@@ -24,9 +24,9 @@ PUBLIC = {
     "data": "chat layouts loader packing pairs patchers patches picture records "
     "reference_cache rendering rows sample spans tfds_builders tokenizer",
     "evaluation": "authors_wording bradley_terry calibration compare config "
-    "differences estimate fastchat grading harness length_control letters "
-    "logistic_fit measures outcomes published results score statistics style task "
-    "task_files verdicts",
+    "differences estimate fastchat grading harness inspect_log length_control "
+    "letters logistic_fit measures outcomes published results score statistics style "
+    "task task_files verdicts",
     "feedback": "annotate candidates config decompose gate judge_file pair_filters "
     "pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions engine files sampling serving slots "
