@@ -17,9 +17,10 @@ _MANY = 0.02
 def run(arguments: Sequence[str]) -> int:
     """Parse and evaluate; the exit status is 0 however many calls failed."""
     from jaxalign.cli import devices
+    from jaxalign.evaluation import inspect_log
     from jaxalign.evaluation.config import EvalConfig
     from jaxalign.evaluation.harness import evaluate
-    from jaxalign.reports import evaluation as evaluation_page
+    from jaxalign.reports import evaluation
 
     arguments = _with_lists(_with_judge(arguments))
     parser = parsing.make_parser("eval", EvalConfig, description=__doc__ or "")
@@ -32,13 +33,17 @@ def run(arguments: Sequence[str]) -> int:
         print("dry run: nothing is sent, nothing is written")
         print(*lines_of_run(config), sep="\n")
         return 0
+    if config.log_format == "inspect":
+        inspect_log.library()
     reports = evaluate(config)
-    page = evaluation_page.write(config.out)
     for report in reports:
         print(f"{report.name}: {report.metrics['n']} items")
         print(*_lines(report.metrics), sep="\n")
     failed = [r for r in reports if r.failed_answers or r.failed_gradings]
-    print(f"evaluated: {config.out} ({page})")
+    if config.log_format == "inspect":
+        print(*(f"log: {path}" for path in inspect_log.write(config.out)), sep="\n")
+    page = evaluation.write(config.out)
+    print(f"evaluated: {config.out} (page: {page})")
     for report in failed:
         warning = "warning: " if report.failed_share > _MANY else ""
         print(

@@ -275,10 +275,14 @@ def _question_lines(question: QuestionComparison) -> list[str]:
         rows = f"{'-' if d.gained is None else d.gained:>6}  "
         lines.append(
             f"    {d.measure:{width}}  {sides}  {_told(d.difference.value, '+'):>10}"
-            f"  {interval:>17}  {d.p_value:7.4f}  {rows}"
+            f"  {interval:>17}  {_p(d.p_value):>7}  {rows}"
             f"{'-' if d.lost is None else d.lost:>5}"
         )
     return lines
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _told(value: float | None, sign: str) -> str:

@@ -93,11 +93,10 @@ def _models(tasks: Sequence[Results]) -> str:
 def _overview(tasks: Sequence[Results]) -> str:
     rows = []
     for number, task in enumerate(tasks):
-        kept = {k: v for k, v in task.metrics.items() if k not in figure_tables.APART}
         shown = [
             f"{escape(figure_tables.name_of(path))} <b>{charts.number(leaf['value'])}"
             f"</b> <span class='mute'>{charts.span(leaf.get('interval'))}</span>"
-            for path, leaf in list(results.leaves(kept))[:_HEADLINES]
+            for path, leaf in _headlines(task.metrics)
         ]
         failed = sum(
             row["status"] in ("failed", "judge_failed", "unparsed")
@@ -113,6 +112,18 @@ def _overview(tasks: Sequence[Results]) -> str:
         )
     head = ["task", "items", "failed", "figures"]
     return page.table("all tasks", head, rows, text=(3,))
+
+
+def _headlines(
+    metrics: Mapping[str, Any],
+) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Return the first figure of each group, then the second ones."""
+    kept = {k: v for k, v in metrics.items() if k not in figure_tables.APART}
+    leaves = list(results.leaves(kept))
+    groups = [path[:-1] for path, _ in leaves]
+    ranks = [groups[:n].count(group) for n, group in enumerate(groups)]
+    order = sorted(range(len(leaves)), key=lambda n: ranks[n])
+    return [leaves[n] for n in order[:_HEADLINES]]
 
 
 def _task(task: Results, number: int) -> str:
@@ -160,9 +171,14 @@ def _heading(task: Results) -> str:
         bad = Counter(r["status"] for r in rows if r["status"] not in _FINE)
         if rows and bad.total() / len(rows) > MOST_FAILED:
             named = ", ".join(f"{n:,} {s.replace('_', ' ')}" for s, n in bad.items())
+            again = (
+                ""
+                if settings.get("grades")
+                else " The same command asks for what failed again."
+            )
             warnings.append(
                 f"{bad.total() / len(rows):.1%} of the {what} failed ({named} of "
-                f"{len(rows):,}). The same command asks for what failed again."
+                f"{len(rows):,}).{again}"
             )
     return f"<p class='mute'>{escape('; '.join(filter(None, told)))}</p>" + "".join(
         f"<p class='warning'>{escape(text)}</p>" for text in warnings
