@@ -183,7 +183,8 @@ def figures(
     Returns:
       ``n``; figures ``confidence``, ``accuracy``, ``brier``, ``ece_equal_width``,
       ``ece_equal_mass``, ``aurc``; ``bins`` of both kinds as dicts; ``risk_coverage``
-      of at most a hundred points.
+      of at most a hundred points. Drawing rows anew makes a calibration error larger,
+      never smaller on average: of few rows its value lies low in its interval.
     Raises:
       UserError: see :func:`brier`.
     Example:

@@ -1,7 +1,8 @@
 """Two or more evaluations on the same rows: paired differences, and how sure they are.
 
 Rows pair by index, question and sample. What one of two runs lacks, or could not grade,
-is in neither side of their difference, and is counted.
+is in neither side of their difference, and is counted; so a benchmark that counts what
+is unparsed as wrong has other figures over all rows, which the page shows beside.
 """
 
 import dataclasses
