@@ -111,8 +111,12 @@ def _right(references: Sequence[str], options: Mapping[str, str], where: str) ->
 
 def _requests(row: RowItem) -> list[Question]:
     given = row.prompt.text
+    content: Any = given
+    if row.prompt.images and isinstance(given, str):
+        shown = [{"type": "image"}] * len(row.prompt.images)
+        content = [*shown, {"type": "text", "text": given}]
     turns: list[Mapping[str, Any]] = (
-        [{"role": "user", "content": given}]
+        [{"role": "user", "content": content}]
         if isinstance(given, str)
         else [turn.turn() for turn in given]
     )

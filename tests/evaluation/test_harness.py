@@ -48,6 +48,10 @@ def run(stub: Stub, folder: Path, out: Path, **more: Any) -> dict[str, Any]:
     return {report.name: report.metrics for report in reports}
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()]
+
+
 def wilson(k: float, n: int) -> tuple[float, float]:
     z = 1.959963984540054
     p, under = k / n, 1 + z * z / n
@@ -107,14 +111,13 @@ def test_the_files_hold_every_answer_and_reply(tmp_path) -> None:
     with serving(say=vqa_rows.say) as stub:
         run(stub, tmp_path, out)
     place = out / "chinese_simplevqa"
-    answers = [json.loads(x) for x in (place / "answers.jsonl").open(encoding="utf-8")]
+    answers = lines(place / "answers.jsonl")
     assert [(a["index"], a["question"]) for a in answers] == [
         (n, q) for n in range(len(rows)) for q in ("recognition", "final")
     ]
     assert {(a["sample"], a["status"]) for a in answers} == {(0, "ok")}
     assert {a["answer"] for a in answers} == {f"答案{n}" for n in range(len(rows))}
-    for line in (place / "grades.jsonl").open(encoding="utf-8"):
-        grade = json.loads(line)
+    for grade in lines(place / "grades.jsonl"):
         want = vqa_rows.grade_of(grade["index"], grade["question"])
         assert grade["grade"] == want and grade["status"] == "ok"
         assert grade["raw"] == json.dumps({"grade": want})
@@ -291,8 +294,8 @@ def test_a_sample_is_seeded_and_said(tmp_path) -> None:
             out = tmp_path / place
             metrics = run(stub, tmp_path, out, limit=8, seed=seed)["chinese_simplevqa"]
             assert metrics["n"] == 8 and metrics["settings"]["limit"] == 8
-            lines = (out / "chinese_simplevqa/answers.jsonl").read_text("utf-8")
-            rows = [json.loads(line)["index"] for line in lines.splitlines()]
+            answers = lines(out / "chinese_simplevqa/answers.jsonl")
+            rows = [answer["index"] for answer in answers]
             assert rows == sorted(rows)
             found.append(set(rows))
     assert found[0] == found[1] != found[2]
@@ -393,7 +396,8 @@ def test_stated_confidence_is_read_and_told(tmp_path) -> None:
         found = run(stub, tmp_path, tmp_path / "out", confidence=True)
     calibration = found["chinese_simplevqa"]["calibration"]["recognition"]
     assert calibration["left_out"] == {"unparsed": 1, "not_attempted": 0}
-    assert sum(b["n"] for b in calibration["bins"]) == len(rows) - 1
+    told = calibration["bins"]["equal_width"]
+    assert sum(one["n"] for one in told) == calibration["n"] == len(rows) - 1
 
 
 def test_wrong_options_are_refused_before_anything_is_asked(tmp_path, capsys) -> None:

@@ -34,7 +34,7 @@ import numpy as np
 
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
-from jaxalign.evaluation import calibration, grading, published
+from jaxalign.evaluation import calibration, grading, published, statistics
 from jaxalign.evaluation.choosing import choice_of, chosen, over_samples
 from jaxalign.evaluation.prompts import prompt
 from jaxalign.evaluation.stated import asking, stated
@@ -355,11 +355,50 @@ def variants(task: Task, options: TaskOptions) -> list[Task]:
             grade=functools.partial(grade, options=options),
             metrics=functools.partial(metrics, options=options, condition=name),
             condition="" if name == "seen" else name,
+            facts=task.facts if name == "seen" else {},
             num_samples=options.num_samples or 1,
             sampling={**task.sampling, **({"temperature": 0.7} if several else {})},
         )
         for name in dict.fromkeys(options.conditions)
     ]
+
+
+_PUBLISHED = {
+    "o1-preview": ((79.1, 13.6, 7.3, 85.3, 82.1), (68.8, 24.6, 6.5, 73.6, 71.1)),
+    "Gemini-2.0-flash": ((76.7, 19.6, 3.7, 79.7, 78.2), (64.5, 29.5, 5.9, 68.6, 66.5)),
+    "Claude-3.5-sonnet2": (
+        (77.6, 17.2, 5.2, 81.9, 79.7),
+        (63.8, 30.6, 5.5, 67.6, 65.6),
+    ),
+    "Claude-3.5-sonnet": ((69.5, 20.2, 10.3, 77.5, 73.3), (59.5, 26.4, 14.2, 69.4, 64)),
+    "GPT-4o": ((77.5, 15.5, 7.0, 83.4, 80.4), (59.1, 35.5, 5.4, 62.4, 60.7)),
+    "Gemini-1.5-Pro": ((70.3, 25.9, 3.8, 73.1, 71.6), (56.5, 34.6, 8.8, 62.0, 59.2)),
+    "Qwen-VL-max": ((72.9, 24.6, 2.5, 74.7, 73.8), (56.5, 39.6, 3.8, 58.8, 57.6)),
+}
+"""The table of the repository's README (of seven models, in its order): recognition
+and final, each CO, IN, NA, CGA and F, in percent of 1,100."""
+
+
+def _published() -> dict[str, Any]:
+    """Return the published table as shares, those of all rows with their intervals.
+
+    Two of its lines fit no whole numbers of 1,100 rows: misprints, or other rows.
+    """
+    names = ("CO", "IN", "NA", "CGA", "F")
+    return {
+        model: {
+            question: {
+                name: statistics.share(round(percent * 11), 1100)._replace(
+                    value=percent / 100
+                )
+                if name in names[:3]
+                else percent / 100
+                for name, percent in zip(names, row, strict=True)
+            }
+            for question, row in zip(("recognition", "final"), rows, strict=True)
+        }
+        for model, rows in _PUBLISHED.items()
+    }
 
 
 _NOW = TaskOptions()
@@ -372,4 +411,10 @@ TASK = Task(
     metrics=functools.partial(metrics, options=_NOW, condition="seen"),
     sampling={"temperature": 0.0, "max_new_tokens": 256},
     variants=variants,
+    facts={
+        "published": _published(),
+        "source": "https://github.com/OpenStellarTeam/ChineseSimpleVQA, judge gpt-4o",
+        "official": "The authors' scripts count a judgement that failed as not "
+        "attempted (see upstream), and send the picture's address in its place.",
+    },
 )
