@@ -240,12 +240,7 @@ class _Runner:
         ]
         used, logprobs = _Used(), self.config.best_of == "likelihood"
         while left:
-            ready = [
-                one
-                for one in left
-                if one.question.follows is None
-                or (one.question.follows, one.sample) in answers[one.index]
-            ]
+            ready, later = _parted(left, answers)
             if not ready:
                 named = left[0].question
                 raise UserError(
@@ -278,7 +273,7 @@ class _Runner:
             found = await self._ask(self.model, requests, what, used)
             for one, verdict in zip(asked, found, strict=True):
                 answers[one.index][one.question.name, one.sample] = answer_of(verdict)
-            left = [one for one in left if one not in ready]
+            left = later
         return answers, used
 
     async def _grades(
@@ -325,6 +320,19 @@ class _Runner:
                         used.add(one.verdict)
                     show(len(verdicts), len(verdicts))
         return [verdicts[number] for number in range(len(requests))]
+
+
+def _parted(
+    left: Sequence[Asked], answers: Mapping[int, Mapping[tuple[str, int], Answer]]
+) -> tuple[list[Asked], list[Asked]]:
+    """Return what can be asked now, and what goes on from an answer still to come."""
+    ready: list[Asked] = []
+    later: list[Asked] = []
+    for one in left:
+        before = one.question.follows
+        settled = before is None or (before, one.sample) in answers[one.index]
+        (ready if settled else later).append(one)
+    return ready, later
 
 
 class _Used:
