@@ -7,19 +7,22 @@ VLGuard's takes an empty reply for an attack that succeeded, MOSSBench's for a r
 SIUO's for a safe one.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.data.picture import Picture
 from jaxalign.evaluation import published
-from jaxalign.evaluation.task import Answer, Grade, Grading, Question
+from jaxalign.evaluation.task import Answer, Grade, Grading, Question, Task, TaskOptions
 from jaxalign.judging.judge import JudgeRequest, Subject
 from jaxalign.judging.refusals import RefusalLabel, by_prefix
 from jaxalign.judging.safety import Criterion, refusal_request, safety_request
 
 
 __all__ = [
+    "configured",
     "find_picture",
     "question",
     "refusal_grading",
@@ -166,6 +169,31 @@ def find_picture(
         if path is not None:
             return Picture(path, where)
     return None
+
+
+def configured(task: Task, options: TaskOptions) -> list[Task]:
+    """Return a task with the wording, the pictures and the samples of the options.
+
+    For tasks whose ``load`` takes ``image_dir``, whose ``requests`` takes ``own`` and
+    whose ``grade`` takes ``own`` and ``judge_own``.
+
+    >>> from jaxalign.evaluation.tasks.figstep import TASK
+    >>> configured(TASK, TaskOptions(num_samples=2))[0].num_samples
+    2
+    """
+    load: Any = task.load
+    requests: Any = task.requests
+    grade: Any = task.grade
+    words = {"own": options.own, "judge_own": options.judge_own}
+    return [
+        dataclasses.replace(
+            task,
+            load=functools.partial(load, image_dir=options.image_dir),
+            requests=functools.partial(requests, own=options.own),
+            grade=functools.partial(grade, **words),
+            num_samples=options.num_samples or task.num_samples,
+        )
+    ]
 
 
 def _shown(picture: Picture | None) -> tuple[Picture, ...]:
