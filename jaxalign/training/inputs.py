@@ -15,9 +15,10 @@ from jaxalign.checkpoints import adapter_files, adapter_start, contents, runs
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.renderer import open_renderer
-from jaxalign.data import loader, packing, pairs, records, rows
+from jaxalign.data import loader, packing, pairs, records, rows, seen
 from jaxalign.data.kept_features import Kept
 from jaxalign.data.pairs import PairDataset
+from jaxalign.data.seen import Seen
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.attention.choice import KernelChoice
@@ -67,6 +68,8 @@ class RunInputs(NamedTuple):
     """What was given in the place of names."""
     kept: Kept | None = None
     """What is kept of the pictures' way through the model; None: nothing."""
+    seen: Seen | None = None
+    """Hashes of what is trained on; None where the run's directory has them."""
 
 
 def read_inputs(config: TrainConfig, objects: RunObjects = NAMES_ONLY) -> RunInputs:
@@ -96,7 +99,10 @@ def read_inputs(config: TrainConfig, objects: RunObjects = NAMES_ONLY) -> RunInp
     if data.shape.patches and data.train.patcher is not None:
         prints[runs.PICTURES] = data.train.patcher.settings
     source = plan_steps(config, data)
-    return RunInputs(config, mesh, kernel, data, source, prints, objects, kept)
+    hashes = None
+    if config.out and not (Path(config.out) / seen.SEEN).is_file():
+        hashes = seen.seen_of(progress.track(found, len(found), "hashing"))
+    return RunInputs(config, mesh, kernel, data, source, prints, objects, kept, hashes)
 
 
 def given_adapter(config: TrainConfig, start: Path | None = None) -> Variables | None:

@@ -19,7 +19,7 @@ from jaxalign.checkpoints import adapter_files, fastest, runs
 from jaxalign.checkpoints.load import Checkpoint
 from jaxalign.checkpoints.state import StateStore
 from jaxalign.configs import read_yaml
-from jaxalign.data import loader
+from jaxalign.data import loader, seen
 from jaxalign.models import decoder
 from jaxalign.objectives import objective as objective_lib
 from jaxalign.objectives.options import ObjectiveConfig
@@ -145,6 +145,8 @@ def open_session(
     Raises:
       UserError: weights that are not what their headers said.
     """
+    if run is not None and inputs.seen is not None:
+        seen.write(run / seen.SEEN, inputs.seen)
     inputs = encoding.encoded_inputs(inputs, run)
     config, data, source = inputs.config, inputs.data, inputs.source
     rows = source.rows_of_epoch(0)
