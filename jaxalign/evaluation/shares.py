@@ -78,6 +78,7 @@ def by_group(
 def silent_answers(graded: Iterable[Graded]) -> dict[str, int]:
     """Count the answers without a text of the model's own.
 
+    >>> from jaxalign.evaluation.task import Answer
     >>> silent_answers([Graded(0, None, {("q", 0): Answer("", "empty")}, {})])
     {'empty_answers': 1, 'filtered_answers': 0}
     """
