@@ -84,7 +84,7 @@ def choice_figures(
         "right": dict(sorted(Counter(truths).items())),
     }
     if groups:
-        found["categories"] = {
+        found["topics"] = {
             group: _accuracy([one for one in decided if groups[one[0]] == group])
             for group in dict.fromkeys(groups)
         }

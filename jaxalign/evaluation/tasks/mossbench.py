@@ -54,7 +54,7 @@ _REFUSALS = {
 class Row:
     """A question on a picture.
 
-    >>> Row("1", "type 2", "?", "A toy.", None).kind
+    >>> Row("1", "type 2", "?", "A toy.", None).topic
     'negated harm'
     """
 
@@ -65,7 +65,7 @@ class Row:
     picture: Picture | None
 
     @property
-    def kind(self) -> str:
+    def topic(self) -> str:
         """The type in words."""
         return TYPES[self.type]
 
@@ -145,20 +145,24 @@ def grade(
 def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     """Return over-refusal, by judge and by strings, over all and by type."""
     found = _by(graded, "refusal")
-    found["by_strings"] = {name: _by(graded, name) for name in ("prefix", "keywords")}
+    strings = {name: _by(graded, name) for name in ("prefix", "keywords")}
+    for name, figures in strings.items():
+        for topic, some in figures.pop("topics").items():
+            found["topics"].setdefault(topic, {})[name] = some
+    found["by_strings"] = strings
     return {**found, **shares.silent_answers(graded)}
 
 
 def _by(graded: Sequence[Graded], grader: str) -> dict[str, Any]:
     pairs = [
-        (one.item.kind, grade)
+        (one.item.topic, grade)
         for one in graded
         for (name, _), grade in one.grades.items()
         if name == grader
     ]
     kinds, grades = [kind for kind, _ in pairs], [grade for _, grade in pairs]
     found = shares.shares(grades, _REFUSALS)
-    found["types"] = shares.by_group(kinds, grades, _REFUSALS)
+    found["topics"] = shares.by_group(kinds, grades, _REFUSALS)
     return found
 
 

@@ -47,7 +47,7 @@ class Row:
     question: str
     options: Mapping[str, str]
     answer: str
-    category: str
+    topic: str
     picture: Picture | None
     listed: bool
     """Whether the question's own text lists the options."""
@@ -198,7 +198,7 @@ def grade(
 
 def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     """Return the share of right options, over all and by category."""
-    groups = [one.item.category for one in graded]
+    groups = [one.item.topic for one in graded]
     truths = [one.item.answer for one in graded]
     return choice_figures(graded, truths, groups if any(groups) else ())
 

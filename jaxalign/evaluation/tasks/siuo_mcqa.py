@@ -39,7 +39,7 @@ class Choice:
     """
 
     id: str
-    category: str
+    topic: str
     question: str
     options: Mapping[str, str]
     correct: str
@@ -116,7 +116,7 @@ def grade(
 def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     """Return the share of right options, over all and by category."""
     truths = [one.item.correct for one in graded]
-    return choice_figures(graded, truths, [one.item.category for one in graded])
+    return choice_figures(graded, truths, [one.item.topic for one in graded])
 
 
 TASK = Task(

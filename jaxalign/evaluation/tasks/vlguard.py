@@ -78,7 +78,7 @@ class Row:
     id: str
     instructions: Mapping[str, str]
     """By subset."""
-    category: str
+    topic: str
     """``category: subcategory`` of an unsafe picture, "" of a safe one."""
     picture: Picture | None
 
@@ -168,12 +168,12 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     found["by_strings"] = _by(graded, "_strings")
     unsafe = [one for one in graded if "unsafes" in one.item.instructions]
     pairs = [
-        (one.item.category, grade)
+        (one.item.topic, grade)
         for one in unsafe
         for (name, _), grade in one.grades.items()
         if name == "unsafes"
     ]
-    found["categories"] = shares.by_group(
+    found["topics"] = shares.by_group(
         [category for category, _ in pairs], [grade for _, grade in pairs], _ATTACK
     )
     return {**found, **shares.silent_answers(graded)}

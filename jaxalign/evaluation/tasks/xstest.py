@@ -76,6 +76,11 @@ class Prompt:
     text: str
 
     @property
+    def topic(self) -> str:
+        """The type."""
+        return self.type
+
+    @property
     def safe(self) -> bool:
         """Whether it should be answered."""
         return not self.type.startswith(_CONTRAST)
@@ -197,7 +202,10 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     compliance with a contrast.
     """
     found = refusals_of(graded, "refusal")
-    found["by_strings"] = refusals_of(graded, "strings")
+    strings = refusals_of(graded, "strings")
+    for topic, figures in strings.pop("topics").items():
+        found["topics"][topic]["by_strings"] = figures
+    found["by_strings"] = strings
     return {**found, **shares.silent_answers(graded)}
 
 
@@ -234,7 +242,7 @@ def refusals_of(graded: Sequence[Graded], name: str) -> dict[str, Any]:
         "attack_success": on_unsafe["attack_success"],
         "safe": on_safe,
         "unsafe": on_unsafe,
-        "types": types,
+        "topics": types,
     }
 
 

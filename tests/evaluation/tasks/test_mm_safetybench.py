@@ -58,7 +58,7 @@ def test_a_whole_run_judges_each_scenario_by_its_rule(
     )
     assert found["judge_failed"] == 2
     assert found["bounds"] == pytest.approx([3 / 9, 5 / 9])
-    kinds = found["scenarios"][SCENARIOS[0]]["kinds"]
+    kinds = found["topics"][SCENARIOS[0]]["kinds"]
     assert [one["attack_success"]["value"] for one in kinds.values()] == [1.0, 0.0, 0.0]
     assert found["macro"] == pytest.approx((1 / 3 + 2 / 3 + 0) / 3)
     assert found["kinds"]["SD"]["attack_success"]["n"] == 3

@@ -46,7 +46,8 @@ def test_the_proxy_of_published_replies(
     found = mossbench.metrics(graded)
     rule = found["by_strings"]["prefix"]
     assert round(100 * rule["over_refusal"].value, 1) == prefix
-    sizes = {kind: one["over_refusal"].n for kind, one in rule["types"].items()}
+    kinds = {kind: one["prefix"] for kind, one in found["topics"].items()}
+    sizes = {kind: one["over_refusal"].n for kind, one in kinds.items()}
     assert sizes == dict.fromkeys(mossbench.TYPES.values(), 100)
     # Empty replies are refusals: 14 of the Claude models by their API, 8 of Gemini.
     assert found["empty_answers"] == (8 if "Gemini" in model else 14)
@@ -99,7 +100,7 @@ def test_without_pictures_their_descriptions_are_shown_and_counted(
     )
     found = report.metrics
     assert found["over_refusal"]["value"] == pytest.approx(2 / 3)
-    assert found["types"]["negated harm"]["over_refusal"]["value"] == 1.0
+    assert found["topics"]["negated harm"]["over_refusal"]["value"] == 1.0
     assert found["by_strings"]["keywords"]["over_refusal"]["n"] == 3
     ((defect, count),) = found["defects"].items()
     assert "not MOSSBench" in defect and count == 2

@@ -234,7 +234,7 @@ def test_the_mean_is_over_turns(folder: Path) -> None:
     assert found["score"][:2] == pytest.approx((5.0, 32**0.5 / 3))
     assert found["score"].n == 3
     assert (found["turn_1"].value, found["turn_2"].value) == (4.5, 6.0)
-    assert found["categories"]["writing"].value == 7.0
+    assert found["topics"]["writing"].value == 7.0
     assert (found["unparsed"], found["judge_failed"], found["answer_failed"]) == (
         1,
         0,

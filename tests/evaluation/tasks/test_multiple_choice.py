@@ -62,7 +62,7 @@ def test_a_whole_run_counts_what_names_no_option(folder: Path, tmp_path: Path) -
         "chosen": {"A": 1, "B": 1, "refused": 1, "unparsed": 1},
         "right": {"A": 2, "B": 1, "C": 1},
     }
-    assert found["categories"]["colour"]["accuracy"]["value"] == 1.0
+    assert found["topics"]["colour"]["accuracy"]["value"] == 1.0
     assert not grading.seen and "defects" not in found
     first, second = answering.seen[:2]
     # Rows refer to the picture of another.

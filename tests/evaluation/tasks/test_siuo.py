@@ -78,7 +78,7 @@ def test_the_published_files(shared_data: Path) -> None:
         pytest.skip("siuo is absent")
     items, choices = siuo.load(shared_data), siuo_mcqa.load(shared_data)
     assert len(items.rows) == len(choices.rows) == 167
-    assert len({one.category for one in items.rows}) == 9
+    assert len({one.topic for one in items.rows}) == 9
     assert [one.id for one in items.rows] == [one.id for one in choices.rows]
     assert list(items.defects.values()) == list(choices.defects.values()) == [167]
     for one in items.rows:
@@ -152,7 +152,7 @@ def test_a_whole_run_asks_three_times_and_shows_the_judge_the_picture(
     assert found["both"]["value"] == pytest.approx(2 / 3)
     assert found["empty_answers"] == 2
     assert found["failures"]["safe"]["answer_failed"] == 1
-    assert found["categories"]["b"]["effective"]["value"] == 0.0
+    assert found["topics"]["b"]["effective"]["value"] == 0.0
     # An empty answer needs no judge; a failed one has none.
     assert len(grading.seen) == 12
     for request in grading.seen:
@@ -171,7 +171,7 @@ def test_letters_are_read_and_never_guessed(folder: Path, tmp_path: Path) -> Non
     assert found["accuracy"]["value"] == pytest.approx(1 / 3)
     assert found["letters"]["chosen"] == {"B": 1, "refused": 1, "unparsed": 1}
     assert found["refused_share"]["value"] == pytest.approx(1 / 3)
-    assert found["categories"]["a"]["accuracy"]["n"] == 2
+    assert found["topics"]["a"]["accuracy"]["n"] == 2
     assert list(found["defects"].values()) == [3]
     assert "A. a dog\nB. a cat" in str(answering.seen[0].messages[0]["content"])
 

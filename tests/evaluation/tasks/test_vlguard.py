@@ -49,7 +49,7 @@ def test_the_published_subsets(shared_data: Path) -> None:
     }
     assert counts == {"unsafes": 442, "safe_unsafes": 558, "safe_safes": 558}
     assert len(items.rows) == 1000 and list(items.defects.values()) == [1000]
-    assert sum(bool(row.category) for row in items.rows) == 442
+    assert sum(bool(row.topic) for row in items.rows) == 442
     # What a model says of everything: it refuses, by the paper's strings too.
     some = items.rows[::25]
     graded = scripted.graded_by_rules(vlguard.TASK, some, lambda _: "I cannot.")
@@ -85,7 +85,7 @@ def test_a_whole_run_has_attack_success_beside_over_refusal(
     assert found["safe_unsafes"]["attack_success"]["value"] == 0.0
     assert found["safe_safes"]["over_refusal"]["value"] == 1.0
     assert found["safe_safes"]["partial_refusal"]["value"] == 1.0
-    assert found["categories"]["deception: fake"]["attack_success"]["n"] == 1
+    assert found["topics"]["deception: fake"]["attack_success"]["n"] == 1
     strings = found["by_strings"]
     # The word of a topic hides the harm; an empty reply is one, as in the paper.
     assert strings["unsafes"]["attack_success"]["value"] == 0.0

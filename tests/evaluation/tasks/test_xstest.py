@@ -62,9 +62,9 @@ def test_the_paper_s_table(model: str, shared_data: Path) -> None:
     assert found["over_refusal"].value == (full + partial) / 250
     assert found["attack_success"].value == complied / 200
     assert unsafe["partial_refusal"].value == half / 200
-    assert len(found["types"]) == 18
+    assert len(found["topics"]) == 18
     # Every type has 25 prompts.
-    sizes = {next(iter(one.values())).n for one in found["types"].values()}
+    sizes = {next(iter(one.values())).n for one in found["topics"].values()}
     assert sizes == {25}
     if model == "llama2orig":
         shares = (101 / 250, safe["full_refusal"].value, safe["partial_refusal"].value)
