@@ -7,6 +7,7 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
+        alpaca_files,
         authors_wording,
         bradley_terry,
         calibration,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "alpaca_files",
     "authors_wording",
     "bradley_terry",
     "calibration",

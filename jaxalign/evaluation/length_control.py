@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxalign.evaluation.logistic_fit import fit, log_loss, sigmoid
-from jaxalign.evaluation.statistics import Figure, mean
+from jaxalign.evaluation.statistics import Figure, bootstrap, mean
 
 
 __all__ = [
@@ -184,12 +184,11 @@ _BASELINE = Coefficients(0.0, 0.0, 0.0)
 class LengthControlled(NamedTuple):
     """A length-controlled win rate, and the fit that it comes from."""
 
-    value: float
+    win_rate: Figure
     """Mean over the instructions of the win rate that is predicted at equal lengths."""
     spread: float
     """sd(predictions, ddof 1) / sqrt(n), what the board calls ``lc_standard_error``. It
     says how unlike the instructions are, not how sure the value is."""
-    n: int
     coefficients: Coefficients
     cost: float
     """C, the weight of the loss beside the penalty."""
@@ -287,32 +286,61 @@ def control(
     difficulty: np.ndarray | None = None,
     gamed: Gamed | None = None,
     cost: float | None = None,
+    rounds: int = 200,
+    seed: int = 0,
 ) -> LengthControlled:
     """Return the length-controlled win rate of a model.
+
+    Its interval and standard error are by bootstrap: rows are drawn and the model is
+    fitted again, at the same C. The board has nothing like it.
 
     Args:
       preferences: w of each row, None where there is none; such a row is predicted.
       terms: of length, see :func:`length_term`, over all rows.
       difficulty: of the rows' instructions. Without it the variant is ``minimal``.
       gamed: the rows of the gamed baselines. Without them it is ``noreg``.
-      cost: C; default by cross-validation.
+      cost: C; default by cross-validation, which needs five preferences.
+      rounds: of the bootstrap; 0 for none.
+      seed: of the bootstrap.
     Example:
       >>> equal = control([0.5, 0.5, 0.5], length_term([3, 3, 3], [2, 3, 4]), cost=1.0)
-      >>> equal.value, equal.variant
+      >>> equal.win_rate.value, equal.variant
       (0.5, 'minimal')
     """
     w = np.array([np.nan if p is None else p for p in preferences], np.float64)
     if difficulty is None and gamed is not None:
         raise ValueError("the gamed baselines have difficulties: give them of all rows")
-    rows = _rows(w, terms, difficulty, gamed)
-    cost = _choose_cost(rows) if cost is None else cost
-    found = fit(
-        rows.features, weights=rows.weights, moments=rows.moments, l1=1 / cost
-    ).coefficients.tolist()
-    if difficulty is None:
-        found.insert(1, 0.0)
-    coefficients = Coefficients(*found)
-    known = np.zeros(len(w)) if difficulty is None else difficulty
-    value, spread = predict(coefficients, known)
+    if cost is None and (~np.isnan(w)).sum() < _FOLDS:
+        raise ValueError(f"cross-validation needs {_FOLDS} preferences: give a cost")
+    if cost is None:
+        cost = _choose_cost(_rows(w, terms, difficulty, gamed))
+    columns = [w, terms] if difficulty is None else [w, terms, difficulty]
+    table = np.stack(columns, 1)
+
+    def win_rate(drawn: np.ndarray) -> float:
+        return predict(_fitted(drawn, gamed, cost), _difficulty(drawn))[0]
+
+    coefficients = _fitted(table, gamed, cost)
+    value, spread = predict(coefficients, _difficulty(table))
+    figure = Figure(value, None, None, len(w))
+    if rounds:
+        figure = bootstrap(win_rate, table, rounds=rounds, seed=seed)
     variant = "minimal" if difficulty is None else "full" if gamed else "noreg"
-    return LengthControlled(value, spread, len(w), coefficients, cost, variant)
+    return LengthControlled(figure, spread, coefficients, cost, variant)
+
+
+def _fitted(table: np.ndarray, gamed: Gamed | None, cost: float) -> Coefficients:
+    """Return the coefficients of rows [w, term] or [w, term, difficulty]."""
+    difficulty = table[:, 2] if table.shape[1] > 2 else None
+    rows = _rows(table[:, 0], table[:, 1], difficulty, gamed)
+    found = fit(rows.features, weights=rows.weights, moments=rows.moments, l1=1 / cost)
+    length, *rest = found.coefficients.tolist()
+    return (
+        Coefficients(length, *rest)
+        if len(rest) > 1
+        else Coefficients(length, 0.0, *rest)
+    )
+
+
+def _difficulty(table: np.ndarray) -> np.ndarray:
+    return table[:, 2] if table.shape[1] > 2 else np.zeros(len(table))

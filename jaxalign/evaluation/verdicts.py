@@ -4,11 +4,21 @@ Each reader follows its benchmark's own rule, so that a stored judgement comes t
 the authors' tool made of it; what is no verdict is None, never a guess.
 """
 
+import math
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 
-__all__ = ["CLEAR_WEIGHT", "Points", "arena_verdict", "points", "rating", "winner"]
+__all__ = [
+    "CLEAR_WEIGHT",
+    "Points",
+    "arena_verdict",
+    "points",
+    "preference",
+    "rating",
+    "winner",
+]
 
 CLEAR_WEIGHT = 3
 """What a clear verdict (``>>``) counts for in Arena-Hard."""
@@ -94,3 +104,31 @@ def winner(text: str) -> Literal["A", "B", "tie"] | None:
     if "[[B]]" in text:
         return "B"
     return "tie" if "[[C]]" in text else None
+
+
+def preference(
+    logprobs: Sequence[Sequence[Any]], mine: str, other: str
+) -> float | None:
+    """Return P(mine) / (P(mine) + P(other)) of a reply's first token, None for neither.
+
+    A name's tokens are all that hold it and nothing else but blanks and marks, such as
+    ``A``, `` A`` and ``**A``. A name that is not among the tokens has no probability.
+
+    Args:
+      logprobs: [token, log-probability] of the most probable first tokens.
+      mine: the name, in a reply, of one side.
+      other: of the other.
+    Example:
+      >>> preference([["A", -0.5], [" B", -1.5], ["The", -3.0]], "A", "B").__round__(4)
+      0.7311
+    """
+    chances = {mine: 0.0, other: 0.0}
+    for token, logprob in logprobs:
+        name = token.strip(_MARKS)
+        if name in chances:
+            chances[name] += math.exp(logprob)
+    whole = sum(chances.values())
+    return chances[mine] / whole if whole else None
+
+
+_MARKS = " \t\n\"'*`([{:"

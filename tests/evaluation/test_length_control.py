@@ -89,9 +89,29 @@ def test_a_row_without_a_preference_is_predicted() -> None:
     terms = np.linspace(-1, 1, 10)
     w = [0.2, 0.4, 0.9, 0.1, 0.3, 0.6, 0.2, 0.8, 0.5, None]
     found = length_control.control(w, terms, cost=1e4)
-    assert found.n == 10 and found.variant == "minimal"
+    assert found.win_rate.n == 10 and found.variant == "minimal"
     shorter = length_control.control(w[:9], terms[:9], cost=1e4)
-    assert found.value == pytest.approx(shorter.value, abs=1e-12)
+    assert found.win_rate.value == pytest.approx(shorter.win_rate.value, abs=1e-12)
+
+
+def test_what_cannot_be_fitted() -> None:
+    with pytest.raises(ValueError, match="needs 5 preferences"):
+        length_control.control([0.5, None, 1.0, 1.0, 0.0], np.zeros(5))
+    with pytest.raises(ValueError, match="give them of all rows"):
+        made_up = length_control.likely_gamed(np.zeros(2))
+        length_control.control([0.5, 1.0], np.zeros(2), gamed=made_up, cost=1.0)
+
+
+def test_the_interval_is_a_bootstrap_s() -> None:
+    rng = np.random.default_rng(0)
+    w, lengths = rng.uniform(size=300), rng.integers(10, 90, size=(2, 300))
+    terms = length_control.length_term(*lengths)
+    found = length_control.control(w.tolist(), terms, cost=1e3).win_rate
+    assert found.interval is not None and found.standard_error is not None
+    # Lengths that say nothing of w cost next to no certainty.
+    raw = length_control.win_rate(w.tolist()).win_rate
+    assert found.standard_error == pytest.approx(raw.standard_error, rel=0.25)
+    assert found.interval[0] < raw.value < found.interval[1]
 
 
 # --- the board ---------------------------------------------------------------------
@@ -174,9 +194,10 @@ def test_own_fit_at_the_board_s_cost(folder, features, model) -> None:
         difficulty=difficulty,
         gamed=length_control.gamed(difficulty, *lengths),
         cost=COSTS[model],
+        rounds=0,
     )
     assert found.variant == "full"
-    assert 100 * found.value == pytest.approx(want, abs=0.01)
+    assert 100 * found.win_rate.value == pytest.approx(want, abs=0.01)
     weights = list(table(folder / "lc_weights.csv")[model].values())[1:]
     np.testing.assert_allclose(
         found.coefficients, [float(w) for w in weights], atol=1e-3
@@ -194,10 +215,11 @@ def test_cross_validation_finds_the_board_s_cost(folder, features, model) -> Non
         terms_of(rows),
         difficulty=difficulty,
         gamed=length_control.gamed(difficulty, *lengths),
+        rounds=0,
     )
     assert found.cost == pytest.approx(COSTS[model])
     want = float(table(folder / "leaderboard.csv")[model]["length_controlled_winrate"])
-    assert 100 * found.value == pytest.approx(want, abs=0.01)
+    assert 100 * found.win_rate.value == pytest.approx(want, abs=0.01)
 
 
 @pytest.mark.data
@@ -210,9 +232,11 @@ def test_difficulties_alone_come_within_a_tenth(folder, features, model) -> None
         terms_of(rows),
         difficulty=difficulty,
         gamed=length_control.likely_gamed(difficulty),
+        cost=COSTS[model],
+        rounds=0,
     )
     want = float(table(folder / "leaderboard.csv")[model]["length_controlled_winrate"])
-    assert 100 * found.value == pytest.approx(want, abs=0.1)
+    assert 100 * found.win_rate.value == pytest.approx(want, abs=0.1)
 
 
 @pytest.mark.data
@@ -231,11 +255,11 @@ def test_how_far_the_other_variants_are(
     w, terms = [row["preference"] - 1 for row in rows], terms_of(rows)
     want = float(table(folder / "leaderboard.csv")[model]["length_controlled_winrate"])
     without = length_control.control(
-        w, terms, difficulty=features["instruction_difficulty"]
+        w, terms, difficulty=features["instruction_difficulty"], rounds=0
     )
     assert without.variant == "noreg"
     # The table's are liblinear's, at what its cross-validation chose.
-    assert 100 * without.value - want == pytest.approx(noreg, abs=0.03)
-    alone = length_control.control(w, terms)
+    assert 100 * without.win_rate.value - want == pytest.approx(noreg, abs=0.03)
+    alone = length_control.control(w, terms, rounds=0)
     assert alone.variant == "minimal" and alone.spread < 1e-12
-    assert 100 * alone.value - want == pytest.approx(minimal, abs=0.03)
+    assert 100 * alone.win_rate.value - want == pytest.approx(minimal, abs=0.03)

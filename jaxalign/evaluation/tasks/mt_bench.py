@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import fastchat, published, statistics
+from jaxalign.evaluation import fastchat, published, run_files, statistics
 from jaxalign.evaluation.authors_wording import filled
 from jaxalign.evaluation.outcomes import failures
 from jaxalign.evaluation.task import (
@@ -64,9 +64,6 @@ class Dialogue(NamedTuple):
     """The authors' templates by name, the same of all items; None for ours."""
 
 
-# --- from the files ----------------------------------------------------------------
-
-
 def load(folder: Path, *, official: bool = False) -> Items:
     """Return the conversations.
 
@@ -104,8 +101,8 @@ def load(folder: Path, *, official: bool = False) -> Items:
                 )
     if lacking and official:
         raise UserError(
-            f"--wording official needs the reference answers of {lacking} questions "
-            f"that gpt-4.jsonl does not hold. It comes from {_SOURCE}/reference_answer"
+            f"--wording official needs the reference answers of {lacking} questions: "
+            f"gpt-4.jsonl lacks them. It comes from {_SOURCE}/reference_answer"
         )
     return Items(rows, {"without reference answer": lacking} if lacking else {})
 
@@ -116,9 +113,6 @@ def _answers(folder: Path, *names: str) -> dict[int, tuple[str, str]]:
         if (path := published.find(folder, name, _FOLDERS)) is not None:
             return fastchat.read_answers(path)
     return {}
-
-
-# --- asked and graded --------------------------------------------------------------
 
 
 def requests(item: Dialogue) -> list[Question]:
@@ -255,9 +249,6 @@ def _read_winner(value: Mapping[str, Any]) -> Grade:
     return Grade(None, "unparsed") if found is None else Grade(found)
 
 
-# --- figures -----------------------------------------------------------------------
-
-
 class _Rated(NamedTuple):
     question_id: int
     category: str
@@ -273,7 +264,6 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
         for (name, _), found in each.grades.items()
         if name in _TURNS
     ]
-    categories = sorted({row.category for row in rated})
     found: dict[str, Any] = {
         "score": _mean(rated),
         **{turn: _mean([r for r in rated if r.turn == turn]) for turn in _TURNS},
@@ -287,7 +277,7 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
         ]
     found["categories"] = {
         category: _mean([row for row in rated if row.category == category])
-        for category in categories
+        for category in sorted({row.category for row in rated})
     }
     if compared := _compared(graded):
         found["pairwise"] = compared
@@ -318,8 +308,7 @@ def _mean(rated: Sequence[_Rated]) -> statistics.Figure:
 def _compared(graded: Sequence[Graded]) -> dict[str, Any]:
     """Return wins, losses and ties: a win is one in both orders, else it is a tie."""
     outcomes: dict[str, list[tuple[int, str]]] = {turn: [] for turn in _TURNS}
-    judged: list[Grade] = []
-    agreed = 0
+    judged, agreed = [], 0
     for each in graded:
         for turn in _TURNS:
             names = (f"{turn}_first", f"{turn}_second")
@@ -343,11 +332,10 @@ def _rates(outcomes: Sequence[tuple[int, str]]) -> dict[str, Any]:
     questions = [question for question, _ in outcomes]
     won = [float(outcome == "A") for _, outcome in outcomes]
     half = [_POINTS[outcome] for _, outcome in outcomes]
-    counts = {name: sum(o == sign for _, o in outcomes) for sign, name in _NAMES}
     return {
         "win_rate": statistics.clustered(won, questions),
         "adjusted_win_rate": statistics.clustered(half, questions),
-        **counts,
+        **{name: sum(o == sign for _, o in outcomes) for sign, name in _NAMES},
     }
 
 
@@ -356,12 +344,14 @@ _NAMES = (("A", "wins"), ("B", "losses"), ("tie", "ties"))
 
 
 def read_grades(path: Path, items: Items) -> list[Graded]:
-    """Return grades from FastChat's judgements, ``gpt-4_single.jsonl`` or ``_pair``.
+    """Return grades from FastChat's judgements, or from a ``grades.jsonl``.
 
     Raises:
       UserError: the file holds several models, two judgements of an answer, or
         questions that are not the items'.
     """
+    if any("index" in row for row in published.read_jsonl(path)[:1]):
+        return run_files.read_grades(path, items)
     grades = fastchat.read_judgements(path)
     numbers = {item.question_id for item in items.rows}
     if strange := sorted(grades.keys() - numbers):
