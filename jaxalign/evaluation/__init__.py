@@ -8,6 +8,7 @@ from jaxalign.lazy import submodules
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
         alpaca_files,
+        arena_files,
         authors_wording,
         bradley_terry,
         calibration,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "alpaca_files",
+    "arena_files",
     "authors_wording",
     "bradley_terry",
     "calibration",

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from jaxalign.errors import UserError
+
 
 __all__ = [
     "CLEAR_WEIGHT",
@@ -63,9 +65,16 @@ class Points(NamedTuple):
 def points(label: str, side: Literal["A", "B"], clear: int = CLEAR_WEIGHT) -> Points:
     """Return what a label gives a side; ``>>`` and ``<<`` weigh ``clear`` times.
 
-    >>> points("B>>A", "B"), points("A=B", "A")
-    (Points(score=1.0, weight=3), Points(score=0.5, weight=1))
+    Raises:
+      UserError: it is no label.
+    Example:
+      >>> points("B>>A", "B"), points("A=B", "A")
+      (Points(score=1.0, weight=3), Points(score=0.5, weight=1))
     """
+    if not isinstance(label, str) or not _LABEL.fullmatch(label):
+        raise UserError(
+            f"a verdict must be one of {', '.join(sorted(_V1))}: got {label!r}"
+        )
     if "=" in label:
         return Points(0.5, 1)
     winner = label[0] if ">" in label else label[-1]

@@ -2,12 +2,20 @@
 
 import gzip
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from jaxalign.evaluation.verdicts import arena_verdict, points, rating, winner
+from jaxalign.errors import UserError
+from jaxalign.evaluation.verdicts import (
+    arena_verdict,
+    points,
+    preference,
+    rating,
+    winner,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +58,21 @@ def test_labels_of_arena_hard(text, old, new) -> None:
 def test_points_of_both_sides(label, score, weight) -> None:
     assert points(label, "A") == (score, weight)
     assert points(label, "B") == (1 - score, weight)
+
+
+def test_points_of_no_label() -> None:
+    with pytest.raises(UserError, match="one of A=B, A>>B.*got 'A>C'"):
+        points("A>C", "A")
+
+
+def test_preferences_from_first_tokens() -> None:
+    tokens = [["A", math.log(0.5)], [" A", math.log(0.1)], ['"B', math.log(0.2)]]
+    assert preference(tokens, "A", "B") == pytest.approx(0.75)
+    assert preference(tokens, "B", "A") == pytest.approx(0.25)
+    assert preference([["m", -1.0], ["M", -1.0]], "M", "m") == 0.5
+    assert preference([["m", -1.0]], "M", "m") == 0.0
+    assert preference([["And", -0.1], ["a", -1.0]], "A", "B") is None
+    assert preference([], "A", "B") is None
 
 
 @pytest.mark.parametrize(

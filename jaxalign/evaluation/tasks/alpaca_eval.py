@@ -175,7 +175,8 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
 def _value(grade: Grade | None) -> float | None:
     if grade is None or grade.status != "ok":
         return None
-    return float(_PLAIN.get(grade.value, grade.value))
+    value = grade.value
+    return _PLAIN[value] if isinstance(value, str) else float(value)
 
 
 def _weight(each: Graded) -> float | None:
