@@ -17,7 +17,7 @@ from jaxalign.evaluation.length_control import Gamed
 from jaxalign.evaluation.task import Answer, Grade, Graded, Items
 
 
-__all__ = ["ORDERS", "TEMPLATE", "Comparison", "load", "read_grades", "shown_first"]
+__all__ = ["ORDERS", "TEMPLATE", "Instruction", "load", "read_grades", "shown_first"]
 
 _FOLDERS = ("alpaca_eval",)
 _SOURCE = "the data set tatsu-lab/alpaca_eval on Hugging Face"
@@ -41,7 +41,7 @@ _ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 """Whose annotations drew the order as :func:`shown_first` does."""
 
 
-class Comparison(NamedTuple):
+class Instruction(NamedTuple):
     """An item: an instruction, and the answer to compare with."""
 
     instruction: str
@@ -122,12 +122,12 @@ def _list(path: Path) -> list[Any]:
     return rows
 
 
-def _row(path: Path, row: Any) -> Comparison:
+def _row(path: Path, row: Any) -> Instruction:
     match row:
         case {"instruction": str(instruction), "output_1": str(output)}:
-            return Comparison(instruction, output, str(row.get("generator_1", "")))
+            return Instruction(instruction, output, str(row.get("generator_1", "")))
         case {"instruction": str(instruction), "output": str(output)}:
-            return Comparison(instruction, output, str(row.get("generator", "")))
+            return Instruction(instruction, output, str(row.get("generator", "")))
     raise UserError(
         f"{path}: every object must have instruction, and output_1 or output, as "
         "AlpacaEval writes annotations and model outputs"
@@ -222,7 +222,7 @@ def read_grades(path: Path, items: Items) -> list[Graded]:
 
 
 def _annotated(
-    index: int, item: Comparison, baseline: str, answer: str, row: Mapping[str, Any]
+    index: int, item: Instruction, baseline: str, answer: str, row: Mapping[str, Any]
 ) -> Graded:
     if baseline != item.baseline:
         item = item._replace(baseline=baseline, official=False)

@@ -8,11 +8,12 @@ import yaml
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published, run_files
+from jaxalign.evaluation.authors_wording import JudgePrompt
 from jaxalign.evaluation.task import Grade, Graded, Items
 from jaxalign.evaluation.verdicts import arena_verdict
 
 
-__all__ = ["BASELINES", "ORDERS", "JudgeConfig", "Prompt", "load", "read_grades"]
+__all__ = ["BASELINES", "ORDERS", "ArenaPrompt", "load", "read_grades"]
 
 Version = Literal["v0.1", "v2"]
 
@@ -35,14 +36,7 @@ _SOURCE = "lmarena/arena-hard-auto, or its data set on Hugging Face"
 _CONFIG = "judge_config.yaml"
 
 
-class JudgeConfig(NamedTuple):
-    """The authors' judge template, of v0.1."""
-
-    system: str
-    user: str
-
-
-class Prompt(NamedTuple):
+class ArenaPrompt(NamedTuple):
     """An item: a request, and the answer to compare with."""
 
     uid: str
@@ -51,7 +45,7 @@ class Prompt(NamedTuple):
     version: Version
     baseline: str | None = None
     """The baseline's answer; None where its file is not there."""
-    wording: JudgeConfig | None = None
+    wording: JudgePrompt | None = None
     """The authors' judge template, the same of all items; None for ours."""
 
 
@@ -92,7 +86,7 @@ def _question_file(folder: Path) -> Path:
     return published.find_file(folder, "question.jsonl", _FOLDERS, source=_SOURCE)
 
 
-def _prompt(path: Path, row: Mapping[str, Any]) -> Prompt:
+def _prompt(path: Path, row: Mapping[str, Any]) -> ArenaPrompt:
     category = row.get("category")
     if category not in BASELINES:
         raise UserError(
@@ -102,9 +96,9 @@ def _prompt(path: Path, row: Mapping[str, Any]) -> Prompt:
     version: Version = "v0.1" if category == "arena-hard-v0.1" else "v2"
     match row:
         case {"uid": str(uid), "prompt": str(text)}:
-            return Prompt(uid, text, category, version)
+            return ArenaPrompt(uid, text, category, version)
         case {"question_id": str(uid), "turns": [{"content": str(text)}, *_]}:
-            return Prompt(uid, text, category, version)
+            return ArenaPrompt(uid, text, category, version)
     raise UserError(
         f"{path}: a question must have uid, category and prompt: got {sorted(row)}"
     )
@@ -137,7 +131,7 @@ def _answers(folder: Path, model: str, version: Version) -> dict[str, str]:
     return {}
 
 
-def _wording(folder: Path, rows: list[Prompt]) -> JudgeConfig:
+def _wording(folder: Path, rows: list[ArenaPrompt]) -> JudgePrompt:
     if rows and rows[0].version != "v0.1":
         raise UserError(
             "--wording official: the authors' words for Arena-Hard v2 are in no file "
@@ -150,7 +144,7 @@ def _wording(folder: Path, rows: list[Prompt]) -> JudgeConfig:
         raise UserError(f"{path} is no YAML: {error}") from None
     match read:
         case {"system_prompt": str(system), "prompt_template": [str(user)]}:
-            return JudgeConfig(system, user)
+            return JudgePrompt(system, user)
     raise UserError(f"{path} must have system_prompt and one prompt_template")
 
 

@@ -5,13 +5,22 @@ They are read from the data directory (``--wording official``) and never shipped
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["filled"]
+__all__ = ["JudgePrompt", "filled"]
 
 _FIELD = re.compile(r"\{(\w+)\}")
+
+
+class JudgePrompt(NamedTuple):
+    """A judge template of the authors'."""
+
+    system: str
+    user: str
+    """With fields in braces."""
 
 
 def filled(template: str, values: Mapping[str, str], source: str) -> str:

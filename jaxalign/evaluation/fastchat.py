@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published
+from jaxalign.evaluation.authors_wording import JudgePrompt
 from jaxalign.evaluation.task import Grade
 from jaxalign.evaluation.verdicts import rating
 
 
 __all__ = [
     "SWAPPED",
-    "JudgePrompt",
     "read_answers",
     "read_judge_prompts",
     "read_judgements",
@@ -22,14 +22,6 @@ SWAPPED = {"A": "B", "B": "A", "tie": "tie"}
 """What a verdict means with the two sides' places changed."""
 
 _Grades = dict[tuple[str, int], Grade]
-
-
-class JudgePrompt(NamedTuple):
-    """A judge template of the authors'."""
-
-    system: str
-    user: str
-    """With fields in braces."""
 
 
 def read_answers(path: Path) -> dict[int, tuple[str, str]]:

@@ -36,7 +36,7 @@ from jaxalign.evaluation import length_control, statistics
 from jaxalign.evaluation.alpaca_files import (
     ORDERS,
     TEMPLATE,
-    Comparison,
+    Instruction,
     load,
     read_grades,
     shown_first,
@@ -68,13 +68,13 @@ _OURS, _AUTHORS = ("A", "B"), ("m", "M")
 # --- asked and graded --------------------------------------------------------------
 
 
-def requests(item: Comparison) -> list[Question]:
+def requests(item: Instruction) -> list[Question]:
     """Return the instruction, as it is."""
     return [Question("answer", ({"role": "user", "content": item.instruction},))]
 
 
 def grade(
-    item: Comparison,
+    item: Instruction,
     answers: Mapping[tuple[str, int], Answer],
     *,
     own: Path | None = None,
@@ -95,7 +95,7 @@ def grade(
 
 
 def _request(
-    item: Comparison,
+    item: Instruction,
     answer: str,
     sides: Sequence[str],
     names: Sequence[str],

@@ -31,7 +31,7 @@ from jaxalign.evaluation import bradley_terry, statistics
 from jaxalign.evaluation.arena_files import (
     BASELINES,
     ORDERS,
-    Prompt,
+    ArenaPrompt,
     load,
     read_grades,
 )
@@ -62,7 +62,7 @@ _SIDES: Mapping[str, Literal["A", "B"]] = {"baseline_first": "B", "model_first":
 """Where the model's answer stands."""
 
 
-def requests(item: Prompt) -> list[Question]:
+def requests(item: ArenaPrompt) -> list[Question]:
     """Return the request, as it is."""
     if item.baseline is None:
         name = BASELINES[item.category]
@@ -74,7 +74,7 @@ def requests(item: Prompt) -> list[Question]:
 
 
 def grade(
-    item: Prompt,
+    item: ArenaPrompt,
     answers: Mapping[tuple[str, int], Answer],
     *,
     own: Path | None = None,
@@ -93,7 +93,7 @@ def grade(
 
 
 def _request(
-    item: Prompt, answer: str, sides: Sequence[str], own: Path | None
+    item: ArenaPrompt, answer: str, sides: Sequence[str], own: Path | None
 ) -> JudgeRequest:
     subject = Subject(item.prompt, answer, other=item.baseline)
     if item.wording is None:

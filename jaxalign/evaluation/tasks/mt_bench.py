@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import fastchat, published, run_files, statistics
-from jaxalign.evaluation.authors_wording import filled
+from jaxalign.evaluation.authors_wording import JudgePrompt, filled
 from jaxalign.evaluation.outcomes import failures
 from jaxalign.evaluation.task import (
     Answer,
@@ -60,7 +60,7 @@ class Dialogue(NamedTuple):
     references: tuple[str, str] | None = None
     baseline: tuple[str, str] | None = None
     """Another model's answers, to compare with."""
-    wording: Mapping[str, fastchat.JudgePrompt] | None = None
+    wording: Mapping[str, JudgePrompt] | None = None
     """The authors' templates by name, the same of all items; None for ours."""
 
 

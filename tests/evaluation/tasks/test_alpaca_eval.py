@@ -12,7 +12,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import alpaca_files
-from jaxalign.evaluation.alpaca_files import Comparison, shown_first
+from jaxalign.evaluation.alpaca_files import Instruction, shown_first
 from jaxalign.evaluation.task import Answer, Grade, Graded, Items, TaskOptions
 from jaxalign.evaluation.tasks.alpaca_eval import TASK
 from jaxalign.judging.judge import JudgeRequest
@@ -52,7 +52,7 @@ def graded(*weights: tuple[Any, Any], text: str = "mine") -> list[Graded]:
     return [
         Graded(
             index,
-            Comparison(f"instruction {index}", "base"),
+            Instruction(f"instruction {index}", "base"),
             {("answer", 0): Answer(text)},
             {
                 (order, 0): Grade(None, "judge_failed") if w is None else Grade(w)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.arena_files import Prompt
+from jaxalign.evaluation.arena_files import ArenaPrompt
 from jaxalign.evaluation.task import Answer, Grade, Graded, Items, TaskOptions
 from jaxalign.evaluation.tasks.arena_hard import TASK
 from jaxalign.judging.judge import JudgeRequest
@@ -68,7 +68,7 @@ def graded(
     return [
         Graded(
             index,
-            Prompt(str(index), "?", category, version, "base"),
+            ArenaPrompt(str(index), "?", category, version, "base"),
             {("answer", 0): Answer(other.get("text", "mine"))},
             {
                 (order, 0): Grade(label) if label else Grade(None, "unparsed")
