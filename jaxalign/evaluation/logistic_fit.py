@@ -116,13 +116,32 @@ def _step(
     )
     if not l1:
         return np.linalg.solve(curvature, -slope)
-    step = np.zeros_like(at)
-    for _ in range(10_000):  # one coefficient after the other
-        before = step.copy()
+    moved = at.copy()
+    for _ in range(10_000):  # one coefficient after the other finds which are 0
         for j, bend in enumerate(curvature.diagonal()):
-            wanted = bend * (at[j] + step[j]) - slope[j] - curvature[j] @ step
-            shrunk = np.sign(wanted) * max(abs(wanted) - l1, 0.0)
-            step[j] = shrunk / bend - at[j]
-        if np.abs(step - before).max(initial=0.0) < 1e-15:
-            break
-    return step
+            wanted = bend * moved[j] - slope[j] - curvature[j] @ (moved - at)
+            moved[j] = np.sign(wanted) * max(abs(wanted) - l1, 0.0) / bend
+        exact = _with_signs(np.sign(moved), at, slope, curvature, l1)
+        if exact is not None:
+            return exact - at
+    return moved - at
+
+
+def _with_signs(
+    signs: np.ndarray,
+    at: np.ndarray,
+    slope: np.ndarray,
+    curvature: np.ndarray,
+    l1: float,
+) -> np.ndarray | None:
+    """Return the minimum of the quadratic model if these are its signs, else None."""
+    some = signs != 0
+    # The slope of the model at a point x is slope + curvature (x - at).
+    base = slope - curvature @ at
+    found = np.zeros_like(at)
+    found[some] = np.linalg.solve(
+        curvature[np.ix_(some, some)], -(base + l1 * signs)[some]
+    )
+    rest = np.abs(base + curvature @ found)[~some]
+    fits = (np.sign(found) == signs).all() and (rest <= l1 * (1 + 1e-12)).all()
+    return found if fits else None

@@ -88,9 +88,9 @@ def test_predictions_between_two_models() -> None:
 def test_a_row_without_a_preference_is_predicted() -> None:
     terms = np.linspace(-1, 1, 10)
     w = [0.2, 0.4, 0.9, 0.1, 0.3, 0.6, 0.2, 0.8, 0.5, None]
-    found = length_control.control(w, terms, cost=1e4)
+    found = length_control.control(w, terms, cost=1e4, rounds=0)
     assert found.win_rate.n == 10 and found.variant == "minimal"
-    shorter = length_control.control(w[:9], terms[:9], cost=1e4)
+    shorter = length_control.control(w[:9], terms[:9], cost=1e4, rounds=0)
     assert found.win_rate.value == pytest.approx(shorter.win_rate.value, abs=1e-12)
 
 
