@@ -42,7 +42,7 @@ from jaxalign.evaluation.alpaca_files import (
     shown_first,
 )
 from jaxalign.evaluation.authors_wording import filled
-from jaxalign.evaluation.outcomes import failures
+from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.statistics import Figure
 from jaxalign.evaluation.task import (
     Answer,
@@ -150,20 +150,21 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     known = [weight for weight in weights if weight is not None]
     grades = [grade for each in graded for grade in each.grades.values()]
     rates = length_control.win_rate(known)
+    lost, bounds = len(weights) - len(known), None
+    if lost:
+        low = sum(known) / len(weights)
+        bounds = [low, low + lost / len(weights)]
     found: dict[str, Any] = {
-        "win_rate": rates.win_rate,
+        "win_rate": leaf(rates.win_rate, bounds),
         "kind": _kind(grades),
         "length_controlled_win_rate": _controlled(graded, weights),
         "discrete_win_rate": rates.discrete_win_rate,
         "wins": rates.wins,
         "losses": rates.losses,
         "draws": rates.draws,
+        "undecided": lost,
         **failures(grades),
     }
-    if lost := len(weights) - len(known):
-        low = sum(known) / len(weights)
-        found["undecided"] = lost
-        found["bounds"] = [low, low + lost / len(weights)]
     found["by_order"] = _by_order(graded)
     if lengths := [len(text) for each in graded if (text := _text(each)) is not None]:
         found["mean_length"] = sum(lengths) / len(lengths)
@@ -213,7 +214,7 @@ def _controlled(
     known = sum(weight is not None for *_, weight in rows)
     if known < 5:  # as many as the folds of the cross-validation
         reason = f"it needs 5 answers with a verdict: there are {known}"
-        return {"value": None, "official": False, "reason": reason}
+        return leaf(Figure(None, None, None, 0), official=False, reason=reason)
     items = [item for item, *_ in rows]
     hard = [item.difficulty for item in items]
     difficulty = None if None in hard else np.array(hard, np.float64)
@@ -227,15 +228,15 @@ def _controlled(
         gamed=None if difficulty is None else items[0].gamed,
     )
     whole = len(rows) == 805 and all(item.official for item in items)
-    return {
-        **found.win_rate._asdict(),
-        "official": whole and found.variant == "full",
-        "variant": found.variant,
-        "C": found.cost,
-        "C_chosen_by": "5-fold cross-validation",
-        "coefficients": found.coefficients._asdict(),
-        "spread_of_predictions": found.spread,
-    }
+    return leaf(
+        found.win_rate,
+        official=whole and found.variant == "full",
+        variant=found.variant,
+        C=found.cost,
+        C_chosen_by="5-fold cross-validation",
+        coefficients=found.coefficients._asdict(),
+        spread_of_predictions=found.spread,
+    )
 
 
 def _by_order(graded: Sequence[Graded]) -> dict[str, Any]:

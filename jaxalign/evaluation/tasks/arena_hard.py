@@ -37,7 +37,8 @@ from jaxalign.evaluation.arena_files import (
 )
 from jaxalign.evaluation.authors_wording import filled
 from jaxalign.evaluation.bradley_terry import Battle
-from jaxalign.evaluation.outcomes import failures
+from jaxalign.evaluation.outcomes import failures, leaf
+from jaxalign.evaluation.statistics import Figure
 from jaxalign.evaluation.style import Style, difference, style_of
 from jaxalign.evaluation.task import (
     Answer,
@@ -122,7 +123,7 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     found = _figures(hard or graded)
     if len(categories) > 1:
         found["scored_on"] = _HARD if hard else "all categories"
-        found["categories"] = {
+        found["topics"] = {
             category: _figures([e for e in graded if e.item.category == category])
             for category in categories
         }
@@ -135,17 +136,18 @@ def _figures(graded: Sequence[Graded]) -> dict[str, Any]:
     battles = [battle for each in whole for battle in _battles(each)]
     score = bradley_terry.weighted_share(battles)
     weight = sum(battle.weight for battle in battles)
-    found: dict[str, Any] = {
-        "score": score,
-        "battles": weight,
-        "verdicts": _verdicts(graded),
-        **failures(grades),
-    }
-    if lost := len(graded) - len(whole):
+    lost, bounds = len(graded) - len(whole), None
+    if lost:
         won = sum(battle.weight * battle.score for battle in battles)
         most = lost * 2 * CLEAR_WEIGHT  # both games clear
-        found["undecided"] = lost
-        found["bounds"] = [won / (weight + most), (won + most) / (weight + most)]
+        bounds = [won / (weight + most), (won + most) / (weight + most)]
+    found: dict[str, Any] = {
+        "score": leaf(score, bounds),
+        "battles": weight,
+        "verdicts": _verdicts(graded),
+        "undecided": lost,
+        **failures(grades),
+    }
     found["by_order"] = _by_order(whole)
     found |= _controlled(battles)
     found["upstream"] = _upstream(graded, battles)
@@ -202,7 +204,8 @@ def _by_order(whole: Sequence[Graded]) -> dict[str, Any]:
 
 def _controlled(battles: Sequence[Battle]) -> dict[str, Any]:
     if not battles or not all(battle.style for battle in battles):
-        return {"style_controlled": {"value": None, "reason": "no answers' texts"}}
+        nothing = Figure(None, None, None, 0)
+        return {"style_controlled": leaf(nothing, reason="no answers' texts")}
     figure, coefficients = bradley_terry.controlled_share(battles)
     names = Style._fields
     found = dict(zip(names, coefficients, strict=True)) if coefficients else {}

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from jaxalign.errors import UserError
 from jaxalign.evaluation import fastchat, published, run_files, statistics
 from jaxalign.evaluation.authors_wording import JudgePrompt, filled
-from jaxalign.evaluation.outcomes import failures
+from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.task import (
     Answer,
     Grade,
@@ -264,24 +264,22 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
         for (name, _), found in each.grades.items()
         if name in _TURNS
     ]
+    values = _values(rated)
+    lost, bounds = len(rated) - len(values), None
+    if lost:
+        bounds = [(sum(values) + lost * end) / len(rated) for end in (1.0, 10.0)]
     found: dict[str, Any] = {
-        "score": _mean(rated),
+        "score": leaf(_mean(rated), bounds),
         **{turn: _mean([r for r in rated if r.turn == turn]) for turn in _TURNS},
         **failures(row.grade for row in rated),
     }
-    lost = sum(row.grade.status != "ok" for row in rated)
-    if lost:
-        values = _values(rated)
-        found["bounds"] = [
-            (sum(values) + lost * end) / len(rated) for end in (1.0, 10.0)
-        ]
-    found["categories"] = {
-        category: _mean([row for row in rated if row.category == category])
+    found["topics"] = {
+        category: {"score": _mean([row for row in rated if row.category == category])}
         for category in sorted({row.category for row in rated})
     }
     if compared := _compared(graded):
         found["pairwise"] = compared
-    if everything := [*_values(rated), *_unbounded(rated)]:
+    if everything := [*values, *_unbounded(rated)]:
         found["upstream"] = {"score": sum(everything) / len(everything)}
     return found
 

@@ -185,12 +185,12 @@ def test_the_authors_template(folder: Path) -> None:
 def test_figures_of_both_orders() -> None:
     found = TASK.metrics(graded((1.0, 0.5), (0.25, 0.25), (0.0, 1.0), (0.9, None)))
     # 0.75, 0.25 and 0.5; the fourth item has one order only.
-    assert found["win_rate"].value == 0.5 and found["win_rate"].n == 3
-    assert found["win_rate"].standard_error == pytest.approx(0.25 / math.sqrt(3))
+    assert found["win_rate"]["value"] == 0.5 and found["win_rate"]["n"] == 3
+    assert found["win_rate"]["standard_error"] == pytest.approx(0.25 / math.sqrt(3))
     assert (found["wins"], found["losses"], found["draws"]) == (1, 1, 1)
     assert found["discrete_win_rate"].value == 0.5
     assert (found["judge_failed"], found["undecided"]) == (1, 1)
-    assert found["bounds"] == [1.5 / 4, 2.5 / 4]
+    assert found["win_rate"]["bounds"] == [1.5 / 4, 2.5 / 4]
     assert found["kind"] == "weighted"
     orders = found["by_order"]
     assert orders["model_first"].value == pytest.approx((1 + 0.25 + 0 + 0.9) / 4)
@@ -205,7 +205,7 @@ def test_figures_of_both_orders() -> None:
 
 def test_plain_wins_are_named_so() -> None:
     found = TASK.metrics(graded(("model", "model"), ("model", "baseline")))
-    assert found["win_rate"].value == 0.75
+    assert found["win_rate"]["value"] == 0.75
     assert found["kind"].startswith("plain")
     found = TASK.metrics(graded(("model", 0.9)))
     assert found["kind"].startswith("weighted and plain")
@@ -231,9 +231,9 @@ def test_answers_of_one_length() -> None:
 
 def test_nothing_at_all() -> None:
     found = TASK.metrics([])
-    assert found["win_rate"].value is None
+    assert found["win_rate"]["value"] is None
     assert found["length_controlled_win_rate"]["value"] is None
-    assert TASK.metrics(graded((None, None)))["bounds"] == [0.0, 1.0]
+    assert TASK.metrics(graded((None, None)))["win_rate"]["bounds"] == [0.0, 1.0]
 
 
 # --- annotations -------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_the_order_of_the_original_is_known(folder: Path) -> None:
     assert list(row.grades) == [(ORDERS[not shown_first("Say {a}.")], 0)]
     [row] = read(folder, [annotated(annotator="another")])
     assert list(row.grades) == [("preference", 0)]
-    assert TASK.metrics([row])["win_rate"].value == 0.5
+    assert TASK.metrics([row])["win_rate"]["value"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -324,14 +324,14 @@ def test_all_figures_of_annotations(data: Path, model, first, second, lc) -> Non
     with (data / "alpaca_eval" / "leaderboard.csv").open(newline="") as file:
         [board] = [row for row in csv.DictReader(file) if row[""] == model]
     win_rate = found["win_rate"]
-    assert 100 * win_rate.value == pytest.approx(float(board["win_rate"]), abs=1e-9)
-    assert 100 * win_rate.standard_error == pytest.approx(
+    assert 100 * win_rate["value"] == pytest.approx(float(board["win_rate"]), abs=1e-9)
+    assert 100 * win_rate["standard_error"] == pytest.approx(
         float(board["standard_error"]), abs=1e-9
     )
     counts = [found[name] for name in ("wins", "losses", "draws")]
     assert counts == [int(board[n]) for n in ("n_wins", "n_wins_base", "n_draws")]
     assert int(found["mean_length"]) == int(board["avg_length"])
-    assert found["upstream"]["win_rate"] == pytest.approx(win_rate.value)
+    assert found["upstream"]["win_rate"] == pytest.approx(win_rate["value"])
 
     orders = found["by_order"]
     assert 100 * orders["model_first"].value == pytest.approx(first, abs=1e-4)

@@ -231,16 +231,17 @@ def test_the_mean_is_over_turns(folder: Path) -> None:
         ]
     )
     # Three ratings, 15 / 3; by questions (8 + 6 - 10), (1 - 5): sqrt(16 + 16) / 3.
-    assert found["score"][:2] == pytest.approx((5.0, 32**0.5 / 3))
-    assert found["score"].n == 3
+    assert found["score"]["value"] == 5.0
+    assert found["score"]["standard_error"] == pytest.approx(32**0.5 / 3)
+    assert found["score"]["n"] == 3
     assert (found["turn_1"].value, found["turn_2"].value) == (4.5, 6.0)
-    assert found["topics"]["writing"].value == 7.0
+    assert found["topics"]["writing"]["score"].value == 7.0
     assert (found["unparsed"], found["judge_failed"], found["answer_failed"]) == (
         1,
         0,
         0,
     )
-    assert found["bounds"] == [16 / 4, 25 / 4]
+    assert found["score"]["bounds"] == [16 / 4, 25 / 4]
     assert found["upstream"] == {"score": 26 / 4}
     assert "pairwise" not in found
 
@@ -276,8 +277,8 @@ def test_a_win_is_one_in_both_orders() -> None:
 
 def test_nothing_at_all() -> None:
     found = TASK.metrics([])
-    assert found["score"].value is None and found["unparsed"] == 0
-    assert "bounds" not in found and "upstream" not in found
+    assert found["score"]["value"] is None and found["unparsed"] == 0
+    assert "bounds" not in found["score"] and "upstream" not in found
 
 
 # --- FastChat's files --------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_ratings_of_fastchat(folder: Path) -> None:
     loaded = TASK.load(folder)
     assert isinstance(loaded, Items) and TASK.read_grades is not None
     found = TASK.metrics(TASK.read_grades(path, loaded))
-    assert found["score"].value == 7.0
+    assert found["score"]["value"] == 7.0
     assert (found["unparsed"], found["judge_failed"]) == (2, 1)
 
 
@@ -380,7 +381,7 @@ def test_means_of_stored_judgements(data: Path, tmp_path, model, want) -> None:
     loaded = TASK.load(data)
     assert isinstance(loaded, Items) and TASK.read_grades is not None
     found = TASK.metrics(TASK.read_grades(tmp_path / "judged.jsonl", loaded))
-    got = [found[name].value for name in ("turn_1", "turn_2", "score")]
+    got = [found["turn_1"].value, found["turn_2"].value, found["score"]["value"]]
     assert got == pytest.approx(want, abs=6e-5)
     assert found["upstream"]["score"] == pytest.approx(want[2], abs=6e-5)
 
@@ -400,7 +401,7 @@ def test_two_runs_in_one_file_are_refused(data: Path, tmp_path: Path) -> None:
             kept = {(row["question_id"], row["turn"]): row for row in order}
             write(tmp_path / "judged.jsonl", list(kept.values()))
             found = TASK.metrics(TASK.read_grades(tmp_path / "judged.jsonl", loaded))
-            means[model, which] = found["score"].value
+            means[model, which] = found["score"]["value"]
     assert means["mistral-orpo", "first"] == pytest.approx(5.4156, abs=6e-5)
     assert means["mistral-orpo", "last"] == pytest.approx(6.3281, abs=6e-5)
     normal = {means["Meta-Llama-3-8B-Instruct-Normal", w] for w in ("first", "last")}
