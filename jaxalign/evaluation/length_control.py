@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxalign.evaluation.logistic_fit import fit, log_loss, sigmoid
-from jaxalign.evaluation.statistics import Figure, bootstrap, mean
+from jaxalign.evaluation.statistics import Figure, bootstrap, mean, share
 
 
 __all__ = [
@@ -64,7 +64,7 @@ def win_rate(preferences: Sequence[float]) -> WinRate:
     """Return the win rates of preferences w between 0 and 1.
 
     win_rate = mean(w), its standard error sd(w, ddof 1) / sqrt(n); a win is w > 1/2, a
-    loss w < 1/2, a draw exactly 1/2. Intervals are normal.
+    loss w < 1/2, a draw exactly 1/2. The mean's interval is normal, the other Wilson's.
 
     >>> found = win_rate([0.9, 0.2, 0.5, 1.0])
     >>> found.win_rate.value, found.discrete_win_rate.value, found.draws
@@ -72,8 +72,8 @@ def win_rate(preferences: Sequence[float]) -> WinRate:
     """
     w = np.asarray(preferences, np.float64)
     wins, losses = int((w > 0.5).sum()), int((w < 0.5).sum())
-    points = (np.sign(w - 0.5) + 1) / 2
-    return WinRate(mean(w), mean(points), wins, losses, len(w) - wins - losses)
+    draws = len(w) - wins - losses
+    return WinRate(mean(w), share(wins + draws / 2, len(w)), wins, losses, draws)
 
 
 def length_term(

@@ -228,13 +228,18 @@ def _controlled(
         gamed=None if difficulty is None else items[0].gamed,
     )
     whole = len(rows) == 805 and all(item.official for item in items)
+    official = whole and found.variant == "full"
+    note = {} if official else {"note": "not the official length-controlled figure"}
     return leaf(
         found.win_rate,
-        official=whole and found.variant == "full",
+        official=official,
+        **note,
         variant=found.variant,
         C=found.cost,
         C_chosen_by="5-fold cross-validation",
-        coefficients=found.coefficients._asdict(),
+        **{
+            f"{name}_coefficient": c for name, c in found.coefficients._asdict().items()
+        },
         spread_of_predictions=found.spread,
     )
 
@@ -295,9 +300,25 @@ def variants(task: Task, options: TaskOptions) -> list[Task]:
             task,
             load=functools.partial(load, official=official),
             grade=functools.partial(grade, own=options.judge_own),
-            facts={**task.facts, "wording": options.wording},
+            facts={
+                **task.facts,
+                "wording": options.wording,
+                **({"published": _PUBLISHED} if official else {}),
+            },
         )
     ]
+
+
+_PUBLISHED = {
+    "claude-2.1": {"win_rate": 0.1573, "length_controlled_win_rate": 0.2525},
+    "gemma-7b-it": {"win_rate": 0.0694, "length_controlled_win_rate": 0.1043},
+    "vicuna-7b-v1.5": {"win_rate": 0.0480, "length_controlled_win_rate": 0.0762},
+    "NullModel, the same text to everything": {
+        "win_rate": 0.7692,
+        "length_controlled_win_rate": 0.8646,
+    },
+}
+"""Of the board of 2025-08, as shares."""
 
 
 TASK = Task(

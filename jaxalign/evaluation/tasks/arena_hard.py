@@ -233,9 +233,20 @@ def variants(task: Task, options: TaskOptions) -> list[Task]:
             task,
             load=functools.partial(load, official=official),
             grade=functools.partial(grade, own=options.judge_own),
-            facts={**task.facts, "wording": options.wording},
+            facts={
+                **task.facts,
+                "wording": options.wording,
+                **({"published": _PUBLISHED} if official else {}),
+            },
         )
     ]
+
+
+_PUBLISHED = {
+    "gpt-4-0613": {"score": 0.3790, "interval_over_battles": [0.3560, 0.4036]},
+    "gpt-3.5-turbo-0125": {"score": 0.2334, "interval_over_battles": [0.2167, 0.2527]},
+}
+"""Of v0.1's board of 2024-07-31, as shares; its baseline has 0.5."""
 
 
 TASK = Task(

@@ -166,6 +166,9 @@ def test_the_authors_template(folder: Path) -> None:
         '{"m": {output_1}, "M": {output_2}}\n<|im_end|>\n'
     )
     item = items(folder, wording="official").rows[0]
+    assert TASK.variants is not None and "published" not in TASK.facts
+    [task] = TASK.variants(TASK, TaskOptions(wording="official"))
+    assert task.facts["published"]["claude-2.1"]["win_rate"] == 0.1573
     first, second = TASK.grade(item, {("answer", 0): Answer("{output_2}")})
     assert isinstance(first.by, JudgeRequest) and isinstance(second.by, JudgeRequest)
     assert [m["role"] for m in first.by.messages] == ["system", "user"]
@@ -220,6 +223,7 @@ def test_other_items_are_not_the_official_figure() -> None:
     ]
     found = TASK.metrics(rows)["length_controlled_win_rate"]
     assert (found["official"], found["variant"]) == (False, "minimal")
+    assert found["note"] == "not the official length-controlled figure"
     assert found["n"] == 40 and 0 < found["value"] < 1
 
 
@@ -341,6 +345,7 @@ def test_all_figures_of_annotations(data: Path, model, first, second, lc) -> Non
 
     controlled = found["length_controlled_win_rate"]
     assert controlled["official"] is True and controlled["variant"] == "full"
+    assert "note" not in controlled and controlled["length_coefficient"] < 0
     assert 100 * controlled["value"] == pytest.approx(lc, abs=0.01)
     low, high = controlled["interval"]
     assert low < controlled["value"] < high
