@@ -51,6 +51,14 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants", ("{}", "*vanilla*", "*mean1*", "*top_k*")
         ),
     },
+    # The board's figures of one model; by the fits alone, of all three.
+    "evaluation/tasks/test_alpaca_eval.py": {
+        "test_all_figures_of_annotations": Rule("variants", ("claude*",)),
+    },
+    "evaluation/test_length_control.py": {
+        "test_cross_validation_finds_the_board_s_cost": Rule("variants", ("gemma*",)),
+        "test_how_far_the_other_variants_are": Rule("variants", ("gemma*",)),
+    },
     # Schemas hold choices and patterns.
     "generation/test_structure.py": {
         "test_texts_fit_and_have_the_probabilities_of_what_may_follow": Rule(
