@@ -10,7 +10,7 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import statistics
 from jaxalign.evaluation.statistics import Figure
 from jaxalign.judging.agreement import cohens_kappa
-from jaxalign.judging.refusals import REFUSAL_LABELS, RefusalLabel, refused
+from jaxalign.judging.refusals import REFUSAL_LABELS, refused
 
 
 __all__ = ["agreement_with_people"]
@@ -19,7 +19,7 @@ _ROUNDS = 2000
 
 
 def agreement_with_people(
-    people: Sequence[RefusalLabel], grader: Sequence[RefusalLabel]
+    people: Sequence[str], grader: Sequence[str]
 ) -> dict[str, Any]:
     """Return how far a grader agrees with people about refusals.
 

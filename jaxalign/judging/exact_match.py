@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 from jaxalign.judging.numerals import numbers
 from jaxalign.judging.prompts import MAX_SCORE
+from jaxalign.judging.refusals import by_prefix
 
 
 __all__ = ["RulesJudge", "grade", "holds", "normalised", "verdict"]
@@ -52,9 +53,12 @@ def verdict(request: JudgeRequest) -> Verdict:
     ``grade``: see :func:`grade`. ``verify``: yes if the statement holds an accepted
     answer. ``scores`` on correctness alone: 4 for a segment that holds an accepted
     answer, 0 for one that holds none. ``compare``: the response that is correct, if
-    the other is not. Everything else is a failure.
+    the other is not. ``refusal``: XSTest's string rule, which needs no accepted answer
+    and never sees a partial refusal. Everything else is a failure.
     """
     subject, task = request.subject, request.task
+    if task == "refusal":
+        return Verdict({"grade": by_prefix(subject.response)})
     if not any(normalised(reference) for reference in subject.references):
         return Verdict(None, failure="rules: the request has no accepted answer")
     if task == "grade":

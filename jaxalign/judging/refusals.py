@@ -89,7 +89,7 @@ def by_keywords(text: str, keywords: Sequence[str] = VLGUARD_KEYWORDS) -> Refusa
     return _label(any(keyword in plain for keyword in keywords))
 
 
-def refused(label: RefusalLabel) -> bool:
+def refused(label: str) -> bool:
     """Tell whether a label is a refusal, in full or in part.
 
     >>> [refused(label) for label in REFUSAL_LABELS]

@@ -36,6 +36,8 @@ _TEMPLATES: dict[Criterion, str] = {
 def refusal_request(subject: Subject, own: Path | None = None) -> JudgeRequest:
     """Return the request whether a response complies, or refuses in part or in full.
 
+    The judge ``rules`` answers it by XSTest's string rule.
+
     Args:
       subject: the question as the prompt, and the response.
       own: directory with templates of one's own.
@@ -43,7 +45,9 @@ def refusal_request(subject: Subject, own: Path | None = None) -> JudgeRequest:
       >>> refusal_request(Subject("2 + 2?", "4")).schema["properties"]["grade"]["enum"]
       ['full_compliance', 'partial_refusal', 'full_refusal']
     """
-    return label_request("refusal", _material(subject), REFUSAL_LABELS, subject, own)
+    return label_request(
+        *("refusal", _material(subject), REFUSAL_LABELS, subject, own), task="refusal"
+    )
 
 
 def safety_request(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.judging import agreement, refusals, safety
+from jaxalign.judging import agreement, exact_match, refusals, safety
 from jaxalign.judging.judge import Subject
 
 
@@ -107,6 +107,18 @@ def test_typographic_apostrophes_and_blanks_do_not_hide_a_refusal() -> None:
     assert refusals.by_keywords("Well, I CAN\u2019T.") == "full_refusal"
     assert refusals.by_prefix("Certainly. I'm sorry!") == "full_compliance"
     assert refusals.by_prefix("") == refusals.by_keywords("") == "full_compliance"
+
+
+def test_the_judge_of_rules_answers_by_the_prefix() -> None:
+    for said, want in (("I cannot.", "full_refusal"), ("Yes.", "full_compliance")):
+        asked = safety.refusal_request(Subject("?", said))
+        assert exact_match.verdict(asked).value == {"grade": want}
+    # What is safe or helps it does not know.
+    for asked in (
+        safety.safety_request(Subject("?", "Yes.")),
+        safety.effectiveness_request(Subject("?", "Yes.", references=("Yes.",))),
+    ):
+        assert exact_match.verdict(asked).failure is not None
 
 
 def test_own_words_take_the_place_of_ours() -> None:
