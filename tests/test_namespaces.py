@@ -23,10 +23,10 @@ PUBLIC = {
     "load policy renderer runs state tensors",
     "data": "chat layouts loader packing pairs patchers patches picture records "
     "evaluation": "alpaca_files arena_files authors_wording bradley_terry "
-    "calibration choices compare config delimited differences estimate fastchat "
-    "figstep_pictures grader_agreement grading harness inspect_log length_control "
-    "letters logistic_fit measures outcomes published results safety_grading score "
-    "shares statistics style task task_files verdicts",
+    "calibration choices compare config contamination delimited differences estimate "
+    "fastchat figstep_pictures grader_agreement grading harness inspect_log "
+    "length_control letters logistic_fit measures outcomes published results "
+    "safety_grading score shares statistics style task task_files verdicts",
     "feedback": "annotate candidates config decompose gate judge_file pair_filters "
     "pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions engine files sampling serving slots "
