@@ -44,10 +44,10 @@ def make(
       key: consumed.
       config: options.
       checkpoint: with the groups of ``adapter.groups``.
-    Raises:
-      UserError: the adapter chooses what is not there, or something twice.
     Returns:
       As ``adapter.init`` does; a prefix starts from its text where the options say so.
+    Raises:
+      UserError: the adapter chooses what is not there, or something twice.
     Example::
 
       base = load("smollm2", adapter=LoRAConfig(rank=8))

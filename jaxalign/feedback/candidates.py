@@ -98,6 +98,12 @@ def read_samples(
       pictures: names the prompts' pictures, and gives them back to who sends requests.
     Raises:
       UserError: a picture is not there.
+    Example:
+     >>> import tempfile
+     >>> path = Path(tempfile.mkdtemp()) / "samples.jsonl"
+     >>> _ = path.write_text('{"prompt": "Hi", "completions": [{"text": "A. B."}]}')
+     >>> [c.response for c in read_samples(path, SegmenterConfig())[0].candidates]
+     ['A. B.']
     """
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -218,6 +224,11 @@ async def judge_candidates_async(
       what: is done, for the display.
       load_image: gives a function the prompts' pictures: ``load`` of the
         ``NamedPictures`` that the prompts were read with. A Judge has its own.
+    Returns:
+      The prompts in order; a candidate without a verdict has a failure, no score.
+    Example::
+
+      judged = await judge_candidates_async(prompts, decompose, judge, store, votes=3)
     """
     if store is None:
         with temporary_store() as kept:

@@ -188,6 +188,12 @@ class RLAIFConfig:
         such as ``{"enable_thinking": false}``; a record's own column comes first.
       quantize: how frozen linear weights are held.
       mesh: how the devices are arranged.
+
+    >>> judge = JudgeConfig(name="python", aspects=("brevity",))
+    >>> files = {"model": "smollm2", "prompts": "prompts.jsonl", "out": "rounds"}
+    >>> gate = GateConfig(prompts="held_out.jsonl")
+    >>> RLAIFConfig(judge=judge, gate=gate, rounds=3, **files).decomposer.name
+    'segments'
     """
 
     model: str

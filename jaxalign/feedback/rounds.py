@@ -36,10 +36,10 @@ from jaxalign.errors import UserError
 from jaxalign.feedback import candidates, gate, pairing, round_adapters
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
-from jaxalign.feedback.decompose import claims, hops, risks, segments
 from jaxalign.feedback.decompose.decomposition import Decompose
 from jaxalign.feedback.gate import Decision
 from jaxalign.feedback.round_adapters import adapter_of, policy_name
+from jaxalign.feedback.round_options import decomposer_of, store_path
 from jaxalign.feedback.round_prompts import check_prompts, references_of
 from jaxalign.functions import identity
 from jaxalign.generation.files import GenerateConfig, generate_file
@@ -207,31 +207,6 @@ def _rlaif(
                     policy = number
             round_adapters.export(adapter_of(out, policy), out)
     return out
-
-
-def store_path(config: RLAIFConfig) -> Path:
-    """Return where a run keeps its judgements."""
-    return Path(config.store or Path(config.out) / "store.db")
-
-
-def decomposer_of(config: RLAIFConfig) -> Decompose:
-    """Return what the options ask of a candidate."""
-    own = config.judge.own_wording
-    match config.decomposer.name:
-        case "segments":
-            judge = config.judge
-            return segments.decomposer(
-                judge.scored_aspects,
-                own=own,
-                needs_rubrics=judge.needs_rubrics,
-                renders=judge.renders,
-            )
-        case "claims":
-            return claims.decomposer(own=own)
-        case "risks":
-            return risks.decomposer(own=own)
-        case "hops":
-            return hops.decomposer(own=own)
 
 
 def _round(

@@ -246,8 +246,6 @@ def event(
 ) -> Event:
     """Return the token in one place of scores, which are on the host.
 
-    Raises:
-      UserError: its log-probability is no number.
     Args:
       number: of the request.
       sample: which of its samples; None for a token of the prompt.
@@ -255,6 +253,8 @@ def event(
       scores: of all slots.
       place: of the token among them.
       reason: why the sample ends with it, if it does.
+    Raises:
+      UserError: its log-probability is no number.
     Example:
       >>> one, logps = np.array([7, 9]), np.array([-0.5, -1.0])
       >>> told = TokenScores(one, logps, one[:, None], logps[:, None])

@@ -177,7 +177,19 @@ def assumed_reply(schema: Mapping[str, Any], items: int | None = None) -> Any:
 def lines_of(
     config: JudgeConfig, found: Estimate, counter: TokenCounter | None = None
 ) -> list[str]:
-    """Return an estimate for a person, a line each for calls, tokens, cost, time."""
+    """Return an estimate for a person, a line each for calls, tokens, cost, time.
+
+    Args:
+      config: of the judge.
+      found: the sums, see :func:`estimate`.
+      counter: how tokens were counted; default by the judge's tokenizer.
+    Example:
+      >>> tokens = {"prompt_tokens": 900, "completion_tokens": 80}
+      >>> found = Estimate(12, known=2, equal=0, **tokens)
+      >>> local = JudgeConfig(name="python", aspects=("brevity",))
+      >>> print(*lines_of(local, found), sep="; ")
+      12 requests: 2 known from the store; to judge: 10 requests, in this process
+    """
     equal = f", {found.equal} equal to another" if found.equal else ""
     lines = [f"{found.requests} requests: {found.known} known from the store{equal}"]
     shown = f", which show {found.pictures} pictures" if found.pictures else ""

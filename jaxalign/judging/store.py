@@ -103,6 +103,15 @@ class Store:
     Raises:
       UserError: the file is no store, was made by a newer version, is locked by
         another process or cannot be written.
+    Example:
+      >>> subject = Subject("2 + 2?", "4", other="5")
+      >>> request = JudgeRequest("compare", (), {"type": "object"}, subject)
+      >>> judged, settings = Verdict({"better": "A"}), {"judge": "mine"}
+      >>> key = request_key(request, settings)
+      >>> with temporary_store() as store:
+      ...     store.add([Judgement(key, request, judged)], settings)
+      ...     store.verdict(key).value, store.has_judged(settings)
+      ({'better': 'A'}, True)
     """
 
     def __init__(self, path: str | Path, *, create: bool = True):

@@ -67,6 +67,13 @@ class WritingJudge:
       batch_slots: replies that are written at the same time.
       load_image: gives the bytes of the picture that a reference names, for a
         checkpoint that sees.
+    Raises:
+      UserError: the checkpoint, or its tokenizer, cannot be read.
+    Example::
+
+      judge = WritingJudge("smollm2", temperature=0.7, batch_slots=8)
+      async for number, verdict in judge.grade(requests):
+          print(number, verdict.value or verdict.failure)
     """
 
     def __init__(

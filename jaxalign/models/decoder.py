@@ -218,15 +218,15 @@ def keys_and_values(
 ) -> Any:
     """Return every layer's keys, before rotation, and values of all tokens.
 
-    Returns:
-      ``{group: {"self_attn": {"key": (x,), "value": (x,)}}}`` with x of shape
-      [l, b, t, kv heads, head size].
     Args:
       config: of the decoder.
       variables: base and adapters.
       inputs: packed rows, [b, t].
       groups: how the layers are cut.
       dtype: of the computation.
+    Returns:
+      ``{group: {"self_attn": {"key": (x,), "value": (x,)}}}`` with x of shape
+      [l, b, t, kv heads, head size].
     Example:
       >>> from jaxalign.models.rotary import Rotary
       >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}

@@ -77,9 +77,10 @@ class Block(nn.Module):
 
     Example::
 
-      block = Block(config, Runtime(dtype="bfloat16"))
-      tables = rotary.make_tables(config.rotaries, inputs.positions)
-      x, _ = block.apply(variables, x, tables, row_layout(inputs), Traits(0, None))
+      block, layout = Block(config, Runtime()), attention.row_layout(inputs)
+      far = attention.lengths(layout)
+      tables = rotary.make_tables(config.rotaries, inputs.positions, far)
+      x, _ = block.apply(variables, x, tables, layout, Traits(0, None))
     """
 
     config: DecoderConfig

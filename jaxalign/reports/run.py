@@ -50,6 +50,15 @@ def write_report(
       examples: held-out records with their segments' learned rewards.
       facts: what was run, for the heading.
       beta: temperature, by which log-ratios become rewards.
+    Returns:
+      ``path``.
+    Raises:
+      OSError: a file of the run cannot be read, or the page not be written.
+    Example::
+
+      facts, figures = {"model": "smollm2"}, held_out_figures(Path("run"))
+      options = {"figures": figures, "examples": [], "facts": facts, "beta": 0.1}
+      write_report("report.html", title="2D-DPO", run="run", **options)
     """
     path, run = Path(path), Path(run)
     steps = metrics_lib.read(run / "metrics.jsonl")
@@ -71,7 +80,20 @@ def write_report(
 
 
 def held_out_figures(run: Path) -> list[Figures]:
-    """Return what a run's evaluations say, at its start and at its end."""
+    """Return what a run's evaluations say, at its start and at its end.
+
+    Returns:
+      None of them where the run was evaluated less than twice.
+    Example:
+      >>> import tempfile
+      >>> run = Path(tempfile.mkdtemp())
+      >>> log = metrics_lib.MetricsLog(run / "metrics.jsonl")
+      >>> log.write(0, {"eval_loss": 0.75})
+      >>> log.write(9, {"eval_loss": 0.5})
+      >>> log.close()
+      >>> [tuple(figure[:3]) for figure in held_out_figures(run)]
+      [('loss', 0.75, 0.5)]
+    """
     steps = metrics_lib.read(run / "metrics.jsonl")
     evaluated = [step for step, values in steps.items() if "eval_loss" in values]
     if len(evaluated) < 2:

@@ -243,6 +243,14 @@ def check_branches(chosen: ObjectiveConfig, what: str) -> None:
 
     Raises:
       UserError: the objective compares responses of one prompt.
+    Example:
+      >>> from jaxalign.objectives.objective import CONFIGS
+      >>> check_branches(CONFIGS["sft"](), "the adapter's mean_gate")  # one response
+      >>> try:
+      ...     check_branches(CONFIGS["dpo"](), "the adapter's mean_gate")
+      ... except UserError as error:
+      ...     print(str(error)[:50])
+      the adapter's mean_gate averages over the whole se
     """
     if needs(chosen).form not in ("completions", "labelled"):
         raise UserError(

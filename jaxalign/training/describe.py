@@ -280,7 +280,14 @@ def _floats_a_token(model: DecoderConfig, remat: Remat, rank: int) -> int:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the description as text, one line a group."""
+    """Return the description as text, one line a group.
+
+    Args:
+      found: see :func:`describe`.
+    Example::
+
+      print(table(describe(DescribeConfig(model="smollm2"))))
+    """
     kinds = {"lora": "LoRA", "prefix": "prefix", "gates": "gates"}
     if any(group["saved"] for group in found["groups"]):
         kinds["saved"] = "saved"

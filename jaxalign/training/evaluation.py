@@ -34,6 +34,21 @@ def make_evaluate(
     """Return what gives a state's ``eval_*`` values, None without held-out data.
 
     They are exact means over all pairs. When ``preemption`` comes there are none.
+
+    Args:
+      config: of the run.
+      data: with the held-out pairs.
+      frozen: what is not trained, a reference included.
+      loss_fn: the objective; its metrics are what is shown.
+      ref_logps: of every held-out pair, if they are cached.
+      token_weights: likewise.
+      put: sends a host batch to the devices.
+      preemption: says when to stop.
+    Example::
+
+      evaluate = make_evaluate(config, data, frozen, loss_fn, ref_logps=None,
+                               token_weights=None, put=put, preemption=None)
+      evaluate(state)["eval_loss"]
     """
     if data.evaluation is None:
         return None

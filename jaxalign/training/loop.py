@@ -28,7 +28,15 @@ _MOST_NONFINITE = 5
 
 
 class TrainingDiverged(RuntimeError):
-    """Several updates in a row were not finite."""
+    """Several updates in a row were not finite.
+
+    Example::
+
+      try:
+          fit(session)
+      except TrainingDiverged:
+          state = session.state  # before the updates that were left out
+    """
 
 
 def fit(

@@ -92,6 +92,16 @@ class MetricsLog:
     A file that is there already keeps the lines up to step ``start``, each step once,
     and loses what an earlier process wrote past the checkpoint of that step; with
     ``start`` 0 there is no checkpoint, and all begins anew.
+
+    Raises:
+      OSError: the file cannot be written.
+    Example:
+      >>> import tempfile
+      >>> log = MetricsLog(Path(tempfile.mkdtemp()) / "metrics.jsonl")
+      >>> log.write(1, {"loss": 0.75})
+      >>> log.close()
+      >>> read(log.path)[1]["loss"]
+      0.75
     """
 
     def __init__(self, path: Path, sinks: Sequence[Sink] = (), *, start: int = 0):

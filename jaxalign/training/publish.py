@@ -190,7 +190,18 @@ def _refuse_float64(model: str) -> None:
 
 
 def model_card(run: Path, config: TrainConfig, policy: Policy, form: Format) -> str:
-    """Return README.md of an export: what it is, how it was made, what it measured."""
+    """Return README.md of an export: what it is, how it was made, what it measured.
+
+    Args:
+      run: its directory.
+      config: of the run.
+      policy: what is exported.
+      form: ``peft`` or ``merged``.
+    Example::
+
+      card = model_card(run, run_directory.read_config(run), open_policy(model, "run"),
+                        "merged")
+    """
     steps = metrics_lib.read(run / "metrics.jsonl")
     shown = _shown_metrics(steps, policy.step)
     kind = "ImageTextToText" if policy.checkpoint.config.sees else "CausalLM"

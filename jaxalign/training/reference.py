@@ -94,9 +94,19 @@ def reference_of(
 ) -> tuple[Variables, PerToken]:
     """Return the reference in the form that the objective looks for.
 
+    Args:
+      scorer: data and options of the run.
+      checkpoint: the model as loaded.
+      trainable: what is trained, at its starting values.
     Returns:
       What ``frozen`` must hold beside the weights (a ``reference`` collection, or
       nothing), and the log-probabilities where they are cached.
+    Raises:
+      UserError: the reference cannot be loaded, or the cache is of another.
+    Example::
+
+      variables, logps = reference_of(scorer, policy.checkpoint, policy.trainable)
+      frozen = {**policy.frozen, **variables}
     """
     config = scorer.config
     if not objective.needs(config.objective).reference:
@@ -129,6 +139,14 @@ def starting_reference(config: TrainConfig, trainable: Variables) -> Variables:
 
     Base weights that are trained are kept as they were; what an adapter adds to frozen
     ones is left out.
+
+    >>> files = {"model": "smollm2", "data": "pairs.jsonl", "out": "run"}
+    >>> config = TrainConfig(max_steps=1, **files)
+    >>> adapted = {"params": {"up": None}, "lora": {"a": 1.0}}
+    >>> starting_reference(config, adapted)  # the adapter off is the reference
+    {}
+    >>> starting_reference(config, {"params": {"up": 2.0}})
+    {'reference': {'params': {'up': 2.0}}}
     """
     needed = objective.needs(config.objective).reference
     if needed and jax.tree.leaves(trainable.get("params")):
@@ -137,7 +155,17 @@ def starting_reference(config: TrainConfig, trainable: Variables) -> Variables:
 
 
 def estimated_weights(scorer: Scorer) -> PerToken:
-    """Return token weights made from two models, where the objective asks for them."""
+    """Return token weights made from two models, where the objective asks for them.
+
+    Returns:
+      A weight a completion token, chosen then rejected; nothing for other objectives.
+    Raises:
+      UserError: one of the two models cannot be loaded.
+    Example::
+
+      weights = estimated_weights(scorer)
+      source.token_weights = weights.train
+    """
     models = objective.make(scorer.config.objective).weight_models
     if models is None:
         return PerToken()
@@ -197,8 +225,24 @@ def reference_logps(
 ) -> list[np.ndarray]:
     """Return log-probabilities of every pair's completion tokens, kept on disk.
 
+    Args:
+      checkpoint: whose model is run.
+      variables: of the reference.
+      data: the pairs.
+      shape: of the batches.
+      path: file that keeps the numbers; None keeps none.
+      key: see ``reference_cache.cache_key``.
+      batch_rows: rows of a batch.
+      mesh: devices.
+    Returns:
+      Of each pair a number a completion token in nats, chosen then rejected, float32.
     Raises:
       UserError: ``path`` holds those of other data or another model.
+    Example::
+
+      shape = loader.batch_shape([data], row_length=512)
+      logps = reference_logps(base, base.variables, data, shape, path=None, key="",
+                              batch_rows=8, mesh=make_mesh(MeshConfig()))
     """
     if path is not None:
         stored = reference_cache.read(path, key)

@@ -30,6 +30,13 @@ def read_config(run: str | Path) -> TrainConfig:
 
     Raises:
       UserError: it is no run directory.
+    Example:
+      >>> import tempfile
+      >>> run = Path(tempfile.mkdtemp())
+      >>> files = {"model": "smollm2", "data": "pairs.jsonl", "out": str(run)}
+      >>> keep_config(run, TrainConfig(**files, max_steps=10))
+      >>> read_config(run).max_steps
+      10
     """
     run = Path(run)
     return from_dict(runs.read_settings(run))
@@ -54,6 +61,12 @@ def claim(
       before: reads the kept config as nested values; default a training run's.
     Raises:
       UserError: another config's run, changed sources, another process, or other files.
+    Example:
+     >>> import tempfile
+     >>> files = {"model": "smollm2", "data": "pairs.jsonl", "out": tempfile.mkdtemp()}
+     >>> with claim(TrainConfig(**files, max_steps=10), {"model": "ab12"}) as run:
+     ...     sorted(path.name for path in run.iterdir())
+     ['.lock', 'config.yaml', 'sources.json']
     """
     run = Path(config.out)
     if run.exists() and not run.is_dir():
@@ -112,7 +125,22 @@ def _filled(before: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def keep_config(run: Path, config: Any, name: str = runs.CONFIG) -> None:
-    """Write the config of a run, whole or not at all."""
+    """Write the config of a run, whole or not at all.
+
+    Args:
+      run: its directory.
+      config: a dataclass.
+      name: of the file.
+    Raises:
+      OSError: it cannot be written.
+    Example:
+      >>> import tempfile
+      >>> run = Path(tempfile.mkdtemp())
+      >>> files = {"model": "smollm2", "data": "pairs.jsonl", "out": str(run)}
+      >>> keep_config(run, TrainConfig(**files, max_steps=10))
+      >>> runs.read_settings(run)["model"]
+      'smollm2'
+    """
     write_text(run / name, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 

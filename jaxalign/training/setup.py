@@ -144,6 +144,11 @@ def open_session(
       preemption: evaluation stops when it comes.
     Raises:
       UserError: weights that are not what their headers said.
+    Example::
+
+      inputs = read_inputs(config, RunObjects())
+      session = open_session(inputs, run=None, store=None)
+      state = fit(session)
     """
     if run is not None and inputs.seen is not None:
         seen.write(run / seen.SEEN, inputs.seen)

@@ -74,6 +74,13 @@ def lay_out(
       config: of the run.
       start: file that keeps the starting values, if it is there (yet).
       scopes: the parts of the base that are loaded.
+    Raises:
+      UserError: config.json cannot be read, or the adapter chooses what is not there.
+    Example::
+
+      adapter = LoRAConfig(layers="top:8")
+      files = {"model": "smollm2", "data": "pairs.jsonl", "out": "run"}
+      lay_out(TrainConfig(adapter=adapter, **files)).groups  # ((0, 22), (22, 30))
     """
     model, family = load_lib.open_config(config.model)
     collections = given_adapter(config, start)
@@ -110,6 +117,13 @@ def load_start(
       given: the model, loaded already.
       attention: the kernel.
       sequences: most of them in a row.
+    Raises:
+      UserError: see ``checkpoints.load.load``.
+    Example::
+
+      layout, mesh = lay_out(config), make_mesh(config.mesh)
+      policy = load_start(config, mesh, layout)
+      variables = trees.combine(policy.trainable, policy.frozen)
     """
     trained = trees.by_path(layout.trained)
     options = _model_options(config, attention, sequences)
@@ -137,6 +151,10 @@ def given_layout(layout: StartLayout, checkpoint: Checkpoint) -> StartLayout:
 
     Raises:
       UserError: its layers are stacked in other groups than the adapter needs.
+    Example::
+
+      base = load_hf("smollm2", adapter=config.adapter)
+      layout = given_layout(lay_out(config), base)
     """
     if tuple(checkpoint.groups) != layout.groups or (
         checkpoint.vision_groups != layout.vision_groups
@@ -196,6 +214,10 @@ def expected_start(
       layout: of :func:`lay_out`.
     Returns:
       What is trained, and what is not.
+    Example::
+
+      trainable, frozen = expected_start(config, mesh, lay_out(config))
+      trees.num_bytes(trainable)  # before anything is loaded
     """
 
     def expect(tree: Any, kinds: Any) -> Any:
@@ -230,7 +252,20 @@ def expected_model(
     attention: Implementation = "xla",
     sequences: int | None = None,
 ) -> Model:
-    """Return the model that :func:`load_start` will give, equal to it by value."""
+    """Return the model that :func:`load_start` will give, equal to it by value.
+
+    Args:
+      config: of the run.
+      mesh: devices.
+      layout: of :func:`lay_out`.
+      attention: the kernel.
+      sequences: most of them in a row.
+    Example::
+
+      layout = lay_out(config)
+      model = expected_model(config, mesh, layout)
+      model == load_start(config, mesh, layout).checkpoint.model  # True
+    """
     return decoder.make_model(
         layout.model,
         groups=layout.groups,

@@ -56,6 +56,10 @@ def init(
       mesh: where the leaves lie: the optimiser's numbers are put where their weights
         are, all else on every device, as a step leaves them; or the second step would
         be compiled anew. Without one nothing is moved.
+    Example:
+     >>> state = init({"w": jnp.ones(2)}, optax.sgd(0.1), key=jax.random.key(0))
+     >>> int(state.step), state.trainable["w"].tolist()
+     (0, [1.0, 1.0])
     """
     state = TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), key)
     if mesh is None:
@@ -76,13 +80,28 @@ def init(
 
 
 def to_saved(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    """Return a state as a checkpoint's two items: what is trained, and the rest."""
+    """Return a state as a checkpoint's two items: what is trained, and the rest.
+
+    >>> state = TrainState(jnp.int32(3), {"w": 1.0}, (), jax.random.key(0))
+    >>> trainable, rest = to_saved(state)
+    >>> trainable, sorted(rest)
+    ({'w': 1.0}, ['key', 'opt_state', 'step'])
+    """
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
     return state.trainable, rest
 
 
 def from_saved(trainable: Any, optimizer: dict[str, Any]) -> TrainState:
-    """Put together what :func:`to_saved` took apart."""
+    """Put together what :func:`to_saved` took apart.
+
+    Args:
+      trainable: what is trained.
+      optimizer: ``step``, ``opt_state`` and ``key``.
+    Example:
+      >>> state = TrainState(jnp.int32(3), {"w": 1.0}, (), jax.random.key(0))
+      >>> int(from_saved(*to_saved(state)).step)
+      3
+    """
     return TrainState(trainable=trainable, **optimizer)
 
 
@@ -240,6 +259,17 @@ def make_eval_step(
     """Return ``(trainable, frozen, batch) -> metrics``, without dropout.
 
     The batch has the leading axes [1, rows], as the loader gives it.
+
+    Args:
+      loss_fn: the objective.
+    Example:
+      >>> def loss_fn(trainable, frozen, batch, key):
+      ...     return 0.0, {"loss": Mean(trainable["w"] * batch.scores.sum(), 1.0)}
+      >>> yes = jnp.ones((1, 1, 1, 2, 1), bool)  # one micro-batch, one row, one pair
+      >>> batch = PreferenceBatch(None, None, 3.0 * yes[..., None], yes, yes[..., 0, 0])
+      >>> metrics = make_eval_step(loss_fn)({"w": 0.5}, {}, batch)
+      >>> float(metrics["loss"].value)
+      3.0
     """
 
     def eval_step(trainable: Any, frozen: Any, batch: PreferenceBatch) -> Metrics:
