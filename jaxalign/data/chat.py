@@ -104,8 +104,8 @@ class TokenizedPair(NamedTuple):
 class _Response(NamedTuple):
     """A completion's tokens behind those of its prompt, and none after its end."""
 
-    tokens: list[int]
-    spans: list[spans.Span]
+    tokens: np.ndarray
+    spans: spans.Spans
     ended: bool
     """Whether the last token is the end of turn (or EOS)."""
     first: int = 0
@@ -194,7 +194,7 @@ _SIDES = ("chosen", "rejected")
 def _until_text_ends(encoding: Encoding, rendering: Rendering) -> _Response:
     """Cut all that follows the completion's own text."""
     end = rendering.turns[-1].place.end
-    keep = sum(start < end for start, _ in encoding.spans)
+    keep = int((encoding.spans[:, 0] < end).sum())
     return _Response(encoding.tokens[:keep], encoding.spans[:keep], ended=False)
 
 
@@ -210,12 +210,13 @@ def _until_end(
         stop = rendering.turns[-1].stop
         if rendering.text[stop:].strip():
             return _Response(tokens, places, ended=False)  # it ends with some text
-        keep = sum(start < stop for start, _ in places)
+        keep = int((places[:, 0] < stop).sum())
         tokens, places = tokens[:keep], places[:keep]
-    if eos is None or (tokens and tokens[-1] == eos):
+    if eos is None or (len(tokens) and tokens[-1] == eos):
         return _Response(tokens, places, ended=eos is not None)
     end = len(rendering.text)
-    return _Response([*tokens, eos], [*places, (end, end)], ended=True)
+    places = np.append(places, [[end, end]], axis=0)
+    return _Response(np.append(tokens, eos), places, ended=True)
 
 
 def _end_of_turn(
@@ -225,13 +226,11 @@ def _end_of_turn(
     limit: int | None = None,
 ) -> int | None:
     """Return the first special token behind all that a turn says."""
-    tokens = encoding.tokens[:limit]
-    for index in [i for i, token in enumerate(tokens) if token in special]:
-        start, end = encoding.spans[index]
-        # It may have swallowed whitespace that stands before it.
-        if end > turn.stop and start >= turn.start:
-            return index
-    return None
+    begins, ends = encoding.spans[:limit].T
+    # It may have swallowed whitespace that stands before it.
+    behind = np.flatnonzero((ends > turn.stop) & (begins >= turn.start))
+    tokens = zip(behind.tolist(), encoding.tokens[behind].tolist(), strict=True)
+    return next((index for index, token in tokens if token in special), None)
 
 
 def _response(
@@ -276,10 +275,10 @@ def _learnt(
             learnt[begin:] = True
             break
         following = rendering.turns[number + 1].start
-        limit = sum(start < following for start, _ in encoding.spans)
+        limit = int((encoding.spans[:, 0] < following).sum())
         end = _end_of_turn(encoding, turn, special, limit)
         if end is None:
-            end = sum(start < turn.stop for start, _ in encoding.spans) - 1
+            end = int((encoding.spans[:, 0] < turn.stop).sum()) - 1
         learnt[begin : end + 1] = True
     return learnt
 
@@ -319,7 +318,8 @@ def _pair(
             branch = _weighted(branch, weights, f"{record.where}: field {side}")
         branches.append(branch)
     if len(branches) == 1:
-        branches.append(_branch([], 0, np.zeros(0, np.int32), (), aspects))
+        nothing = np.zeros(0, np.int32)
+        branches.append(_branch(nothing, 0, nothing, (), aspects))
     return TokenizedPair(
         np.asarray(responses[0].tokens[:shared], np.int32),
         *branches,
@@ -328,12 +328,11 @@ def _pair(
     )
 
 
-def _shared(sides: Sequence[list[int]], limit: int) -> int:
+def _shared(sides: Sequence[np.ndarray], limit: int) -> int:
     """Return the length of the longest common prefix, at most the limit."""
-    for length, (first, *others) in enumerate(zip(*sides, strict=False)):
-        if length == limit or others.count(first) < len(others):
-            return length
-    return min(limit, *map(len, sides))
+    limit = min(limit, *map(len, sides))
+    same = np.all([side[:limit] == sides[0][:limit] for side in sides], axis=0)
+    return limit if same.all() else int(same.argmin())
 
 
 def _owners(
@@ -347,7 +346,7 @@ def _owners(
     What the template prints around a turn's text is no character of a segment, also
     where it stands in the place of whitespace that was trimmed.
     """
-    places = np.array(response.spans[response.first :], np.int64).reshape(-1, 2)
+    places = response.spans[response.first :]
     owners = np.full(len(places), -1, np.int32)
     if not segments:
         return owners
@@ -370,7 +369,7 @@ def _owners(
 
 
 def _branch(
-    ids: list[int],
+    ids: np.ndarray,
     lead: int,
     owners: np.ndarray,
     segments: Sequence[Segment],

@@ -73,8 +73,11 @@ class Conversation:
         self._template, self._prompt = template, tuple(prompt)
         self._options, self._where = options, where
         self._goes_on = ending(prompt) == "continue_final_message"
+        # A prompt's turns are printed several times.
+        self._made = {id(message): template.turn(message) for message in self._prompt}
         # Completions of one text have these in common.
-        self._simple: tuple[str, _Around] | None = None
+        self._opening: str | None = None
+        self._simple: _Around | None = None
 
     def rendering(self, completion: Completion) -> Rendering:
         """Return the prompt with a completion.
@@ -107,17 +110,28 @@ class Conversation:
     ) -> tuple[str, Turn]:
         """Return the text of a conversation, and where its last turn is in it."""
         index = len(messages) - 1
-        if simple and self._simple is not None:
-            prompt, around = self._simple
-        else:
+        prompt = self._opening if simple else None
+        if prompt is None:
             prompt = self._generation_prompt(messages, index)
+        text, whole = messages[-1].text, self._printed(messages)
+        roles = None
+        if simple and not given and not self._options and text == text.strip() != "":
+            self._opening, roles = prompt, tuple(m.role for m in messages)
+            tail = self._template.tails.get(roles)
+            # As for others of such turns: no need to find out what is printed around.
+            if tail is not None and whole == f"{prompt}{text}{tail}":
+                place = Placement(len(prompt), np.arange(len(text) + 1))
+                return whole, Turn(len(prompt), place, place.end)
+        around = self._simple if simple else None
+        if around is None:
             around = self._around(messages, index)
         if simple:
-            self._simple = prompt, around
-        text, whole = messages[-1].text, self._printed(messages)
+            self._opening, self._simple = prompt, around
         place = _found(whole, around, text)
         if place is not None:
             start = _common(prompt, whole)
+            if roles and prompt == around.head:
+                self._template.tails[roles] = around.tail
             # Reasoning in a field of its own stands where the template prints it.
             if start == len(prompt) or messages[-1].turn().get("reasoning_content"):
                 return whole, Turn(start, place, len(whole) - around.rest)
@@ -192,7 +206,8 @@ class Conversation:
         return head, tail
 
     def _printed(self, messages: Sequence[Message], **options: bool) -> str:
-        return self._template.printed(messages, self._where, **self._options, **options)
+        turns = [self._made.get(id(message), message) for message in messages]
+        return self._template.printed(turns, self._where, **self._options, **options)
 
 
 class _Around(NamedTuple):
@@ -210,6 +225,8 @@ _OPENS = re.compile(r"\s*<think>\s*")
 
 def _common(first: str, second: str) -> int:
     """Return how many characters two texts begin with alike."""
+    if second.startswith(first):  # as a rule; the other way takes long
+        return len(first)
     return len(os.path.commonprefix([first, second]))
 
 

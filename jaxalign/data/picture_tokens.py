@@ -46,7 +46,7 @@ class PictureTokens(NamedTuple):
 
 def picture_tokens(
     tokens: Sequence[int] | np.ndarray,
-    spans: Sequence[spans_lib.Span],
+    spans: spans_lib.Spans,
     pictures: PictureTexts,
     patcher: Patcher,
     where: str,
@@ -90,15 +90,14 @@ def picture_tokens(
 
 
 def _stretches(
-    spans: Sequence[spans_lib.Span], stretches: Sequence[tuple[int, int]]
+    spans: spans_lib.Spans, stretches: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, int], ...]:
     """Return the tokens that hold a character of each stretch."""
     if not stretches:
         return ()
-    edges = np.asarray(spans, np.int64)
     found = []
     for begin, end in stretches:
-        inside = np.flatnonzero((edges[:, 1] > begin) & (edges[:, 0] < end))
+        inside = np.flatnonzero((spans[:, 1] > begin) & (spans[:, 0] < end))
         found.append((int(inside[0]), int(inside[-1]) + 1))
     return tuple(found)
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
-from jaxalign.data import picture_text, spans
+from jaxalign.data import feature_rows, picture_text, spans
 from jaxalign.data.conversation import Conversation, Rendering, Turn, ending
 from jaxalign.data.patches import Patcher, PictureLayout
 from jaxalign.data.picture_tokens import NO_PLACES, picture_tokens, positions_of
@@ -38,8 +39,8 @@ def _as_prompt(prompt: Prompt | str | Sequence[Any]) -> Prompt:
 class Encoding(NamedTuple):
     """A rendering as tokens."""
 
-    tokens: list[int]
-    spans: list[spans.Span]
+    tokens: Int[np.ndarray, " n"]
+    spans: spans.Spans
     """The characters of each token, see :func:`jaxalign.data.spans.tile_spans`."""
 
 
@@ -164,7 +165,7 @@ class Renderer:
         found = picture_tokens(*encoding, expanded, patcher, prompt.where)
         places, grids = found.feature_places, found.feature_grids
         positions = positions_of(len(encoding.tokens), places, grids)
-        return PromptEncoding(encoding.tokens, positions, places, layouts)
+        return PromptEncoding(encoding.tokens.tolist(), positions, places, layouts)
 
     def _check_pictures(self, prompt: Prompt, said: Sequence[Completion] = ()) -> None:
         """Refuse pictures that are not seen, and texts that hold what stands for one.
@@ -242,6 +243,26 @@ class Renderer:
         return [encodings[i] for i in range(len(renderings))]
 
     def _encoded(self, texts: Sequence[str], *, plain: bool) -> list[Encoding]:
+        """Tokenise texts; of equal features in a row one is read for all."""
+        if self.patcher is None or not self._features_stand_alone:
+            return self._read(texts, plain=plain)
+        token, index = self.patcher.token, self.patcher.token_id
+        rows = [feature_rows.find(text, token) for text in texts]
+        short = list(map(feature_rows.shortened, texts, rows))
+        found = [
+            feature_rows.restored(*encoding, row, index)
+            for encoding, row in zip(self._read(short, plain=plain), rows, strict=True)
+        ]
+        whole = [Encoding(*one) for one in found if one is not None]
+        return whole if len(whole) == len(texts) else self._read(texts, plain=plain)
+
+    @functools.cached_property
+    def _features_stand_alone(self) -> bool:
+        assert self.patcher is not None
+        token, index = self.patcher.token, self.patcher.token_id
+        return feature_rows.stands_alone(self.tokenizer, token, index)
+
+    def _read(self, texts: Sequence[str], *, plain: bool) -> list[Encoding]:
         out = self.tokenizer(
             texts,
             add_special_tokens=plain,
@@ -250,7 +271,7 @@ class Renderer:
             verbose=False,
         )
         return [
-            Encoding(tokens, spans.tile_spans(text, offsets))
+            Encoding(np.array(tokens, np.int64), spans.tile_spans(text, offsets))
             for text, tokens, offsets in zip(
                 texts, out["input_ids"], out["offset_mapping"], strict=True
             )

@@ -4,9 +4,11 @@ Character offsets of the whole rendering decide, never a second tokenisation of 
 pieces, which drifts wherever a token crosses a border.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxalign.data.records import Segment
 
@@ -14,29 +16,29 @@ from jaxalign.data.records import Segment
 __all__ = ["first_completion_token", "segment_of_tokens", "tile_spans"]
 
 Span = tuple[int, int]
+Spans = Int[np.ndarray, "n 2"]
+"""The characters (begin, end) of each token."""
 
 
-def tile_spans(text: str, offsets: Sequence[Span]) -> list[Span]:
+def tile_spans(text: str, offsets: Sequence[Span]) -> Spans:
     """Give back to tokens the whitespace that some tokenizers trim off their offsets.
 
     A gap between one token's end and the next one's start that is all whitespace
     belongs to the later token, where byte-level tokenizers put it.
 
-    >>> tile_spans("a b", [(0, 1), (2, 3)])
-    [(0, 1), (1, 3)]
+    >>> tile_spans("a b", [(0, 1), (2, 3)]).tolist()
+    [[0, 1], [1, 3]]
     """
-    tiled: list[Span] = []
-    previous = 0
-    for start, end in offsets:
-        if previous < start and not text[previous:start].strip():
-            start = previous
-        tiled.append((start, end))
-        if end > previous:
-            previous = end
+    flat = itertools.chain.from_iterable(offsets)
+    tiled = np.fromiter(flat, np.int64, 2 * len(offsets)).reshape(-1, 2)
+    before = np.maximum.accumulate(np.append(0, tiled[:-1, 1]))[: len(tiled)]
+    for token in np.flatnonzero(before < tiled[:, 0]):
+        if not text[before[token] : tiled[token, 0]].strip():
+            tiled[token, 0] = before[token]
     return tiled
 
 
-def first_completion_token(spans: Sequence[Span], start: int) -> int:
+def first_completion_token(spans: Spans | Sequence[Span], start: int) -> int:
     """Return the index of the first token that holds a character at or after start.
 
     A token that holds any character of the completion belongs to it, also where the
@@ -46,10 +48,9 @@ def first_completion_token(spans: Sequence[Span], start: int) -> int:
     >>> first_completion_token([(0, 3), (3, 6), (6, 8)], start=5)
     1
     """
-    for index, (token_start, token_end) in enumerate(spans):
-        if token_end > start and token_end > token_start:
-            return index
-    return len(spans)
+    begins, ends = np.asarray(spans, np.int64).reshape(-1, 2).T
+    holding = np.flatnonzero((ends > start) & (ends > begins))
+    return int(holding[0]) if len(holding) else len(ends)
 
 
 def segment_of_tokens(

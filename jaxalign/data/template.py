@@ -39,11 +39,14 @@ class Template:
         """Tell whether the tokenizer has one."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def printed(self, messages: Sequence[Message], where: str, **options: Any) -> str:
+    def printed(
+        self, messages: Sequence[Message | dict[str, Any]], where: str, **options: Any
+    ) -> str:
         """Return what is printed of a conversation.
 
         Args:
-          messages: its turns; of none nothing is printed.
+          messages: its turns, or what :meth:`turn` made of them; of none nothing is
+            printed.
           where: its place, for messages.
           **options: come before :attr:`options`.
         Raises:
@@ -58,7 +61,7 @@ class Template:
             )
         if not messages:
             return ""
-        turns = [self._turn(message) for message in messages]
+        turns = [m if isinstance(m, dict) else self.turn(m) for m in messages]
         return self._apply(turns, where, options)
 
     def marks(
@@ -72,7 +75,7 @@ class Template:
         if not _GENERATION.search(str(getattr(self.tokenizer, "chat_template", ""))):
             return None
         out = self.tokenizer.apply_chat_template(
-            [self._turn(message) for message in messages],
+            list(map(self.turn, messages)),
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -105,7 +108,12 @@ class Template:
             return False
         return MARK in text and str(self.placeholder) in text
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    @functools.cached_property
+    def tails(self) -> dict[Any, str]:
+        """What has been seen to follow a completion, by the roles of the turns."""
+        return {}
+
+    def turn(self, message: Message) -> dict[str, Any]:
         """Return a turn with its content in the form that the template prints."""
         turn, prints = message.turn(), self._prints
         if has_pictures([message]) and isinstance(message.content, list):

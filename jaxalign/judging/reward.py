@@ -175,9 +175,9 @@ def _text(request: JudgeRequest, renderer: Renderer, pad: int | None) -> _Text:
     )
     renderings = renderer.completions(record)
     (rendering,), (encoding,) = renderings, renderer.encode(renderings)
-    tokens, text = list(encoding.tokens), rendering.text
+    tokens, text = encoding.tokens.tolist(), rendering.text
     first = []
-    for start, end in encoding.spans:
+    for start, end in encoding.spans.tolist():
         inked = (c for c in range(start, end) if not text[c].isspace())
         first.append(next(inked, start))
     if rendering.plain and (eos := renderer.tokenizer.eos_token_id) is not None:

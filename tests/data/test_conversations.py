@@ -87,6 +87,84 @@ def segment(start: int, end: int, **more: int) -> dict[str, Any]:
     return {"start": start, "end": end, "scores": {"x": 1.0}, **more}
 
 
+# What follows a completion is learnt from the first of its kind.
+
+TRIMMING = synthetic.CHATML.replace("m['content']", "m['content'] | trim")
+SAYINGS = (
+    "It is a river.",
+    "  It is.",
+    "It is.\n",
+    "\n\n",
+    "<think>\nthe river\n</think>\n\nIt is not.",
+    "a</think>b",
+    "<|im_end|>\n",
+    "x",
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [synthetic.CHATML, TRIMMING, THINKING, OPENING, PARTS, MARKING],
+    ids=["chatml", "trimming", "thinking", "opening", "parts", "marking"],
+)
+def test_what_was_seen_around_others_changes_no_rendering(
+    make_tokenizer: Callable[..., Any], template: str
+) -> None:
+    tokenizer = make_tokenizer(template=template)
+    seasoned = Renderer(tokenizer)
+    asked = [[turn("user", "Which?")], [turn("system", "Short."), turn("user", "Q")]]
+    rows = [
+        {"prompt": prompt, "chosen": said, "rejected": SAYINGS[number - 1]}
+        for number, said in enumerate(SAYINGS)
+        for prompt in asked
+    ]
+    for row in [*rows, *rows[::-1]]:
+        record = records.parse(
+            {**row, **{k: [turn("assistant", row[k])] for k in ("chosen", "rejected")}}
+        )
+        found, alone = (
+            _renderings(renderer, record)
+            for renderer in (seasoned, Renderer(tokenizer))
+        )
+        assert found == alone
+
+
+def _renderings(renderer: Renderer, record: records.Record) -> Any:
+    try:
+        found = renderer.completions(record)
+    except UserError as error:
+        return str(error)
+    return [
+        (r.text, [(t.start, t.place.begin, *t.place.origins, t.stop) for t in r.turns])
+        for r in found
+    ]
+
+
+def test_a_template_prints_each_completion_once(
+    make_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer(template=synthetic.CHATML)
+    printed, own = [], type(tokenizer).apply_chat_template
+
+    def apply(self: Any, *given: Any, **options: Any) -> Any:
+        printed.append(given)
+        return own(self, *given, **options)
+
+    renderer = Renderer(tokenizer)
+    counts = []
+    for text in ("a", "b"):
+        row = {"prompt": [turn("user", text)]}
+        row |= {k: [turn("assistant", f"{k} {text}")] for k in ("chosen", "rejected")}
+        record = records.parse(row)
+        if not counts:
+            renderer.completions(record)
+            monkeypatch.setattr(type(tokenizer), "apply_chat_template", apply)
+        printed.clear()
+        renderer.completions(record)
+        counts.append(len(printed))
+    assert counts == [3, 3]  # the prompt, and both with a completion
+
+
 # Thinking.
 
 
