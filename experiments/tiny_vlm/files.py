@@ -17,8 +17,10 @@ KNOWN, OTHER = "google", "twitter"
 class Size(NamedTuple):
     """How much of everything."""
 
-    symbols: int | None
-    """None is all."""
+    flags: int
+    """Countries'; fewer if there are no more."""
+    others: int
+    """Symbols that are no country's flag."""
     views: int
     """Of a symbol to train on; one more is kept for the model's own mistakes."""
     aside: int
@@ -55,13 +57,18 @@ class Data(NamedTuple):
         """Known drawings, answers of two sentences and Chinese, of some symbols."""
         return self.folder / "aside.jsonl"
 
+    @property
+    def some_views(self) -> list[Path]:
+        """One picture to train on of up to 300 symbols."""
+        some = self.symbols[:: -(-len(self.symbols) // 300)]  # flags come first
+        view = min(1, self.size.views - 1)
+        return [self.folder / pictures.path_of(KNOWN, s, view) for s in some]
+
 
 def write(folder: Path, size: Size) -> Data:
     """Write what is not there yet, pictures first."""
     store = folder / "packages"
-    found = symbols.read(store)
-    if size.symbols is not None:
-        found = symbols.some(found, size.symbols)
+    found = symbols.some(symbols.read(store), size.flags, size.others)
     pictures.write(packages.NOTO, KNOWN, found, size.views + 1, folder, store)
     pictures.write(packages.TWEMOJI, OTHER, found, 1, folder, store)
     data = Data(folder, found, size, symbols.without_capital(found))

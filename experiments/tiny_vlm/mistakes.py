@@ -18,7 +18,7 @@ __all__ = ["ASPECTS", "pair", "pairs"]
 ASPECTS = ("recognition", "knowledge")
 """What the first and the second sentence are scored for, 0 or 4."""
 
-_SAMPLES = 4
+_SAMPLES = 2
 
 
 def pairs(data: Data, model: Path) -> Path:

@@ -92,12 +92,14 @@ def flag_key(country: str) -> str:
     return "-".join(f"{_FIRST_LETTER + ord(x) - ord('A'):x}" for x in country)
 
 
-def some(symbols: list[Symbol], count: int) -> list[Symbol]:
-    """Return so many of the symbols, a third of them flags."""
-    flags = [s for s in symbols if s.is_country]
-    others = [s for s in symbols if not s.is_country]
+def some(symbols: list[Symbol], flags: int, others: int) -> list[Symbol]:
+    """Return so many countries' flags and so many other symbols, or all there are."""
     draw = random.Random(0)
-    return draw.sample(flags, count // 3) + draw.sample(others, count - count // 3)
+    found = []
+    for wanted, count in ((True, flags), (False, others)):
+        kind = [s for s in symbols if s.is_country is wanted]
+        found += draw.sample(kind, min(count, len(kind)))
+    return found
 
 
 def without_capital(symbols: list[Symbol], share: float = 0.15) -> set[str]:

@@ -49,7 +49,7 @@ def whole(data: Data, model: Path, steps: int) -> Path:
         "stage2",
         adapter=LoRAConfig(rank=16, alpha=32.0),
         trainable=(CONNECTOR,),
-        optimizer=_rate(5e-4, steps),
+        optimizer=_rate(1e-3, steps),
         max_steps=steps,
     )
 
@@ -104,5 +104,8 @@ def _common(data: Data, model: Path, file: Path, name: str) -> dict[str, Any]:
 
 def _rate(peak: float, steps: int) -> OptimizerConfig:
     return OptimizerConfig(
-        learning_rate=peak, schedule="cosine", warmup_steps=min(10, steps // 4)
+        learning_rate=peak,
+        schedule="cosine",
+        warmup_steps=min(10, steps // 4),
+        b2=0.99,  # a memory of a hundred updates: there are only a few times as many
     )

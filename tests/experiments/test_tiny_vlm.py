@@ -16,6 +16,7 @@ from jaxalign.data import records
 sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 
 from tiny_vlm import (  # noqa: E402
+    connector,
     conversations,
     measuring,
     mistakes,
@@ -165,7 +166,7 @@ def test_a_neighbour_is_found_beyond_the_makers_style() -> None:
 
 
 def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
-    data = Data(tmp_path, [FRANCE, ITALY, APPLE], Size(3, 1, 1, 1), {ITALY.key})
+    data = Data(tmp_path, [FRANCE, ITALY, APPLE], Size(2, 1, 1, 1, 1), {ITALY.key})
     asked = [
         conversations.asked(FRANCE, "country", "m"),
         conversations.asked(FRANCE, "capital", "m"),
@@ -206,3 +207,21 @@ def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
     assert text.count("rgba(var(--good), .35)") == 3  # of four sentences
     assert text.count("rgba(var(--bad), .35)") == 1
     assert "| recognition | 0.500 (0.095–0.905; 2) |" in page.table({"a": found})
+
+
+def test_a_fresh_connector_makes_of_its_states_what_words_are_like() -> None:
+    draw = np.random.default_rng(1)
+    # Few large directions, far from zero, as the tower's are.
+    states = draw.normal(size=(4000, 24)) * 0.5 ** np.arange(24) + 3.0
+    table = draw.normal(0.2, 0.1, size=(500, 48))
+    made = connector.fresh(states, table)
+    hidden = states @ made["linear_1.weight"].T + made["linear_1.bias"]
+    np.testing.assert_allclose(hidden.mean(0), 0, atol=1e-3)
+    assert hidden.std() == pytest.approx(1, abs=0.15)
+    shares = np.linalg.eigvalsh(np.cov(hidden.T))[::-1][:24] / hidden.var(0).sum()
+    alone = np.linalg.eigvalsh(np.cov(states.T))[::-1] / states.var(0).sum()
+    assert shares[0] < 0.5 * alone[0]
+    gelu = torch.nn.functional.gelu(torch.tensor(hidden)).numpy()
+    out = gelu @ made["linear_2.weight"].T + made["linear_2.bias"]
+    np.testing.assert_allclose(out.mean(0), table.mean(0), atol=1e-3)
+    assert out.std(0).mean() == pytest.approx(table.std(0).mean(), rel=1e-3)
