@@ -52,8 +52,14 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "whole": Plan(Size(250, 300, views=6, aside=40, rows=1), Steps(100, 600, 50)),
-    "quick": Plan(Size(4, 8, views=2, aside=4, rows=1), Steps(8, 32, 2)),
+    "whole": Plan(
+        Size(250, 300, views=6, aside=40, row_length=512, slots=64),
+        Steps(connector=100, whole=600, alignment=50),
+    ),
+    "quick": Plan(
+        Size(4, 8, views=2, aside=4, row_length=256, slots=8),
+        Steps(connector=8, whole=32, alignment=2),
+    ),
 }
 
 

@@ -25,8 +25,10 @@ class Size(NamedTuple):
     """Of a symbol to train on; one more is kept for the model's own mistakes."""
     aside: int
     """How many symbols are asked about in other ways."""
-    rows: int
-    """Of 512 tokens, in an update."""
+    row_length: int
+    """Tokens of an update. Short: each is compared with every other one."""
+    slots: int
+    """Answers that are made at the same time."""
 
 
 class Data(NamedTuple):

@@ -72,6 +72,7 @@ def answered(
             data=str(questions),
             image_dir=str(data.folder),
             out=str(out),
+            batch_slots=data.size.slots,
             temperature=0.0,
             max_new_tokens=_TOKENS,
         )
@@ -132,6 +133,7 @@ def _of_text(data: Data, name: str, model: Path, questions: list[str]) -> list[s
             model=str(model),
             data=str(file),
             out=str(out),
+            batch_slots=data.size.slots,
             temperature=0.0,
             max_new_tokens=_TOKENS,
         )

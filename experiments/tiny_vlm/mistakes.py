@@ -42,6 +42,7 @@ def pairs(data: Data, model: Path) -> Path:
             image_dir=str(data.folder),
             out=str(samples),
             num_samples=_SAMPLES,
+            batch_slots=data.size.slots,
             temperature=1.0,
             max_new_tokens=32,
         )

@@ -91,9 +91,8 @@ def _common(data: Data, model: Path, file: Path, name: str) -> dict[str, Any]:
         "reference_cache": str(data.folder / "features"),
         "out": str(data.folder / name),
         "num_train_epochs": 1000,  # max_steps ends it
-        # Short rows: every token of a row is compared with every other one.
-        "batch_rows": data.size.rows,
-        "row_length": 512,
+        "batch_rows": 1,
+        "row_length": data.size.row_length,
         "max_length": 256,
         "save_steps": 50,
         "save_total_limit": 1,

@@ -166,7 +166,7 @@ def test_a_neighbour_is_found_beyond_the_makers_style() -> None:
 
 
 def test_the_page_shows_pictures_answers_and_segments(tmp_path: Path) -> None:
-    data = Data(tmp_path, [FRANCE, ITALY, APPLE], Size(2, 1, 1, 1, 1), {ITALY.key})
+    data = Data(tmp_path, [FRANCE, ITALY, APPLE], Size(2, 1, 1, 1, 512, 1), {ITALY.key})
     asked = [
         conversations.asked(FRANCE, "country", "m"),
         conversations.asked(FRANCE, "capital", "m"),
