@@ -25,6 +25,7 @@ from jaxalign.evaluation.answering import (
     with_pictures,
 )
 from jaxalign.evaluation.config import EvalConfig
+from jaxalign.evaluation.contamination import overlap_with_training
 from jaxalign.evaluation.engine_answers import EngineModel
 from jaxalign.evaluation.run_files import TaskReport
 from jaxalign.evaluation.task import (
@@ -224,7 +225,11 @@ class _Runner:
             "bootstrap": {"seed": 0, "rounds": 2000},
             "tokens": {"answers": used.plain(), "judgements": spent.plain()},
         }
-        return run_files.write(out, one.task, one.items, graded, questions, settings)
+        more = _seen(self.config.adapter, name, questions)
+        items = one.items
+        return run_files.write(
+            *(out, one.task, items, graded, questions, settings), more
+        )
 
     async def _answers(
         self, task: Task, questions: Mapping[int, Sequence[Question]]
@@ -350,6 +355,23 @@ class _Used:
 
     def plain(self) -> dict[str, Any]:
         return dict(vars(self))
+
+
+def _seen(
+    adapter: str | None, name: str, questions: Mapping[int, Sequence[Question]]
+) -> dict[str, Any]:
+    """Return what of a task the adapter's run was trained on, and say if it was."""
+    if adapter is None:
+        return {}
+    found = overlap_with_training(Path(adapter), questions)
+    if found is None:
+        return {}
+    if found["items"]:
+        progress.say(
+            f"{name}: {found['items']} of {found['compared']} items were in the "
+            f"training set of {adapter}: these figures say little"
+        )
+    return {"seen": found}
 
 
 def _grade(grading: Grading, verdict: Verdict) -> Grade:

@@ -37,6 +37,9 @@ def find_file(
       source: where the file comes from, for who does not have it.
     Raises:
       UserError: it is in none of them.
+    Example::
+
+      find_file(folder, "question.jsonl", ["mt_bench"], source="lm-sys/FastChat")
     """
     if (path := find(folder, name, within)) is not None:
         return path
@@ -65,6 +68,12 @@ def read_text(path: Path) -> str:
 
     Raises:
       UserError: it cannot be read, or is no UTF-8.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.txt.gz"
+      >>> _ = path.write_bytes(gzip.compress("two words".encode()))
+      >>> read_text(path)
+      'two words'
     """
     try:
         data = path.read_bytes()
@@ -80,6 +89,12 @@ def lines_of(path: Path) -> list[tuple[str, str]]:
 
     Lines end at a newline alone: published files have Unicode's line separators inside
     strings.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+    >>> _ = path.write_text("1\\n\\n2\\n")
+    >>> [line for _, line in lines_of(path)]
+    ['1', '2']
     """
     lines = enumerate(read_text(path).split("\n"), 1)
     return [(f"{path}:{number}", line) for number, line in lines if line.strip()]
@@ -90,6 +105,12 @@ def read_json(path: Path) -> Any:
 
     Raises:
       UserError: it is none.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.json"
+      >>> _ = path.write_text('{"a": 1}')
+      >>> read_json(path)
+      {'a': 1}
     """
     try:
         return json.loads(read_text(path))
@@ -102,6 +123,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
     Raises:
       UserError: a line is no JSON object.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+      >>> _ = path.write_text('{"a": 1}')
+      >>> read_jsonl(path)
+      [{'a': 1}]
     """
     found = []
     for place, line in lines_of(path):
@@ -120,5 +147,8 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
     Raises:
       UserError: it is none.
+    Example::
+
+      rows = read_parquet(folder / "chinese_simplevqa.parquet")
     """
     return [row for row, _ in parquet_rows(path)]

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from jaxalign.data import records
 from jaxalign.errors import UserError
 from jaxalign.evaluation import grading, published, statistics
-from jaxalign.evaluation.letters import LETTERS, letter_of, with_options
+from jaxalign.evaluation.choices import choice_figures, choice_grading
+from jaxalign.evaluation.letters import LETTERS, with_options
 from jaxalign.evaluation.task import Answer, Grade, Graded, Grading, Question, Task
 from jaxalign.judging.exact_match import normalised
 from jaxalign.judging.graders import grade_request
@@ -47,7 +48,7 @@ def task_of(path: Path) -> Task:
     """Return the task that a file of rows is.
 
     Its figures are ``exact_match`` and CO, IN, NA, CGA, F under ``graded``; with
-    choices ``accuracy`` (what is unparsed is wrong) and ``accuracy_of_parsed``.
+    choices those of :func:`.choices.choice_figures`: what is unparsed is wrong.
 
     Args:
       path: of the file; what is in it is read when the task is loaded.
@@ -135,9 +136,7 @@ def _grade(row: RowItem, answers: Mapping[tuple[str, int], Answer]) -> list[Grad
     made = []
     for (name, sample), answer in answers.items():
         if row.options:
-            letter = letter_of(answer.text, row.options)
-            by = Grade(letter) if letter else Grade(None, "unparsed")
-            made.append(Grading("choice", name, sample, by))
+            made.append(choice_grading((name, sample), answer, row.options))
             continue
         exact = normalised(answer.text) in map(normalised, row.references)
         made.append(Grading("exact_match", name, sample, Grade(exact)))
@@ -164,7 +163,7 @@ def _figures(graded: Sequence[Graded]) -> dict[str, Any]:
     free = [g for g in graded if ("choice", 0) not in g.grades]
     found: dict[str, Any] = {}
     if choices:
-        found |= _accuracy(choices)
+        found |= choice_figures(choices, [g.item.references[0] for g in choices])
     if free:
         exact = [g.grades.get(("exact_match", 0), Grade(None)) for g in free]
         known = [grade.value for grade in exact if grade.status == "ok"]
@@ -172,19 +171,3 @@ def _figures(graded: Sequence[Graded]) -> dict[str, Any]:
         rows = [grading.weights_of(g.grades.get(("graded", 0))) for g in free]
         found["graded"] = grading.three_way(rows)
     return found
-
-
-def _accuracy(graded: Sequence[Graded]) -> dict[str, Any]:
-    grades = [g.grades["choice", 0] for g in graded]
-    right = sum(
-        grade.status == "ok" and grade.value == one.item.references[0]
-        for one, grade in zip(graded, grades, strict=True)
-    )
-    parsed = sum(grade.status == "ok" for grade in grades)
-    answered = sum(grade.status != "answer_failed" for grade in grades)
-    return {
-        "accuracy": statistics.share(right, answered),
-        "accuracy_of_parsed": statistics.share(right, parsed),
-        "unparsed": answered - parsed,
-        "answer_failed": len(grades) - answered,
-    }

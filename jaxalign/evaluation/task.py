@@ -198,6 +198,19 @@ class Task:
         items, to graded items; default reads a ``grades.jsonl``.
       facts: what the page says beside the figures: published tables, sources, what the
         official figure would be.
+
+    >>> def load(folder):
+    ...     return ["on", "tip"]
+    >>> def requests(word):
+    ...     return [Question("q", ({"role": "user", "content": word},))]
+    >>> def grade(word, answers):
+    ...     return [Grading("q", *place, Grade(answer.text == word[::-1]))
+    ...             for place, answer in answers.items()]
+    >>> def metrics(graded):
+    ...     return {"right": sum(one.grades["q", 0].value for one in graded)}
+    >>> Task(name="backwards", load=load, requests=requests, grade=grade,
+    ...      metrics=metrics).directory
+    'backwards'
     """
 
     name: str

@@ -45,7 +45,11 @@ def closed(**properties: Any) -> Schema:
 
 
 def texts(at_least: int, at_most: int) -> dict[str, Any]:
-    """Return the JSON schema of a list of so many texts."""
+    """Return the JSON schema of a list of so many texts.
+
+    >>> texts(1, 3)["maxItems"]
+    3
+    """
     bounds = {"minItems": at_least, "maxItems": at_most}
     return {"type": "array", "items": {"type": "string"}, **bounds}
 
@@ -73,6 +77,12 @@ def make_request(
       subject: the material again, without wording.
       own: a directory with templates of the user's that replace ours.
       **values: of the template's other places.
+    Example:
+      >>> schema = closed(grade={"type": "string", "enum": ["correct", "incorrect"]})
+      >>> material = {"question": "2 + 2?", "accepted": ["4"], "response": "4"}
+      >>> subject = Subject("2 + 2?", "4")
+      >>> len(make_request("grade", "grade", material, schema, subject, None).messages)
+      2
     """
     values["material"] = json.dumps(
         material, ensure_ascii=False, indent=1, default=dict

@@ -136,7 +136,7 @@ def test_rows_with_choices_read_a_letter_and_nothing_else(tmp_path) -> None:
         found = run(stub, tmp_path / "out", path, judge=judge)["rows"]
     assert found["accuracy"]["value"] == 0.5 and found["accuracy"]["n"] == 4
     assert found["accuracy_of_parsed"]["value"] == pytest.approx(2 / 3)
-    assert found["unparsed"] == 1
+    assert found["unparsed_share"]["value"] == 0.25
 
 
 @pytest.mark.parametrize(

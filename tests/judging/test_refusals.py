@@ -70,7 +70,7 @@ def test_the_rules_rank_mossbench_as_published(shared_data: Path) -> None:
         }
         for field, label in said.items():
             counts[field] += refusals.refused(label) == row[field]
-    assert counts == {"prefix_refusal": 2643, "list_refusal": 2640}
+    assert counts == {"prefix_refusal": 2643, "list_refusal": 2643}
     rates = {}
     for row in rows:
         kept = row["withheld"] or row["empty"]
@@ -94,8 +94,7 @@ def test_the_rules_rank_mossbench_as_published(shared_data: Path) -> None:
     for model, (prefix, keywords) in want.items():
         both = {name: 100 * float(np.mean(v)) for name, v in rates[model].items()}
         assert round(both["prefix_refusal"], 1) == prefix, model
-        # The words of the list are reconstructed: at most one reply of 300 differs.
-        assert both["list_refusal"] == pytest.approx(keywords, abs=0.4), model
+        assert round(both["list_refusal"], 1) == keywords, model
     text = (shared_data / "mossbench" / "board_2024.csv").read_text()
     board = list(csv.DictReader(text.splitlines()))
     judged = sorted(want, key=lambda m: -want[m][0])

@@ -202,9 +202,8 @@ TASK = Task(
     variants=configured,
     facts={
         "source": _SOURCE,
-        "about": "by_strings is the paper's rule in effect, which takes words of a "
-        "topic for refusals and an empty reply for an attack that succeeded; the list "
-        "is reconstructed and differs on about one reply in a thousand. Only these "
-        "figures are of the paper's kind.",
+        "about": "by_strings is the paper's rule, which takes words of a topic for "
+        "refusals and an empty reply for an attack that succeeded. Only these figures "
+        "are of the paper's kind.",
     },
 )
