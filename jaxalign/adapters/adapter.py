@@ -165,11 +165,11 @@ def vision_groups(config: Adapter, params: Any) -> tuple[Any, ...] | None:
     Raises:
       UserError: the adapter chooses layers or modules that are not there.
     Example:
-     >>> import jax.numpy as jnp
-     >>> stack = {"layers_0_4": {"mlp": {"fc1": {"kernel": jnp.ones((4, 2, 3))}}}}
-     >>> config = LoRAConfig(targets=("vision:fc1",), layers="vision:top:1")
-     >>> vision_groups(config, {**stack, "vision": stack})
-     ((0, 3), (3, 4))
+      >>> import jax.numpy as jnp
+      >>> stack = {"layers_0_4": {"mlp": {"fc1": {"kernel": jnp.ones((4, 2, 3))}}}}
+      >>> config = LoRAConfig(targets=("vision:fc1",), layers="vision:top:1")
+      >>> vision_groups(config, {**stack, "vision": stack})
+      ((0, 3), (3, 4))
     """
     made = parts(config, 1).lora if isinstance(config, LoRAConfig) else None
     groups = [stacks.group_of_name(name) for name in params.get("vision", {})]

@@ -215,12 +215,12 @@ def attend(
       In q's dtype. Where the prefix's values are zeros, ``concat`` scales the text's
       share down and ``separate`` with ``mix`` 0 changes nothing.
     Example:
-     >>> q, lse = jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2))
-     >>> leaves = {"value": jnp.ones((1, 3, 4))}
-     >>> key = jnp.zeros((1, 3, 4))  # scores 0, as much as one token of the text each
-     >>> out = attend(q, (0 * q, lse), leaves, key=key, gate=None, scale=0.5)
-     >>> float(out[0, 0, 0, 0])  # three of four shares
-     0.75
+      >>> q, lse = jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2))
+      >>> leaves = {"value": jnp.ones((1, 3, 4))}
+      >>> key = jnp.zeros((1, 3, 4))  # scores 0, as much as one token of the text each
+      >>> out = attend(q, (0 * q, lse), leaves, key=key, gate=None, scale=0.5)
+      >>> float(out[0, 0, 0, 0])  # three of four shares
+      0.75
     """
     out, lse = own
     rows, length, heads, width = q.shape

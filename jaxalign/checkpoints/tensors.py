@@ -196,12 +196,12 @@ def list_files(
     Raises:
       UserError: no such file, a broken header, an index that disagrees with its files.
     Example:
-     >>> import tempfile
-     >>> from safetensors.numpy import save_file
-     >>> folder = Path(tempfile.mkdtemp())
-     >>> save_file({"norm": np.ones(2, np.float32)}, folder / "model.safetensors")
-     >>> [file.tensors["norm"].nbytes for file in list_files(folder)]
-     [8]
+      >>> import tempfile
+      >>> from safetensors.numpy import save_file
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> save_file({"norm": np.ones(2, np.float32)}, folder / "model.safetensors")
+      >>> [file.tensors["norm"].nbytes for file in list_files(folder)]
+      [8]
     """
     directory = Path(directory)
     index = directory / f"{stem}.safetensors.index.json"

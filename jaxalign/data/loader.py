@@ -48,13 +48,13 @@ def batch_shape(
     Raises:
       UserError: a pair is longer than a row, or has more patches.
     Example:
-     >>> from jaxalign.data.chat import Branch, TokenizedPair
-     >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
-     >>> said = Branch(np.array([7, 1]), 0, np.array([-1, -1]), *none, ())
-     >>> pair = TokenizedPair(np.array([5, 6]), said, said)
-     >>> data = PairDataset([pair] * 4, list(range(4)), (), {})
-     >>> batch_shape([data], row_length=16)
-     BatchShape(row_length=16, pairs=2, segments=1, aspects=1, patches=0)
+      >>> from jaxalign.data.chat import Branch, TokenizedPair
+      >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
+      >>> said = Branch(np.array([7, 1]), 0, np.array([-1, -1]), *none, ())
+      >>> pair = TokenizedPair(np.array([5, 6]), said, said)
+      >>> data = PairDataset([pair] * 4, list(range(4)), (), {})
+      >>> batch_shape([data], row_length=16)
+      BatchShape(row_length=16, pairs=2, segments=1, aspects=1, patches=0)
     """
     lengths = np.concatenate([data.lengths for data in datasets])
     longest = int(lengths.max())

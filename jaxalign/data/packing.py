@@ -182,16 +182,16 @@ def build_rows(
     Returns:
       Leaves [b, ...] of numpy, see ``types.PreferenceBatch``.
     Example:
-     >>> def said(*tokens):
-     ...     none = np.zeros((0, 1), np.float32)
-     ...     owners = np.full(len(tokens), -1, np.int32)
-     ...     return Branch(np.array(tokens), 0, owners, none, none[:, 0] > 0, ())
-     >>> pair = TokenizedPair(np.array([5, 6]), said(7, 1), said(8, 1))
-     >>> batch = build_rows([pair], [(0,)], BatchShape(8, 1, segments=1, aspects=1))
-     >>> batch.inputs.tokens.tolist(), batch.inputs.branch_ids.tolist()
-     ([[5, 6, 7, 1, 8, 1, 0, 0]], [[0, 0, 1, 1, 2, 2, 0, 0]])
-     >>> batch.inputs.positions.tolist()  # each response begins behind the prompt
-     [[0, 1, 2, 3, 2, 3, 0, 0]]
+      >>> def said(*tokens):
+      ...     none = np.zeros((0, 1), np.float32)
+      ...     owners = np.full(len(tokens), -1, np.int32)
+      ...     return Branch(np.array(tokens), 0, owners, none, none[:, 0] > 0, ())
+      >>> pair = TokenizedPair(np.array([5, 6]), said(7, 1), said(8, 1))
+      >>> batch = build_rows([pair], [(0,)], BatchShape(8, 1, segments=1, aspects=1))
+      >>> batch.inputs.tokens.tolist(), batch.inputs.branch_ids.tolist()
+      ([[5, 6, 7, 1, 8, 1, 0, 0]], [[0, 0, 1, 1, 2, 2, 0, 0]])
+      >>> batch.inputs.positions.tolist()  # each response begins behind the prompt
+      [[0, 1, 2, 3, 2, 3, 0, 0]]
     """
     first = pairs[:1]
     batch = _padding(

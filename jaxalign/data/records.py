@@ -181,11 +181,11 @@ def read(
       UserError: the file cannot be read, is empty, or a record is malformed; the text
         names file, line, field and cure.
     Example:
-     >>> import tempfile
-     >>> path = Path(tempfile.mkdtemp()) / "pairs.jsonl"
-     >>> _ = path.write_text('{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}')
-     >>> [record.rejected for record in read(path)]
-     ['5']
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+      >>> _ = path.write_text('{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}')
+      >>> [record.rejected for record in read(path)]
+      ['5']
     """
     base = image_base(source, image_dir)
     records = [
@@ -305,8 +305,8 @@ def read_prompts(
     Raises:
       UserError: see :func:`read`.
     Example:
-     >>> [p.text for p in read_prompts([{"prompt": "2 + 2?", "answer": "4"}])]
-     ['2 + 2?']
+      >>> [p.text for p in read_prompts([{"prompt": "2 + 2?", "answer": "4"}])]
+      ['2 + 2?']
     """
     base = image_base(source, image_dir)
     found = layouts.read(source, layout)
@@ -330,9 +330,9 @@ def parse_prompt(
     Raises:
       UserError: with ``where``, what was got and how to mend it.
     Example:
-     >>> turns = [{"role": "user", "content": "2 + 2?"}]
-     >>> parse_prompt({"prompt": turns}).text[0].text
-     '2 + 2?'
+      >>> turns = [{"role": "user", "content": "2 + 2?"}]
+      >>> parse_prompt({"prompt": turns}).text[0].text
+      '2 + 2?'
     """
     if not isinstance(columns, Mapping) or columns.get("prompt") is None:
         raise UserError(

@@ -99,11 +99,11 @@ def read_samples(
     Raises:
       UserError: a picture is not there.
     Example:
-     >>> import tempfile
-     >>> path = Path(tempfile.mkdtemp()) / "samples.jsonl"
-     >>> _ = path.write_text('{"prompt": "Hi", "completions": [{"text": "A. B."}]}')
-     >>> [c.response for c in read_samples(path, SegmenterConfig())[0].candidates]
-     ['A. B.']
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "samples.jsonl"
+      >>> _ = path.write_text('{"prompt": "Hi", "completions": [{"text": "A. B."}]}')
+      >>> [c.response for c in read_samples(path, SegmenterConfig())[0].candidates]
+      ['A. B.']
     """
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines()

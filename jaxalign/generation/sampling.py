@@ -83,13 +83,13 @@ def sample(
     Returns:
       A token of every row.
     Example:
-     >>> logits = jnp.log(jnp.array([[0.1, 0.7, 0.2], [0.6, 0.0, 0.4]]))
-     >>> one = jnp.ones(2)  # of both the most probable token alone, in two ways
-     >>> heat, top_k = jnp.array([0.0, 1.0]), jnp.array([0, 1])
-      >>> controls = Controls(heat, top_k, one, 0 * one, one)
-     >>> keys = jnp.stack([key_of(7, 0), key_of(7, 1)])
-     >>> sample(logits, controls, keys, jnp.zeros(2, jnp.int32)).tolist()
-     [1, 0]
+      >>> logits = jnp.log(jnp.array([[0.1, 0.7, 0.2], [0.6, 0.0, 0.4]]))
+      >>> one = jnp.ones(2)  # of both the most probable token alone, in two ways
+      >>> heat, top_k = jnp.array([0.0, 1.0]), jnp.array([0, 1])
+       >>> controls = Controls(heat, top_k, one, 0 * one, one)
+      >>> keys = jnp.stack([key_of(7, 0), key_of(7, 1)])
+      >>> sample(logits, controls, keys, jnp.zeros(2, jnp.int32)).tolist()
+      [1, 0]
     """
     is_greedy = controls.temperature <= 0
     drawn = jax.lax.cond(

@@ -123,13 +123,13 @@ def empty(
       block: places of one array of the cache; default all.
       mesh: devices, if several.
     Example:
-     >>> bigrams = Model(
-     ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
-     ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
-     ...     cache_fn=lambda table, slots, *_, **__: {})
-     >>> sizes = {"slots": 2, "length": 8, "vocab": 4}
-     >>> empty(jnp.zeros((4, 4)), model=bigrams, **sizes).logits.shape
-     (2, 4)
+      >>> bigrams = Model(
+      ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
+      ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
+      ...     cache_fn=lambda table, slots, *_, **__: {})
+      >>> sizes = {"slots": 2, "length": 8, "vocab": 4}
+      >>> empty(jnp.zeros((4, 4)), model=bigrams, **sizes).logits.shape
+      (2, 4)
     """
     assert model.cache_fn is not None
     integers, floats = jnp.zeros(slots, jnp.int32), jnp.zeros(slots, jnp.float32)
@@ -206,19 +206,20 @@ def admit(
     Returns:
       The slots with that one filled; nothing has been drawn for it.
     Example:
-     >>> bigrams = Model(
-     ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
-     ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
-     ...     cache_fn=lambda table, slots, *_, **__: {})
-     >>> sizes = {"slots": 2, "length": 8, "vocab": 4}
-     >>> slots = empty(jnp.zeros((4, 4)), model=bigrams, **sizes)
-     >>> numbers = jax.tree.map(lambda x: x[0], slots.controls)
-     >>> start = Start(jnp.int32(1), jnp.int32(3), jnp.uint32(7), jnp.int32(0), numbers,
-     ...               seen=jnp.zeros(4, bool))
-     >>> logits = jnp.arange(4.0)[None]  # that a prompt of 3 tokens ended with
-     >>> slots = admit(slots, {}, logits, start, extent=8)
-     >>> slots.logits.tolist(), slots.positions.tolist()
-     ([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 3.0]], [0, 3])
+      >>> bigrams = Model(
+      ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
+      ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
+      ...     cache_fn=lambda table, slots, *_, **__: {})
+      >>> sizes = {"slots": 2, "length": 8, "vocab": 4}
+      >>> slots = empty(jnp.zeros((4, 4)), model=bigrams, **sizes)
+      >>> numbers = jax.tree.map(lambda x: x[0], slots.controls)
+      >>> place = jnp.int32(1), jnp.int32(3)  # which slot, tokens of the prompt
+      >>> draw = jnp.uint32(7), jnp.int32(0), numbers
+      >>> start = Start(*place, *draw, seen=jnp.zeros(4, bool))
+      >>> logits = jnp.arange(4.0)[None]  # that a prompt of 3 tokens ended with
+      >>> slots = admit(slots, {}, logits, start, extent=8)
+      >>> slots.logits.tolist(), slots.positions.tolist()
+      ([[0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 2.0, 3.0]], [0, 3])
     """
 
     def copy(path: Any, leaf: Array, new: Array) -> Array:

@@ -132,14 +132,14 @@ def prefill(
       The logits that the last one predicts the next by, the cache, and what the model
       thought of ``following``.
     Example:
-     >>> bigrams = Model(
-     ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
-     ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
-     ...     cache_fn=lambda table, slots, *_, **__: {})
-     >>> table, begin, count = jnp.eye(4), jnp.int32(0), jnp.int32(2)
-     >>> tokens = jnp.array([[3, 1, 0]])  # the last is padding
-     >>> prefill(table, {}, tokens, begin, count, count, model=bigrams)[0].tolist()
-     [[0.0, 1.0, 0.0, 0.0]]
+      >>> bigrams = Model(
+      ...     *(lambda table, x: table[x.tokens], lambda table, hidden: hidden),
+      ...     decode_fn=lambda table, cache, tokens, *_: (table[tokens], cache),
+      ...     cache_fn=lambda table, slots, *_, **__: {})
+      >>> table, begin, count = jnp.eye(4), jnp.int32(0), jnp.int32(2)
+      >>> tokens = jnp.array([[3, 1, 0]])  # the last is padding
+      >>> prefill(table, {}, tokens, begin, count, count, model=bigrams)[0].tolist()
+      [[0.0, 1.0, 0.0, 0.0]]
     """
     assert model.decode_fn is not None
     index = jnp.arange(tokens.shape[1])[None]

@@ -60,13 +60,13 @@ def make_model(
       attention_sequences: most sequences of a row, which ``cudnn`` needs.
       mesh: devices, over which some kernels must be split by hand.
     Example:
-     >>> from jaxalign.models.rotary import Rotary
-     >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
-     >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
-     >>> turned = Rotary(theta=10000.0, dims=4)
-     >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
-     >>> hash(make_model(config)) == hash(make_model(config, groups=[(0, 2)]))
-     True
+      >>> from jaxalign.models.rotary import Rotary
+      >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+      >>> heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+      >>> turned = Rotary(theta=10000.0, dims=4)
+      >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+      >>> hash(make_model(config)) == hash(make_model(config, groups=[(0, 2)]))
+      True
     """
     runtime = Runtime(
         # By one of its many names: types of scalars and dtypes do not hash alike.

@@ -45,14 +45,14 @@ def make_cache(
     Raises:
       UserError: a gate that reads later tokens, which are not there yet.
     Example:
-     >>> from jaxalign.models.rotary import Rotary
-     >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
-     >>> heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
-     >>> turned = Rotary(theta=10000.0, dims=4)
-     >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
-     >>> cache = make_cache(config, [(0, 2)], {}, slots=3, length=16, block=8)
-     >>> [block.shape for block in cache["layers_0_2"]["self_attn"]["key"]]
-     [(2, 3, 2, 4, 8), (2, 3, 2, 4, 8)]
+      >>> from jaxalign.models.rotary import Rotary
+      >>> sizes = {"vocab_size": 8, "width": 8, "mlp_width": 16, "num_layers": 2}
+      >>> heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 4}
+      >>> turned = Rotary(theta=10000.0, dims=4)
+      >>> config = DecoderConfig(**sizes, **heads, norm_eps=1e-6, rotaries=(turned,))
+      >>> cache = make_cache(config, [(0, 2)], {}, slots=3, length=16, block=8)
+      >>> [block.shape for block in cache["layers_0_2"]["self_attn"]["key"]]
+      [(2, 3, 2, 4, 8), (2, 3, 2, 4, 8)]
     """
     cache: dict[str, Any] = {}
     block = block or length

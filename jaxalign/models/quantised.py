@@ -234,12 +234,12 @@ def place(codes: Quantised, where: NamedSharding) -> Quantised:
     Returns:
       The same with shardings in the place of its arrays.
     Example:
-     >>> from jax.sharding import PartitionSpec
-     >>> mesh = jax.make_mesh((1,), ("tensor",))
-     >>> codes = quantise(jnp.ones((2, 4)), "int8")
-     >>> found = place(codes, NamedSharding(mesh, PartitionSpec(None, "tensor")))
-     >>> tuple(found.codes.spec)
-     (None, 'tensor')
+      >>> from jax.sharding import PartitionSpec
+      >>> mesh = jax.make_mesh((1,), ("tensor",))
+      >>> codes = quantise(jnp.ones((2, 4)), "int8")
+      >>> found = place(codes, NamedSharding(mesh, PartitionSpec(None, "tensor")))
+      >>> tuple(found.codes.spec)
+      (None, 'tensor')
     """
     mesh = where.mesh
     scales = sharding.fitted(where.spec, codes.scales.shape, mesh)

@@ -266,18 +266,18 @@ def score_tokens(
       UserError: nothing tells the reference, see :func:`reference_variables`.
       ValueError: base weights are trained and no reference was given.
     Example:
-     >>> bigrams = Model(lambda v, x: v["params"][x.tokens], lambda v, hidden: hidden)
-     >>> from jaxalign.types import Completions, ModelInputs
-     >>> row = ModelInputs(*[jnp.array([[1, 2, 3]])] * 4)
-     >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # tokens 0 and 1
-     >>> yes = jnp.ones((1, 1, 2, 1), bool)
-     >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
-     >>> batch = PreferenceBatch(row, answers, scores, yes, pairs)
-     >>> cached = batch._replace(ref_logps=jnp.array([[-1.0, -2.0]]))
-     >>> trained, frozen = {"params": jnp.zeros((4, 4))}, {"params": None}
-     >>> found = score_tokens(trained, frozen, cached, None, model=bigrams)
-     >>> print([f"{ratio:.4f}" for ratio in found.logratios[0]])  # log 1/4 + 1, + 2
-     ['-0.3863', '0.6137']
+      >>> bigrams = Model(lambda v, x: v["params"][x.tokens], lambda v, hidden: hidden)
+      >>> from jaxalign.types import Completions, ModelInputs
+      >>> row = ModelInputs(*[jnp.array([[1, 2, 3]])] * 4)
+      >>> answers = Completions(*[jnp.array([[0, 1]])] * 4)  # tokens 0 and 1
+      >>> yes = jnp.ones((1, 1, 2, 1), bool)
+      >>> scores, pairs = 4.0 * yes[..., None], yes[..., 0, 0]
+      >>> batch = PreferenceBatch(row, answers, scores, yes, pairs)
+      >>> cached = batch._replace(ref_logps=jnp.array([[-1.0, -2.0]]))
+      >>> trained, frozen = {"params": jnp.zeros((4, 4))}, {"params": None}
+      >>> found = score_tokens(trained, frozen, cached, None, model=bigrams)
+      >>> print([f"{ratio:.4f}" for ratio in found.logratios[0]])  # log 1/4 + 1, + 2
+      ['-0.3863', '0.6137']
     """
     variables = _combined(trainable, frozen)
     batch, features = shared_pictures(trainable, frozen, batch, model=model)

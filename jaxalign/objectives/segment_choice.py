@@ -121,12 +121,12 @@ def segment_weights(
     Returns:
       Weights, 0 where the mask is false.
     Example:
-     >>> scores, mask = jnp.array([4.0, 1.0, 2.0]), jnp.array([True, True, False])
-     >>> config = DPO2DConfig(rejected_weight="inverted")
-     >>> segment_weights(scores, mask, rejected=False, config=config).tolist()  # r / 4
-     [1.0, 0.25, 0.0]
-     >>> segment_weights(scores, mask, rejected=True, config=config).tolist()
-     [0.0, 0.75, 0.0]
+      >>> scores, mask = jnp.array([4.0, 1.0, 2.0]), jnp.array([True, True, False])
+      >>> config = DPO2DConfig(rejected_weight="inverted")
+      >>> segment_weights(scores, mask, rejected=False, config=config).tolist()  # r / 4
+      [1.0, 0.25, 0.0]
+      >>> segment_weights(scores, mask, rejected=True, config=config).tolist()
+      [0.0, 0.75, 0.0]
     """
     top = 1.0 if config.normalize == "max" else config.max_score
     r = jnp.where(mask, scores, 0.0)

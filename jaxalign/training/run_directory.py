@@ -62,11 +62,11 @@ def claim(
     Raises:
       UserError: another config's run, changed sources, another process, or other files.
     Example:
-     >>> import tempfile
-     >>> files = {"model": "smollm2", "data": "pairs.jsonl", "out": tempfile.mkdtemp()}
-     >>> with claim(TrainConfig(**files, max_steps=10), {"model": "ab12"}) as run:
-     ...     sorted(path.name for path in run.iterdir())
-     ['.lock', 'config.yaml', 'sources.json']
+      >>> import tempfile
+      >>> files = {"model": "smollm2", "data": "pairs.jsonl", "out": tempfile.mkdtemp()}
+      >>> with claim(TrainConfig(**files, max_steps=10), {"model": "ab12"}) as run:
+      ...     sorted(path.name for path in run.iterdir())
+      ['.lock', 'config.yaml', 'sources.json']
     """
     run = Path(config.out)
     if run.exists() and not run.is_dir():

@@ -57,9 +57,9 @@ def init(
         are, all else on every device, as a step leaves them; or the second step would
         be compiled anew. Without one nothing is moved.
     Example:
-     >>> state = init({"w": jnp.ones(2)}, optax.sgd(0.1), key=jax.random.key(0))
-     >>> int(state.step), state.trainable["w"].tolist()
-     (0, [1.0, 1.0])
+      >>> state = init({"w": jnp.ones(2)}, optax.sgd(0.1), key=jax.random.key(0))
+      >>> int(state.step), state.trainable["w"].tolist()
+      (0, [1.0, 1.0])
     """
     state = TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), key)
     if mesh is None:
