@@ -22,6 +22,7 @@ PUBLIC = {
     "checkpoints": "adapter_files adapter_start contents convert export fetch gguf hub "
     "load policy renderer runs state tensors",
     "data": "chat layouts loader packing pairs patchers patches picture records "
+    "reference_cache rendering rows sample seen spans tfds_builders tokenizer",
     "evaluation": "alpaca_files arena_files authors_wording bradley_terry "
     "calibration choices compare config contamination delimited differences estimate "
     "fastchat figstep_pictures grader_agreement grading harness inspect_log "
