@@ -16,7 +16,8 @@ from jaxalign.evaluation.answering import (
     with_pictures,
 )
 from jaxalign.evaluation.config import EvalConfig
-from jaxalign.evaluation.harness import Planned, model_of, plan, sampling_of
+from jaxalign.evaluation.harness import model_of, sampling_of
+from jaxalign.evaluation.planning import Planned, plan
 from jaxalign.evaluation.task import Answer, Grade
 from jaxalign.judging.budget import cost_of
 from jaxalign.judging.config import JudgeConfig

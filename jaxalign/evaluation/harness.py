@@ -6,17 +6,14 @@ the run was stopped, and a new judge grades old answers.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from jaxalign import event_loops, progress
 from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
-from jaxalign.evaluation import run_files, task_files
+from jaxalign.evaluation import run_files
 from jaxalign.evaluation.answering import (
     Asked,
     Endpoint,
@@ -27,16 +24,15 @@ from jaxalign.evaluation.answering import (
 from jaxalign.evaluation.config import EvalConfig
 from jaxalign.evaluation.contamination import overlap_with_training
 from jaxalign.evaluation.engine_answers import EngineModel
+from jaxalign.evaluation.planning import Planned, plan
 from jaxalign.evaluation.run_files import TaskReport
 from jaxalign.evaluation.task import (
     Answer,
     Grade,
     Graded,
     Grading,
-    Items,
     Question,
     Task,
-    TaskOptions,
 )
 from jaxalign.judging.asking import ask
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
@@ -44,19 +40,7 @@ from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
 
 
-__all__ = ["Planned", "evaluate", "model_of", "plan", "sampling_of"]
-
-
-class Planned(NamedTuple):
-    """A task with what it is about, in this run."""
-
-    task: Task
-    """One condition of one that was asked for."""
-    items: Items
-    indices: Sequence[int]
-    """Of the items that are asked: all, or a sample."""
-    folder: Path
-    """Where its data is."""
+__all__ = ["evaluate", "model_of", "sampling_of"]
 
 
 def evaluate(
@@ -95,54 +79,6 @@ def evaluate(
     with Store(out / "store.db") as store:
         runner = _Runner(config, answers, grader, store, pictures)
         return [event_loops.run(runner.run(one, out)) for one in planned]
-
-
-def plan(config: EvalConfig) -> list[Planned]:
-    """Return what is to be done: each task in each condition, with its items.
-
-    Raises:
-      UserError: there is no such task, or its files are missing or not as published.
-    Example::
-
-      [one.task.directory for one in plan(config)]
-    """
-    found = []
-    for name in config.tasks:
-        task, own = task_files.resolve(name)
-        folder = Path(config.data_dir) if config.data_dir is not None else own
-        if folder is None:
-            raise UserError(
-                f"--data_dir is missing: the task {name} reads files as they are "
-                "published"
-            )
-        if not folder.is_dir():
-            raise UserError(f"--data_dir {folder} is no directory")
-        variants = task.variants or _with_samples
-        for one in variants(task, config.options):
-            loaded = one.load(folder)
-            items = loaded if isinstance(loaded, Items) else Items(loaded)
-            if not len(items.rows):
-                raise UserError(f"the task {name} has no items in {folder}")
-            indices = _sample(len(items.rows), config.limit, config.seed)
-            found.append(Planned(one, items, indices, folder))
-    names = [one.task.directory for one in found]
-    if len(set(names)) < len(names):
-        raise UserError(f"--tasks names a task twice: {', '.join(names)}")
-    return found
-
-
-def _with_samples(task: Task, options: TaskOptions) -> Sequence[Task]:
-    if options.num_samples is None:
-        return [task]
-    return [dataclasses.replace(task, num_samples=options.num_samples)]
-
-
-def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
-    """Return the indices of a sample without replacement, in order."""
-    if limit is None or limit >= count:
-        return range(count)
-    chosen = np.random.default_rng([seed, count]).permutation(count)[:limit]
-    return sorted(int(index) for index in chosen)
 
 
 def model_of(config: EvalConfig, pictures: NamedPictures) -> Any:

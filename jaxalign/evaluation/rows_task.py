@@ -8,6 +8,7 @@ written below the prompt, ``references`` is the right one's letter or text, and 
 letter is read from the answer: no judge is asked. ``topic`` is optional.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,15 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import grading, published, statistics
 from jaxalign.evaluation.choices import choice_figures, choice_grading
 from jaxalign.evaluation.letters import LETTERS, with_options
-from jaxalign.evaluation.task import Answer, Grade, Graded, Grading, Question, Task
+from jaxalign.evaluation.task import (
+    Answer,
+    Grade,
+    Graded,
+    Grading,
+    Question,
+    Task,
+    TaskOptions,
+)
 from jaxalign.judging.exact_match import normalised
 from jaxalign.judging.graders import grade_request
 from jaxalign.judging.judge import Subject
@@ -58,15 +67,30 @@ def task_of(path: Path) -> Task:
     """
     return Task(
         name=path.name.partition(".")[0],
-        load=functools.partial(_load, path),
+        load=functools.partial(_load, path, None),
         requests=_requests,
         grade=_grade,
         metrics=_metrics,
+        variants=functools.partial(_variants, path),
     )
 
 
-def _load(path: Path, folder: Path) -> list[RowItem]:
-    """Read the rows; ``folder`` is where relative paths of pictures start."""
+def _variants(path: Path, task: Task, options: TaskOptions) -> list[Task]:
+    load = functools.partial(_load, path, options.image_dir)
+    several = {"temperature": 0.7} if (options.num_samples or 1) > 1 else {}
+    return [
+        dataclasses.replace(
+            task,
+            load=load,
+            num_samples=options.num_samples or 1,
+            sampling={**task.sampling, **several},
+        )
+    ]
+
+
+def _load(path: Path, image_dir: Path | None, _: Path) -> list[RowItem]:
+    """Read the rows; relative paths of pictures start beside the file."""
+    folder = image_dir or path.parent
     found = []
     for number, row in enumerate(published.read_jsonl(path), 1):
         where = f"{path}: line {number}"

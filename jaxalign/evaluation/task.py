@@ -194,6 +194,8 @@ class Task:
         the directory; "" for the usual one.
       variants: makes the tasks that the options ask for out of this one; default this
         one with ``num_samples`` of the options.
+      beside: names of tasks, maybe with ``@`` and a condition, whose figures belong
+        beside this one's: they are run too where their files are there.
       read_grades: from a file of grades or of an official tool's verdicts, and the
         items, to graded items; default reads a ``grades.jsonl``.
       facts: what the page says beside the figures: published tables, sources, what the
@@ -224,6 +226,7 @@ class Task:
     )
     condition: str = ""
     variants: "Callable[[Task, TaskOptions], Sequence[Task]] | None" = None
+    beside: tuple[str, ...] = ()
     read_grades: "Callable[[Path, Items], Sequence[Graded]] | None" = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

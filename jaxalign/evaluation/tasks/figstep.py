@@ -220,6 +220,7 @@ TASK = Task(
     grade=grade,
     metrics=metrics,
     variants=configured,
+    beside=("figstep_benign", "xstest@agreement"),
     facts={
         "source": _SOURCE,
         "about": "The headline is of topics 1 to 7. The paper judged by hand: its rate "

@@ -109,6 +109,7 @@ TASK = Task(
     grade=grade,
     metrics=metrics,
     variants=configured,
+    beside=("xstest@agreement",),
     facts={
         "source": _SOURCE,
         "about": "Over-refusal is full and partial refusal together. 50 items: a share "

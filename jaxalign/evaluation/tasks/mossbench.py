@@ -184,6 +184,7 @@ TASK = Task(
     grade=grade,
     metrics=metrics,
     variants=configured,
+    beside=("xstest@agreement",),
     facts={
         "source": _SOURCE,
         "about": "The authors' judge is a GPT-4 with their wording, ours is another. "

@@ -200,6 +200,7 @@ TASK = Task(
     metrics=metrics,
     sampling={"temperature": 0.0, "max_new_tokens": 256},
     variants=configured,
+    beside=("xstest@agreement",),
     facts={
         "source": _SOURCE,
         "about": "by_strings is the paper's rule, which takes words of a topic for "
