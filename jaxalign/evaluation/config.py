@@ -241,6 +241,7 @@ class EvalConfig:
             wording=self.wording,
             own=None if self.prompts is None else Path(self.prompts),
             judge_own=self.judge.own_wording,
+            aspects=self.judge.scored_aspects,
             image_dir=None if self.image_dir is None else Path(self.image_dir),
             seed=self.seed,
         )

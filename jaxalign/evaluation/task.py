@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from jaxalign.data.picture import Picture
+from jaxalign.judging.config import ASPECTS
 from jaxalign.judging.judge import JudgeRequest
 
 
@@ -154,6 +155,7 @@ class TaskOptions:
         the data directory.
       own: directory with replacements of our templates.
       judge_own: the judge's ``wording``, replacements of the judge's templates.
+      aspects: that the judge scores.
       image_dir: where a task's pictures are, in the place of its own folders.
       seed: of whatever a task draws itself, such as which picture is shuffled where.
 
@@ -169,6 +171,7 @@ class TaskOptions:
     wording: Literal["ours", "official"] = "ours"
     own: Path | None = None
     judge_own: Path | None = None
+    aspects: tuple[str, ...] = ASPECTS
     image_dir: Path | None = None
     seed: int = 0
 
