@@ -18,9 +18,12 @@ import transformers
 
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.data.positions import multimodal_positions
+from jaxalign.evaluation.config import EndpointConfig, EvalConfig
+from jaxalign.evaluation.harness import evaluate
 from jaxalign.models import families
 from jaxalign.types import ImageInputs, ModelInputs
 from tests import scenes, synthetic
+from tests.judging.stub_server import serving
 
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +97,27 @@ def test_a_family_that_sees_is_one_file(tmp_path, monkeypatch) -> None:
     hidden = loaded.model.hidden_fn(loaded.variables, inputs)
     got = loaded.model.logits_fn(loaded.variables, hidden)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_task_is_one_file(tmp_path) -> None:
+    text = SECTIONS["Adding a task"]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "backwards.py").write_text(code)
+    (tmp_path / "words.txt").write_text("on tip live")
+
+    def say(body: dict[str, Any]) -> str:
+        word = body["messages"][0]["content"].split()[1]
+        return word[::-1] if len(body["messages"]) == 1 or word == "on" else word
+
+    with serving(say=say) as stub:
+        config = EvalConfig(
+            tasks=(str(tmp_path / "backwards.py"),),
+            out=str(tmp_path / "out"),
+            endpoint=EndpointConfig(base_url=stub.url, model="m"),
+        )
+        (report,) = evaluate(config)
+    assert report.metrics["first"]["value"] == 1
+    assert report.metrics["again"]["value"] == 1 / 3
 
 
 def _qwen2_vl(directory: Path) -> Any:

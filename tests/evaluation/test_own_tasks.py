@@ -1,7 +1,6 @@
-"""Tasks of a person's own: a Python file, and rows without any code."""
+"""Tasks of a person's own: files that are none, and rows without any code."""
 
 import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,6 @@ from tests.judging.stub_server import Stub, serving
 from tests.synthetic import write_jsonl
 
 
-TASK = """
-    from jaxalign.evaluation.statistics import share
-    from jaxalign.evaluation.task import Grade, Grading, Question, Task
-
-
-    def load(folder):
-        return (folder / "words.txt").read_text().split()
-
-
-    def requests(word):
-        turn = {"role": "user", "content": f"Spell {word} backwards."}
-        again = {"role": "user", "content": "Once more, please."}
-        return [Question("first", (turn,)), Question("more", (again,), follows="first")]
-
-
-    def grade(word, answers):
-        return [
-            Grading(name, name, sample, Grade(answer.text == word[::-1]))
-            for (name, sample), answer in answers.items()
-        ]
-
-
-    def metrics(graded):
-        names = ("first", "more")
-        found = {n: [one.grades[n, 0].value for one in graded] for n in names}
-        return {n: share(sum(values), len(values)) for n, values in found.items()}
-
-
-    TASK = Task(name="backwards", load=load, requests=requests, grade=grade,
-                metrics=metrics)
-"""
-
-
 def run(stub: Stub, out: Path, *tasks: Path, **more: Any) -> dict[str, Any]:
     config = EvalConfig(
         tasks=tuple(map(str, tasks)),
@@ -57,25 +23,6 @@ def run(stub: Stub, out: Path, *tasks: Path, **more: Any) -> dict[str, Any]:
         **more,
     )
     return {report.name: report.metrics for report in evaluate(config)}
-
-
-def test_a_python_file_is_a_task_with_turns(tmp_path) -> None:
-    path = tmp_path / "backwards.py"
-    path.write_text(textwrap.dedent(TASK))
-    (tmp_path / "words.txt").write_text("on tip live")
-
-    def say(body: dict[str, Any]) -> str:
-        turns = [message["content"] for message in body["messages"]]
-        word = turns[0].split()[1]
-        if len(turns) == 1:
-            return word[::-1]
-        assert turns[1:] == [word[::-1], "Once more, please."]
-        return word[::-1] if word == "on" else word
-
-    with serving(say=say) as stub:
-        found = run(stub, tmp_path / "out", path)["backwards"]
-    assert found["first"]["value"] == 1 and found["more"]["value"] == 1 / 3
-    assert found["more"]["n"] == 3
 
 
 def test_what_is_no_task_is_refused(tmp_path) -> None:
