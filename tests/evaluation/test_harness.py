@@ -211,9 +211,15 @@ def test_failed_calls_are_counted_and_never_a_grade(tmp_path) -> None:
     check(again["final"], [vqa_rows.grade_of(n, "final") for n in range(len(rows))])
 
 
-def command(stub: Stub, folder: Path, out: Path) -> list[str]:
+def command(
+    stub: Stub, folder: Path, out: Path, file_bytes: int | None = None
+) -> list[str]:
+    """Return the command, of a process that can write files of so many bytes."""
+    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes},) * 2); "
+    first = "" if file_bytes is None else f"import resource; {limit}"
+    code = f"{first}from jaxalign.cli.main import main; main()"
     return [
-        *(sys.executable, "-m", "jaxalign.cli.main", "eval"),
+        *(sys.executable, "-c", code, "eval"),
         *("--tasks", "chinese_simplevqa", "--data_dir", str(folder)),
         *("--out", str(out), "--endpoint.base_url", stub.url, "--endpoint.model", "m"),
         *("--judge.base_url", stub.url, "--judge.model", "judge"),
@@ -243,6 +249,12 @@ def test_failures_and_kills_lose_nothing_and_ask_nothing_twice(
                 time.sleep(0.02)
             process.send_signal(signal.SIGKILL)
             process.wait()
+        size = (out / "store.db").stat().st_size
+        full = subprocess.run(
+            command(stub, tmp_path, out, size), capture_output=True, text=True
+        )
+        assert full.returncode == 2 and "cannot be written" in full.stderr
+        assert "Traceback" not in full.stderr
         done = subprocess.run(
             command(stub, tmp_path, out), capture_output=True, text=True, check=True
         )
@@ -253,9 +265,9 @@ def test_failures_and_kills_lose_nothing_and_ask_nothing_twice(
             found[question],
             [vqa_rows.grade_of(n, question) for n in range(len(rows))],
         )
-    # What was on its way at a kill is asked again; 8 at most are, twice.
+    # What was on its way at a kill, or when the disk was full, is asked again.
     twice = [count for count in stub.answered.values() if count > 1]
-    assert sum(twice) - len(twice) <= 2 * 2 * 8
+    assert sum(twice) - len(twice) <= 3 * 2 * 8
     assert "evaluated" in done.stdout
     for path in out.rglob("*"):
         if path.is_file():
