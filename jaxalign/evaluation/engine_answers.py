@@ -18,6 +18,7 @@ from jaxalign.checkpoints import adapter_files, contents, fastest, runs
 from jaxalign.checkpoints.renderer import max_pixels_of, template_kwargs_of
 from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
+from jaxalign.evaluation import run_files
 from jaxalign.evaluation.config import EvalConfig
 from jaxalign.generation import text_model
 from jaxalign.generation.completions import Sampling
@@ -30,9 +31,6 @@ __all__ = ["EngineModel"]
 
 _NAMES = {"max_tokens": "max_new_tokens"}
 _OF_ENDPOINTS = ("logprobs", "top_logprobs")
-_LEAST = 512
-"""Tokens of the shortest slots: others have a power of two times as many, so that what
-else is asked seldom changes the programs."""
 
 
 class _Group(NamedTuple):
@@ -57,7 +55,8 @@ class EngineModel:
     def __init__(self, config: EvalConfig, pictures: NamedPictures):
         assert config.model is not None
         adapter = config.adapter
-        dtype = fastest.resolve(config.dtype, config.model)
+        kept = run_files.settings_of(Path(config.out)).get("model", {}).get("dtype")
+        dtype = fastest.resolve(config.dtype, config.model, kept=kept)
         options = dict(template_kwargs_of(config.chat_template_kwargs, adapter))
         pixels = max_pixels_of(config.max_pixels, adapter)
         self._config = dataclasses.replace(
@@ -170,7 +169,6 @@ class EngineModel:
     def _engine_of(
         self, longest: int, wanted: int, made: text_model.TextModel
     ) -> Engine:
-        length = _LEAST * 2 ** max(0, math.ceil(math.log2(longest / _LEAST)))
         if self._engine is None or self._engine.length < longest:
             self._engine = None  # its memory is free before the next one's is taken
             rows = self._config.mesh.rows
@@ -179,7 +177,7 @@ class EngineModel:
                 made.model,
                 made.variables,
                 slots=-(-slots // rows) * rows,
-                length=length,
+                length=longest,
                 text_of=text_model.text_with(made.tokenizer),
             )
         return self._engine

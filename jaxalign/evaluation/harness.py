@@ -120,7 +120,9 @@ def _identity(config: EvalConfig, model: Judge, judge: Judge) -> dict[str, Any]:
         "wording": config.wording,
         "confidence": config.confidence,
         "prompts": None if own.own is None else run_files.digest_of(own.own),
-        "judge_wording": None if own.judge_own is None else str(own.judge_own.name),
+        "judge_wording": None
+        if own.judge_own is None
+        else run_files.digest_of(own.judge_own),
     }
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "digest_of",
     "plain",
     "read_grades",
+    "settings_of",
     "write",
 ]
 
@@ -74,7 +75,7 @@ def begin(out: Path, identity: Mapping[str, Any]) -> None:
     kept = json.loads(json.dumps(identity, default=dict))
     path = out / _SETTINGS
     if path.exists():
-        before = _read(path)
+        before = settings_of(out)
         names = sorted(before.keys() | kept.keys())
         changed = [n for n in names if before.get(n) != kept.get(n)]
         if changed:
@@ -93,7 +94,18 @@ def begin(out: Path, identity: Mapping[str, Any]) -> None:
         write_text(path, json.dumps(kept, indent=2))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def settings_of(out: Path) -> dict[str, Any]:
+    """Return what a directory was begun with; nothing where it is not begun.
+
+    Raises:
+      UserError: its file cannot be read.
+    Example:
+      >>> settings_of(Path("nowhere"))
+      {}
+    """
+    path = out / _SETTINGS
+    if not path.exists():
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
