@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,17 @@ def sizes(
     Raises:
       UserError: of the first one that cannot be read, see :meth:`Picture.size`.
     """
+    # One file may be shown by many records, and by each half of a pair that is split.
+    unique: dict[Any, Picture] = {}
+    for picture in pictures:
+        unique.setdefault(picture.source, picture)
+    known = dict(zip(unique, _sizes(list(unique.values()), cache_dir), strict=True))
+    return [known[picture.source] for picture in pictures]
+
+
+def _sizes(
+    pictures: Sequence[Picture], cache_dir: str | Path | None
+) -> list[tuple[int, int]]:
     found = np.zeros((len(pictures), 2), np.int64)
     files = np.array(
         [i for i, p in enumerate(pictures) if isinstance(p.source, Path)], np.int64

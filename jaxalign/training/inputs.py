@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from jaxalign import progress, trees
 from jaxalign.adapters import adapter
 from jaxalign.adapters.adapter import PeftConfig
-from jaxalign.checkpoints import adapter_files, adapter_start, contents, runs
+from jaxalign.checkpoints import adapter_files, adapter_start, contents, hub, runs
 from jaxalign.checkpoints import load as load_lib
 from jaxalign.checkpoints.adapter_files import AdapterFiles
 from jaxalign.checkpoints.renderer import open_renderer
-from jaxalign.data import loader, packing, pairs, records, rows, seen
+from jaxalign.data import kept_pairs, loader, packing, records, rows, seen
 from jaxalign.data.kept_features import Kept
 from jaxalign.data.pairs import PairDataset
 from jaxalign.data.seen import Seen
@@ -249,12 +249,14 @@ def _prepared(
     renderer = open_renderer(
         config.model, config.chat_template_kwargs, max_pixels=config.max_pixels
     )
+    files = kept_pairs.tokenizer_files(hub.directory_of(config.model, weights=False))
     needs = objective.needs(config.objective)
 
     def prepare(part: Sequence[records.Record], what: str) -> PairDataset:
-        data = pairs.prepare(
+        data = kept_pairs.prepare(
             part,
             renderer,
+            files=files,
             max_length=config.max_length,
             overflow=config.overflow,
             aspects=aspects,
