@@ -40,33 +40,21 @@ class _Column(NamedTuple):
     dtype: str
     of: Callable[[TokenizedPair], Any]
     """Gives it; None where a pair has none."""
-    back: Callable[[Any], Any] = lambda values: values
-    """Gives the pair's own value again, of the array."""
-
-
-def _number(values: np.ndarray) -> Any:
-    return values.item()
-
-
-def _twos(values: np.ndarray) -> tuple[Any, ...]:
-    return tuple(map(tuple, values.reshape(-1, 2).tolist()))
-
-
-def _threes(values: np.ndarray) -> tuple[Any, ...]:
-    return tuple(map(tuple, values.reshape(-1, 3).tolist()))
+    width: int = 0
+    """What a pair has: 0 the array, 1 its one number, n tuples of n numbers."""
 
 
 def _columns_of(side: str) -> dict[str, _Column]:
-    def column(dtype: str, of: Callable[[Branch], Any], *back: Any) -> _Column:
-        return _Column(dtype, lambda pair: of(getattr(pair, side)), *back)
+    def column(dtype: str, of: Callable[[Branch], Any], width: int = 0) -> _Column:
+        return _Column(dtype, lambda pair: of(getattr(pair, side)), width)
 
     columns = {
         "tokens": column("<i4", lambda branch: branch.tokens),
-        "lead": column("<i8", lambda branch: [branch.lead], _number),
+        "lead": column("<i8", lambda branch: [branch.lead], 1),
         "segments": column("<i4", lambda branch: branch.segments),
         "scores": column("<f4", lambda branch: branch.scores),
         "scored": column("|b1", lambda branch: branch.scored),
-        "offsets": column("<i8", lambda branch: branch.offsets, _threes),
+        "offsets": column("<i8", lambda branch: branch.offsets, 3),
         "weights": column("<f4", lambda branch: branch.weights),
         "learnt": column("|b1", lambda branch: branch.learnt),
     }
@@ -77,13 +65,13 @@ _COLUMNS = {
     "prompt": _Column("<i4", lambda p: p.prompt),
     **_columns_of("chosen"),
     **_columns_of("rejected"),
-    "label": _Column("|b1", lambda p: None if p.label is None else [p.label], _number),
-    "weight": _Column("<f8", lambda p: [p.weight], _number),
-    "learn_prompt": _Column("|b1", lambda p: [p.learn_prompt], _number),
+    "label": _Column("|b1", lambda p: None if p.label is None else [p.label], 1),
+    "weight": _Column("<f8", lambda p: [p.weight], 1),
+    "learn_prompt": _Column("|b1", lambda p: [p.learn_prompt], 1),
     "feature_places": _Column("<i4", lambda p: p.feature_places),
-    "stretches": _Column("<i8", lambda p: p.stretches, _twos),
-    "units": _Column("<i8", lambda p: [p.units], _number),
-    "feature_grids": _Column("<i8", lambda p: p.feature_grids, _twos),
+    "stretches": _Column("<i8", lambda p: p.stretches, 2),
+    "units": _Column("<i8", lambda p: [p.units], 1),
+    "feature_grids": _Column("<i8", lambda p: p.feature_grids, 2),
 }
 
 
@@ -194,12 +182,15 @@ def read(
         start, size = head["places"][name]
         return mapped[start : start + size].view(dtype)
 
-    def column(name: str, dtype: str) -> list[Any]:
-        return _split(flat(name, dtype), flat(_counts(name), "<i8"))
+    def column(name: str, dtype: str, width: int = 0) -> list[Any]:
+        values, counts = flat(name, dtype), flat(_counts(name), "<i8")
+        if width == 1:
+            return _numbers(values, counts)
+        found = _split(values, counts)
+        return _tuples(found, width) if width else found
 
-    found: dict[str, list[Any]] = {
-        name: [None if value is None else back(value) for value in column(name, dtype)]
-        for name, (dtype, _, back) in _COLUMNS.items()
+    found = {
+        name: column(name, dtype, width) for name, (dtype, _, width) in _COLUMNS.items()
     }
     layouts = [
         PictureLayout(text, tuple(map(tuple, grids))) for text, grids in head["layouts"]
@@ -214,8 +205,9 @@ def read(
     aspects = tuple(head["aspects"])
     for side in ("chosen", "rejected"):
         parts = {name: found[f"{side}.{name}"] for name in Branch._fields}
+        nothing = np.zeros((0, len(aspects)), np.float32)
         parts["scores"] = [
-            scores.reshape(len(scored), len(aspects))
+            scores.reshape(len(scored), len(aspects)) if len(scored) else nothing
             for scores, scored in zip(parts["scores"], parts["scored"], strict=True)
         ]
         found[side] = list(map(Branch, *parts.values()))
@@ -248,3 +240,21 @@ def _split(flat: np.ndarray, counts: np.ndarray) -> list[Any]:
         flat[end - count : end] if count > 0 else nothing if count == 0 else None
         for count, end in zip(counts.tolist(), ends, strict=True)
     ]
+
+
+def _numbers(flat: np.ndarray, counts: np.ndarray) -> list[Any]:
+    """Return the one number of every pair; None where it has none."""
+    values = iter(flat.tolist())
+    return [None if count < 0 else next(values) for count in counts.tolist()]
+
+
+def _tuples(arrays: Sequence[np.ndarray | None], width: int) -> list[Any]:
+    """Return arrays as tuples of tuples of ``width`` numbers; of equal ones one."""
+    known: dict[bytes | None, Any] = {None: None}
+    found = []
+    for values in arrays:
+        key = None if values is None else values.tobytes()
+        if values is not None and key not in known:
+            known[key] = tuple(map(tuple, values.reshape(-1, width).tolist()))
+        found.append(known[key])
+    return found

@@ -143,7 +143,7 @@ OPTIONS = [
     {"max_length": 24, "overflow": "truncate"},
     {"max_length": 70, "overflow": "drop", "learn_prompt": True},
     {"max_length": None, "form": "labelled"},
-    {"max_length": 80, "form": "labelled_kl"},
+    {"max_length": 150, "form": "labelled_kl"},
     {"max_length": None, "form": "completions", "end_of_turn": False},
 ]
 
