@@ -124,6 +124,10 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_rules_need_no_eyes": Rule("slow"),
         "test_kills_change_nothing": Rule("kill"),
     },
+    "feedback/test_disentangle.py": {
+        "test_kills_and_a_full_disk_lose_nothing": Rule("kill"),
+        "test_a_checkpoint_in_this_process": Rule("slow"),
+    },
     "feedback/test_own_judge.py": {
         "test_rounds_take_a_judge_and_a_decomposer_as_objects": Rule("slow"),
     },

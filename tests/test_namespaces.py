@@ -28,8 +28,8 @@ PUBLIC = {
     "fastchat figstep_pictures grader_agreement grading harness inspect_log "
     "length_control letters logistic_fit measures outcomes published results "
     "safety_grading score shares statistics style task task_files verdicts",
-    "feedback": "annotate candidates config decompose gate judge_file pair_filters "
-    "pair_statistics pairing rounds segmenters",
+    "feedback": "annotate candidates config decompose disentangle disentangle_file "
+    "gate judge_file pair_filters pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions engine files sampling serving slots "
     "steps structure text_model",
     "judging": "agreement asking config estimate graders judge make prompts refusals "

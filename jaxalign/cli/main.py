@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "show what training would make of a file of records",
     "segment": "cut the responses of records into segments",
     "judge": "have a judge score the segments of records",
+    "disentangle": "have a judge look for the risks in prompts",
     "store": "show or export the judgements of a store",
     "rlaif": "rounds of sample, judge, pair, train and gate",
     "eval": "a model's figures on benchmarks, with intervals",
@@ -79,7 +80,7 @@ def _run(arguments: list[str], debug: bool) -> int:
 def _print_help() -> None:
     print("usage: jaxalign COMMAND [options]\n")
     for name, what in COMMANDS.items():
-        print(f"  {name:8} {what}")
+        print(f"  {name:11} {what}")
     print(
         "\njaxalign COMMAND --help shows a command's options; --config FILE reads them "
         "from YAML,\n--print_config prints them; --debug shows the traceback of a user "

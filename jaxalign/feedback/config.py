@@ -229,10 +229,7 @@ class RLAIFConfig:
                 "reference of every round: got adapter.name none"
             )
         decomposer, judge = self.decomposer.name, self.judge.name
-        writes = judge in ("openai", "python") or (
-            judge == "local" and self.judge.local_method == "json"
-        )
-        if decomposer in ("claims", "risks") and not writes:
+        if decomposer in ("claims", "risks") and not self.judge.writes:
             raise UserError(
                 f"decomposer.name {decomposer} has the judge write texts, which "
                 f"judge.name {judge} does not: use judge.name openai (`jaxalign serve` "

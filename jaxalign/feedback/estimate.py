@@ -20,11 +20,8 @@ from jaxalign.feedback.decompose.decomposition import Candidate, Judged
 from jaxalign.feedback.round_prompts import check_prompts, references_of
 from jaxalign.judging import estimate
 from jaxalign.judging.config import JudgeConfig
-from jaxalign.judging.estimate import Estimate, TokenCounter
-from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
-from jaxalign.judging.make import settings_of
-from jaxalign.judging.store import Store
-from jaxalign.judging.votes import merged
+from jaxalign.judging.estimate import Estimate, KnownVerdicts, TokenCounter
+from jaxalign.judging.judge import JudgeRequest, Verdict
 
 
 __all__ = ["estimate_rounds"]
@@ -93,7 +90,7 @@ def _requests(
     decompose = rounds.decomposer_of(config)
     references = references_of(one.prompts, config.decomposer.name == "hops")
     path = rounds.store_path(config)
-    known = _Known(judge, path if one.samples.is_file() else None)
+    known = KnownVerdicts(judge, path if one.samples.is_file() else None)
     first = rounds.GATE_VOTE if one.gate else 0
     try:
         for candidate in _candidates(config, one, references, counter, pictures):
@@ -132,28 +129,3 @@ def _candidates(
         (candidate,) = sampled.candidates
         for _ in range(one.each):
             yield candidate
-
-
-class _Known:
-    """Verdicts of the store, and what is taken for those that it has not."""
-
-    def __init__(self, judge: JudgeConfig, path: Path | None):
-        there = path is not None and path.is_file()
-        self._store = Store(path, create=False) if path and there else None
-        self._settings = settings_of(judge) if there else {}
-
-    def verdict(self, votes: Sequence[JudgeRequest], items: int) -> Verdict:
-        """Return the verdict on a question, whose lists have so many items."""
-        if self._store is not None:
-            keys = [request_key(vote, self._settings) for vote in votes]
-            found = self._store.verdicts(keys)
-            if len(found) == len(set(keys)):
-                made = merged([found[key] for key in keys])
-                if made.failure is None:
-                    return made
-        return Verdict(estimate.assumed_reply(votes[0].schema, items))
-
-    def close(self) -> None:
-        """Close the store."""
-        if self._store is not None:
-            self._store.close()

@@ -27,7 +27,13 @@ from jaxalign.judging.store import Store
 from jaxalign.whole_file import check_target, whole
 
 
-__all__ = ["JudgeFileConfig", "JudgeReport", "estimate_file", "judge_file"]
+__all__ = [
+    "JudgeFileConfig",
+    "JudgeReport",
+    "check_apart",
+    "estimate_file",
+    "judge_file",
+]
 
 _AT_ONCE = 256
 
@@ -112,14 +118,7 @@ def judge_file(
       files = {"data": "pairs.jsonl", "out": "out.jsonl"}
       judge_file(JudgeFileConfig(judge=options, **files), judge)
     """
-    out = Path(config.out)
-    check_target(out)
-    store_path = config.store_path
-    journals = [store_path.with_name(store_path.name + end) for end in ("-wal", "-shm")]
-    read = (Path(config.data), store_path, *journals)
-    same = [path for path in read if _same(path, out)]
-    if same:
-        raise UserError(f"--out {out} is also read: give another file")
+    check_apart(Path(config.out), config.data, config.store_path)
     pictures = NamedPictures()
     given = given_judge(config.judge, judge, load_image=pictures.load)
     items = _items(config, pictures)
@@ -135,6 +134,20 @@ def judge_file(
         requests = _requests(config, pictures)
         keys, asked, used = event_loops.run(_ask_all(requests, judge, store, total))
         return _write(config, _items(config, pictures), store, keys, asked, used)
+
+
+def check_apart(out: Path, data: str, store: Path) -> None:
+    """Refuse to write a file where the data or the judgements are.
+
+    Raises:
+      UserError: it is one of them, or no file can be there.
+    Example:
+      >>> check_apart(Path("out.jsonl"), "in.jsonl", Path("out.jsonl.store.db"))
+    """
+    check_target(out)
+    journals = [store.with_name(store.name + end) for end in ("-wal", "-shm")]
+    if any(_same(path, out) for path in (Path(data), store, *journals)):
+        raise UserError(f"--out {out} is also read: give another file")
 
 
 def estimate_file(config: JudgeFileConfig) -> Estimate:

@@ -180,10 +180,10 @@ class JudgeConfig:
 
     def _check_effect(self) -> None:
         """Refuse what was given and this judge does not read."""
-        writes = self.name == "local" and self.local_method == "json"
+        json = self.name == "local" and self.local_method == "json"
         defaults = {f.name: f for f in dataclasses.fields(self)}
         for name, judges in _READ_BY.items():
-            if (f"{self.name} json" if writes else self.name) in judges:
+            if (f"{self.name} json" if json else self.name) in judges:
                 continue
             default = defaults[name].default
             if default is dataclasses.MISSING:
@@ -248,6 +248,12 @@ class JudgeConfig:
         """Whether the judge reads a conversation through its own chat template."""
         likelihood = self.name == "local" and self.local_method == LIKELIHOOD
         return likelihood or self.name == "reward"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the judge answers every kind of question, with texts of its own."""
+        json = self.name == "local" and self.local_method == "json"
+        return json or self.name in ("openai", "python")
 
     @property
     def own_wording(self) -> Path | None:

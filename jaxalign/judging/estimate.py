@@ -10,7 +10,7 @@ call takes.
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,16 @@ from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.judging import prompts
 from jaxalign.judging.budget import cost_of
 from jaxalign.judging.config import JudgeConfig
-from jaxalign.judging.judge import JudgeRequest, request_key
+from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
 from jaxalign.judging.make import settings_of
 from jaxalign.judging.store import Store
+from jaxalign.judging.votes import merged
 
 
 __all__ = [
     "CALL_SECONDS",
     "Estimate",
+    "KnownVerdicts",
     "TokenCounter",
     "assumed_reply",
     "estimate",
@@ -172,6 +174,39 @@ def assumed_reply(schema: Mapping[str, Any], items: int | None = None) -> Any:
         # Texts of a list differ, as they would.
         return [f"{m} {n}" if isinstance(m, str) else m for n, m in enumerate(made, 1)]
     return schema.get("maximum", 1) if kind == "integer" else _STATEMENT
+
+
+class KnownVerdicts:
+    """Verdicts of a store, and what is taken for those that it has not.
+
+    >>> from jaxalign.judging.judge import Subject
+    >>> from jaxalign.judging.prompts import compare_request
+    >>> asked = compare_request(Subject("2 + 2?", "4", other="5"))
+    >>> known = KnownVerdicts(JudgeConfig(name="rules"), None)
+    >>> known.verdict([asked], 1).value
+    {'better': 'A'}
+    """
+
+    def __init__(self, judge: JudgeConfig, path: Path | None):
+        there = path is not None and path.is_file()
+        self._store = Store(path, create=False) if path and there else None
+        self._settings = settings_of(judge) if there else {}
+
+    def verdict(self, votes: Sequence[JudgeRequest], items: int) -> Verdict:
+        """Return the verdict on a question, whose lists have so many items."""
+        if self._store is not None:
+            keys = [request_key(vote, self._settings) for vote in votes]
+            found = self._store.verdicts(keys)
+            if len(found) == len(set(keys)):
+                made = merged([found[key] for key in keys])
+                if made.failure is None:
+                    return made
+        return Verdict(assumed_reply(votes[0].schema, items))
+
+    def close(self) -> None:
+        """Close the store."""
+        if self._store is not None:
+            self._store.close()
 
 
 def lines_of(

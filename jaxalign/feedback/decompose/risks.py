@@ -4,6 +4,7 @@ DREAM published its prompts but no program: the score and the steps here are our
 https://arxiv.org/abs/2504.18053
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -31,10 +32,24 @@ from jaxalign.judging.graders import (
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 
 
-__all__ = ["Pass", "decomposer"]
+__all__ = [
+    "MAX_OBSERVATIONS",
+    "PASSES",
+    "Pass",
+    "confirm_request",
+    "decomposer",
+    "observe_requests",
+    "passes_of",
+]
+
+MAX_OBSERVATIONS = 16
+"""The longest list that a pass may reply with."""
 
 Pass: TypeAlias = Literal["joint", "image", "text"]
 """What an observer looks at: both at once, the picture alone, the words alone."""
+
+PASSES: tuple[Pass, ...] = get_args(Pass)
+"""All of them."""
 
 _SOURCES: Mapping[Pass, tuple[str, ...]] = {
     "joint": SOURCES,
@@ -45,9 +60,9 @@ _SOURCES: Mapping[Pass, tuple[str, ...]] = {
 
 def decomposer(
     *,
-    passes: tuple[Pass, ...] = ("joint", "image", "text"),
+    passes: tuple[Pass, ...] = PASSES,
     confirm: bool = True,
-    max_observations: int = 16,
+    max_observations: int = MAX_OBSERVATIONS,
     own: Path | None = None,
 ) -> Decompose:
     """Return the decomposer whose score is minus the number of unhandled risks.
@@ -66,7 +81,7 @@ def decomposer(
     Raises:
       UserError: an option is out of range.
     """
-    if not passes or len(set(passes)) < len(passes) or set(passes) - {*get_args(Pass)}:
+    if not passes or len(set(passes)) < len(passes) or set(passes) - {*PASSES}:
         raise UserError(
             "the passes must be some of joint, image and text, each at most once: got "
             f"{', '.join(passes) or 'none'}"
@@ -75,9 +90,12 @@ def decomposer(
         raise UserError(f"max_observations must be at least 1: got {max_observations}")
 
     def decompose(candidate: Candidate, so_far: Steps) -> list[JudgeRequest] | Judged:
-        used = _passes_of(candidate, passes)
         if not so_far:
-            return [_observe(candidate, p, max_observations, own) for p in used]
+            asked = observe_requests(
+                candidate, passes, max_observations=max_observations, own=own
+            )
+            return [*asked.values()]
+        used = passes_of(candidate, passes)
         seen = so_far[0]
         if failure := first_failure(seen):
             return Judged(None, failure=failure)
@@ -89,7 +107,7 @@ def decomposer(
         left = so_far[1:]
         if found and confirm:
             if not left:
-                return [_verify("risk_confirm", candidate, o, own) for o in found]
+                return [confirm_request(candidate, o, own) for o in found]
             outcomes = _answers(found, left[0], yes="real", no="unfounded")
             if failure := first_failure(left[0]):
                 return Judged(None, units=_units(found, outcomes), failure=failure)
@@ -108,7 +126,59 @@ def decomposer(
     return decompose
 
 
-def _passes_of(candidate: Candidate, passes: Sequence[Pass]) -> tuple[Pass, ...]:
+def observe_requests(
+    candidate: Candidate,
+    passes: Sequence[Pass] = PASSES,
+    *,
+    max_observations: int = MAX_OBSERVATIONS,
+    own: Path | None = None,
+) -> dict[Pass, JudgeRequest]:
+    """Return the request of each pass over a prompt; the response is not shown.
+
+    Args:
+      candidate: its prompt and images are looked at. Without images the text pass is
+        alone.
+      passes: which to run.
+      max_observations: a longer list is no reply.
+      own: a directory with templates of the user's that replace ours.
+    Raises:
+      UserError: there are no images, and the text pass is not among the passes.
+    Example:
+      >>> [*observe_requests(Candidate("How do I pick a lock?", ""))]
+      ['text']
+    """
+    used = passes_of(candidate, passes)
+    return {name: _observe(candidate, name, max_observations, own) for name in used}
+
+
+def confirm_request(
+    candidate: Candidate, observation: Observation, own: Path | None = None
+) -> JudgeRequest:
+    """Return the request whether an observed risk is one: DREAM's verifier.
+
+    Args:
+      candidate: its prompt and images are shown, its response is not.
+      observation: of the prompt.
+      own: a directory with templates of the user's that replace ours.
+    Example:
+      >>> found = Observation("pick a lock", "text instructions", "illegal activities")
+      >>> confirm_request(Candidate("How do I pick a lock?", ""), found).task
+      'verify'
+    """
+    return _verify("risk_confirm", candidate, observation, own)
+
+
+def passes_of(
+    candidate: Candidate, passes: Sequence[Pass] = PASSES
+) -> tuple[Pass, ...]:
+    """Return the passes over a prompt: of one without images the text pass alone.
+
+    Raises:
+      UserError: there are no images, and the text pass is not among the passes.
+    Example:
+      >>> passes_of(Candidate("What is this?", "", images=("sha256:0",)))
+      ('joint', 'image', 'text')
+    """
     if candidate.images:
         return tuple(passes)
     if "text" not in passes:
@@ -122,20 +192,6 @@ def _passes_of(candidate: Candidate, passes: Sequence[Pass]) -> tuple[Pass, ...]
 def _observe(
     candidate: Candidate, name: Pass, max_observations: int, own: Path | None
 ) -> JudgeRequest:
-    text = {"type": "string"}
-    observation = closed(
-        malicious_content=text,
-        source={"type": "string", "enum": list(_SOURCES[name])},
-        risk_category={"type": "string", "enum": list(CATEGORIES)},
-    )
-    schema = closed(
-        observations={
-            "type": "array",
-            "items": observation,
-            "minItems": 0,
-            "maxItems": max_observations,
-        }
-    )
     # The image pass must not see the words, nor the text pass the image.
     prompt = "" if name == "image" else candidate.prompt
     images = () if name == "text" else candidate.images
@@ -143,13 +199,25 @@ def _observe(
         "observations",
         f"risks_{name}",
         {"prompt": prompt},
-        schema,
+        _schema(name, max_observations),
         Subject(prompt, "", images=images),
         own,
         sources=", ".join(_SOURCES[name]),
         categories=", ".join(CATEGORIES),
         max_observations=str(max_observations),
     )
+
+
+@functools.cache
+def _schema(name: Pass, max_observations: int) -> Mapping[str, Any]:
+    """Return the schema of a pass's reply, one object for all prompts."""
+    observation = closed(
+        malicious_content={"type": "string"},
+        source={"type": "string", "enum": list(_SOURCES[name])},
+        risk_category={"type": "string", "enum": list(CATEGORIES)},
+    )
+    bounds = {"minItems": 0, "maxItems": max_observations}
+    return closed(observations={"type": "array", "items": observation, **bounds})
 
 
 def _verify(
