@@ -55,7 +55,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "evaluation/tasks/test_alpaca_eval.py": {
         "test_all_figures_of_annotations": Rule("variants", ("claude*",)),
     },
-    "evaluation/test_length_control.py": {
+    "evaluation/boards/test_length_control.py": {
         "test_cross_validation_finds_the_board_s_cost": Rule("variants", ("gemma*",)),
         "test_how_far_the_other_variants_are": Rule("variants", ("gemma*",)),
     },

@@ -23,11 +23,10 @@ PUBLIC = {
     "load policy renderer runs state tensors",
     "data": "chat layouts loader packing pairs patchers patches picture records "
     "reference_cache rendering rows sample seen spans tfds_builders tokenizer",
-    "evaluation": "alpaca_files arena_files authors_wording bradley_terry "
-    "calibration choices compare config contamination delimited differences estimate "
-    "fastchat figstep_pictures grader_agreement grading harness inspect_log "
-    "length_control letters logistic_fit measures outcomes published results "
-    "safety_grading score shares statistics style task task_files verdicts",
+    "evaluation": "boards calibration choices compare config contamination delimited "
+    "differences estimate figstep_pictures grader_agreement grading harness "
+    "inspect_log letters measures outcomes published results safety_grading score "
+    "shares statistics task task_files",
     "feedback": "annotate candidates config decompose disentangle disentangle_file "
     "gate judge_file pair_filters pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions engine files sampling serving slots "

@@ -7,10 +7,7 @@ from jaxalign.lazy import submodules
 
 if TYPE_CHECKING:
     from jaxalign.evaluation import (
-        alpaca_files,
-        arena_files,
-        authors_wording,
-        bradley_terry,
+        boards,
         calibration,
         choices,
         compare,
@@ -19,15 +16,12 @@ if TYPE_CHECKING:
         delimited,
         differences,
         estimate,
-        fastchat,
         figstep_pictures,
         grader_agreement,
         grading,
         harness,
         inspect_log,
-        length_control,
         letters,
-        logistic_fit,
         measures,
         outcomes,
         published,
@@ -36,17 +30,12 @@ if TYPE_CHECKING:
         score,
         shares,
         statistics,
-        style,
         task,
         task_files,
-        verdicts,
     )
 
 __all__ = [
-    "alpaca_files",
-    "arena_files",
-    "authors_wording",
-    "bradley_terry",
+    "boards",
     "calibration",
     "choices",
     "compare",
@@ -55,15 +44,12 @@ __all__ = [
     "delimited",
     "differences",
     "estimate",
-    "fastchat",
     "figstep_pictures",
     "grader_agreement",
     "grading",
     "harness",
     "inspect_log",
-    "length_control",
     "letters",
-    "logistic_fit",
     "measures",
     "outcomes",
     "published",
@@ -72,10 +58,8 @@ __all__ = [
     "score",
     "shares",
     "statistics",
-    "style",
     "task",
     "task_files",
-    "verdicts",
 ]
 
 __getattr__, __dir__ = submodules(__name__, __all__)

@@ -442,3 +442,37 @@ def test_wrong_options_are_refused_before_anything_is_asked(tmp_path, capsys) ->
     with pytest.raises(UserError, match="no picture images/picture1.png"):
         with serving(say=vqa_rows.say) as stub:
             run(stub, tmp_path, tmp_path / "o")
+
+
+def test_pictures_come_from_the_parquet_file_or_a_directory_of_their_own(
+    tmp_path,
+) -> None:
+    import base64
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = vqa_rows.write(tmp_path / "published", 6)
+    images = tmp_path / "published/chinese_simplevqa/images"
+    with serving(say=vqa_rows.say) as stub:
+        run(stub, tmp_path / "published", tmp_path / "a")
+        want = set(stub.calls)
+    coded = [
+        base64.b64encode((images / row["matched_image"]).read_bytes()).decode()
+        for row in rows
+    ]
+    table = {name: [row[name] for row in rows] for name in rows[0]}
+    place = tmp_path / "parquet"
+    place.mkdir()
+    pyarrow.parquet.write_table(
+        pyarrow.table({**table, "image_base64": coded}),
+        place / "chinese_simplevqa.parquet",
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    source = tmp_path / "published/chinese_simplevqa/chinese_simplevqa.jsonl"
+    source.rename(elsewhere / source.name)
+    for folder, more in ((place, {}), (elsewhere, {"image_dir": str(images)})):
+        with serving(say=vqa_rows.say) as stub:
+            run(stub, folder, tmp_path / f"out-{folder.name}", **more)
+        assert set(stub.calls) == want

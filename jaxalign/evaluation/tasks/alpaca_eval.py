@@ -32,8 +32,9 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import length_control, statistics
-from jaxalign.evaluation.alpaca_files import (
+from jaxalign.evaluation import statistics
+from jaxalign.evaluation.boards import length_control
+from jaxalign.evaluation.boards.alpaca_files import (
     ORDERS,
     TEMPLATE,
     Instruction,
@@ -41,7 +42,8 @@ from jaxalign.evaluation.alpaca_files import (
     read_grades,
     shown_first,
 )
-from jaxalign.evaluation.authors_wording import filled
+from jaxalign.evaluation.boards.authors_wording import filled
+from jaxalign.evaluation.boards.verdicts import preference
 from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.statistics import Figure
 from jaxalign.evaluation.task import (
@@ -53,7 +55,6 @@ from jaxalign.evaluation.task import (
     Task,
     TaskOptions,
 )
-from jaxalign.evaluation.verdicts import preference
 from jaxalign.judging import wording
 from jaxalign.judging.graders import closed
 from jaxalign.judging.judge import JudgeRequest, Subject

@@ -27,19 +27,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import bradley_terry, statistics
-from jaxalign.evaluation.arena_files import (
+from jaxalign.evaluation import statistics
+from jaxalign.evaluation.boards import bradley_terry
+from jaxalign.evaluation.boards.arena_files import (
     BASELINES,
     ORDERS,
     ArenaPrompt,
     load,
     read_grades,
 )
-from jaxalign.evaluation.authors_wording import filled
-from jaxalign.evaluation.bradley_terry import Battle
+from jaxalign.evaluation.boards.authors_wording import filled
+from jaxalign.evaluation.boards.bradley_terry import Battle
+from jaxalign.evaluation.boards.style import Style, difference, style_of
+from jaxalign.evaluation.boards.verdicts import CLEAR_WEIGHT, arena_verdict, points
 from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.statistics import Figure
-from jaxalign.evaluation.style import Style, difference, style_of
 from jaxalign.evaluation.task import (
     Answer,
     Grade,
@@ -49,7 +51,6 @@ from jaxalign.evaluation.task import (
     Task,
     TaskOptions,
 )
-from jaxalign.evaluation.verdicts import CLEAR_WEIGHT, arena_verdict, points
 from jaxalign.judging.graders import label_request, prose_request
 from jaxalign.judging.judge import JudgeRequest, Subject
 

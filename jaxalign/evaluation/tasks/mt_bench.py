@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import fastchat, published, run_files, statistics
-from jaxalign.evaluation.authors_wording import JudgePrompt, filled
+from jaxalign.evaluation import published, run_files, statistics
+from jaxalign.evaluation.boards import fastchat
+from jaxalign.evaluation.boards.authors_wording import JudgePrompt, filled
+from jaxalign.evaluation.boards.verdicts import rating, winner
 from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.task import (
     Answer,
@@ -35,7 +37,6 @@ from jaxalign.evaluation.task import (
     Task,
     TaskOptions,
 )
-from jaxalign.evaluation.verdicts import rating, winner
 from jaxalign.judging.graders import label_request, prose_request
 from jaxalign.judging.judge import JudgeRequest, Subject
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import alpaca_files
-from jaxalign.evaluation.alpaca_files import Instruction, shown_first
+from jaxalign.evaluation.boards import alpaca_files
+from jaxalign.evaluation.boards.alpaca_files import Instruction, shown_first
 from jaxalign.evaluation.task import Answer, Grade, Graded, Items, TaskOptions
 from jaxalign.evaluation.tasks.alpaca_eval import TASK
 from jaxalign.judging.judge import JudgeRequest

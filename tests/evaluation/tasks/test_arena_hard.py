@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.arena_files import ArenaPrompt
+from jaxalign.evaluation.boards.arena_files import ArenaPrompt
 from jaxalign.evaluation.task import Answer, Grade, Graded, Items, TaskOptions
 from jaxalign.evaluation.tasks.arena_hard import TASK
 from jaxalign.judging.judge import JudgeRequest

@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published
-from jaxalign.evaluation.authors_wording import JudgePrompt
+from jaxalign.evaluation.boards.authors_wording import JudgePrompt
+from jaxalign.evaluation.boards.verdicts import rating
 from jaxalign.evaluation.task import Grade
-from jaxalign.evaluation.verdicts import rating
 
 
 __all__ = [

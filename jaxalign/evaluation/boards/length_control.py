@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxalign.evaluation.logistic_fit import fit, log_loss, sigmoid
+from jaxalign.evaluation.boards.logistic_fit import fit, log_loss, sigmoid
 from jaxalign.evaluation.statistics import Figure, bootstrap, mean, share
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.verdicts import (
+from jaxalign.evaluation.boards.verdicts import (
     arena_verdict,
     points,
     preference,

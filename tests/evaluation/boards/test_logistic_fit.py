@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from jaxalign.evaluation.logistic_fit import fit, log_loss, sigmoid
+from jaxalign.evaluation.boards.logistic_fit import fit, log_loss, sigmoid
 
 
 def rows(seed: int, n: int = 200, k: int = 3) -> tuple[np.ndarray, ...]:

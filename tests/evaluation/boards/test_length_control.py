@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxalign.evaluation import length_control
-from jaxalign.evaluation.length_control import Coefficients
+from jaxalign.evaluation.boards import length_control
+from jaxalign.evaluation.boards.length_control import Coefficients
 
 
 MODELS = ("claude-2.1", "gemma-7b-it", "vicuna-7b-v1.5")

@@ -8,9 +8,9 @@ import yaml
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published, run_files
-from jaxalign.evaluation.authors_wording import JudgePrompt
+from jaxalign.evaluation.boards.authors_wording import JudgePrompt
+from jaxalign.evaluation.boards.verdicts import arena_verdict
 from jaxalign.evaluation.task import Grade, Graded, Items
-from jaxalign.evaluation.verdicts import arena_verdict
 
 
 __all__ = ["BASELINES", "ORDERS", "ArenaPrompt", "load", "read_grades"]

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.logistic_fit import Fit, fit, sigmoid
+from jaxalign.evaluation.boards.logistic_fit import Fit, fit, sigmoid
 from jaxalign.evaluation.statistics import Figure, bootstrap, bootstrap_of_sums
 
 

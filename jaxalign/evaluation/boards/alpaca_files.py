@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import length_control, published, run_files
-from jaxalign.evaluation.length_control import Gamed
+from jaxalign.evaluation import published, run_files
+from jaxalign.evaluation.boards import length_control
+from jaxalign.evaluation.boards.length_control import Gamed
 from jaxalign.evaluation.task import Answer, Grade, Graded, Items
 
 

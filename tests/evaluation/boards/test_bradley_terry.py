@@ -12,7 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.bradley_terry import (
+from jaxalign.evaluation.boards.bradley_terry import (
     Battle,
     controlled_share,
     elo_of,
@@ -20,8 +20,8 @@ from jaxalign.evaluation.bradley_terry import (
     share_of_elo,
     weighted_share,
 )
+from jaxalign.evaluation.boards.style import difference, style_of
 from jaxalign.evaluation.statistics import Figure
-from jaxalign.evaluation.style import difference, style_of
 
 
 @pytest.fixture
