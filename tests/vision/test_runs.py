@@ -14,7 +14,7 @@ import pytest
 
 from jaxalign.checkpoints.policy import open_run
 from jaxalign.checkpoints.renderer import open_renderer
-from jaxalign.data import pairs, records
+from jaxalign.data import kept_pairs, pairs, records
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training.config import from_dict
 from jaxalign.training.run import train
@@ -85,6 +85,27 @@ def test_all_is_trained_and_evaluated_with_and_without_pictures(
         steps = metrics_lib.read(run / "metrics.jsonl").values()
         found = [row["eval_loss"] for row in steps if "eval_loss" in row]
         assert found and np.isfinite([*found, *losses(run)]).all()
+
+
+@pytest.mark.variants
+def test_a_run_on_kept_tokens_is_the_one_that_made_them(
+    scene, tmp_path, monkeypatch, capsys
+) -> None:
+    """Workers are sent what is mapped, and nothing writes into it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_pairs, "_WORTH_SECONDS", 0.0)
+    made = scene("qwen2_5_vl")
+    found = []
+    for name in ("made", "read"):
+        capsys.readouterr()
+        train(from_dict(options(made, tmp_path / name, data_workers=1)))
+        assert ("of an earlier start" in capsys.readouterr().err) == (name == "read")
+        state = open_run(tmp_path / name)
+        found.append((losses(tmp_path / name), jax.tree.leaves(state.variables)))
+    (loss, trained), (again, others) = found
+    assert loss == again and len(loss) == 2
+    for one, other in zip(trained, others, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_pictures_are_never_cut_from_their_tokens(scene, tmp_path) -> None:
