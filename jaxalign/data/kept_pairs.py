@@ -5,6 +5,7 @@ second. A file (see :mod:`jaxalign.data.pair_file`) holds the pairs of one key, 
 is all that decides a token.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -77,7 +78,7 @@ def prepare(
             return found
     start = time.monotonic()
     made = pairs_lib.prepare(records, renderer, aspects=aspects, **options)
-    if time.monotonic() - start >= _WORTH_SECONDS:
+    if path.exists() or time.monotonic() - start >= _WORTH_SECONDS:
         _keep(path, key, made)
     return made
 
@@ -88,10 +89,11 @@ def _found(
     """Return what a file holds; None, and a line that says so, where it is broken."""
     try:
         data = pair_file.read(path, key, records, renderer)
-        os.utime(path)
     except (OSError, ValueError, KeyError) as error:
         progress.say(f"{path} is broken, and is made again: {error}")
         return None
+    with contextlib.suppress(OSError):  # a cache that can only be read is one too
+        os.utime(path)
     progress.say(f"tokens are those of an earlier start, kept in {path}")
     return data
 
@@ -109,8 +111,9 @@ def _keep(path: Path, key: str, made: PairDataset) -> None:
 def _remove_old(folder: Path) -> None:
     for path in folder.iterdir():
         days = _UNFINISHED_DAYS if path.suffix == ".part" else _UNREAD_DAYS
-        if path.stat().st_mtime < time.time() - days * 86_400:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if path.stat().st_mtime < time.time() - days * 86_400:
+                path.unlink()
 
 
 def tokenizer_files(directory: str | Path) -> list[Path]:
