@@ -29,8 +29,8 @@ PUBLIC = {
     "shares statistics task task_files",
     "feedback": "annotate candidates config decompose disentangle disentangle_file "
     "gate judge_file pair_filters pair_statistics pairing rounds segmenters",
-    "generation": "answer_logps completions engine files sampling serving slots "
-    "steps structure text_model",
+    "generation": "answer_logps completions context engine files sampling serving "
+    "slots steps structure text_model",
     "judging": "agreement asking config estimate graders judge make prompts refusals "
     "safety store votes writing",
     "models": "attention config decoder decoding families layers quantised rotary "

@@ -1,11 +1,15 @@
 """``jaxalign disentangle``: have a judge look for the risks in a file of prompts."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxalign.cli import parsing
 
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from jaxalign.feedback.disentangle_file import DisentangleConfig, DisentangleReport
+
+__all__ = ["run", "say"]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -35,7 +39,12 @@ def run(arguments: Sequence[str]) -> int:
         from jaxalign.cli import devices
 
         devices.set_up_jax()
-    report = disentangle_file(config)
+    say(config, disentangle_file(config))
+    return 0
+
+
+def say(config: "DisentangleConfig", report: "DisentangleReport") -> None:
+    """Print what disentangling a file came to."""
     known = report.requests - report.asked
     cost = f", cost {report.cost:.4f}" if report.cost else ""
     print(
@@ -55,4 +64,3 @@ def run(arguments: Sequence[str]) -> int:
         f"{verifier if config.verify else 'none was verified (verify false)'}"
     )
     print(f"{report.failed_passes} failed passes, of {report.failed_prompts} prompts")
-    return 0

@@ -1,11 +1,22 @@
-"""``jaxalign generate``: complete the prompts of a file."""
+"""``jaxalign generate``: complete the prompts of a file.
 
-from collections.abc import Sequence
+``--context FILE`` puts a system text, or what ``jaxalign disentangle`` observed, before
+the prompts; ``--context risks`` has that observed on the way, by ``--judge.*``.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.cli import devices, parsing
 
 
+if TYPE_CHECKING:
+    from jaxalign.generation.files import GenerateConfig
+
 __all__ = ["run"]
+
+_RISKS = "risks"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -13,8 +24,16 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.generation.files import GenerateConfig, generate_file
 
     parser = parsing.make_parser("generate", GenerateConfig, description=__doc__ or "")
-    config = parsing.parse(parser, arguments, GenerateConfig)
-    devices.set_up_jax()
+    if parsing.given_option(arguments, "context") == _RISKS:
+        from jaxalign.judging.config import JudgeConfig
+
+        parser.add_class_arguments(JudgeConfig, "judge")
+        judge, config = parsing.parse_with("judge", parser, arguments, GenerateConfig)
+        devices.set_up_jax()
+        config = _observed(config, judge)
+    else:
+        config = parsing.parse(parser, arguments, GenerateConfig)
+        devices.set_up_jax()
     report = generate_file(config)
     print(f"generated: {config.out}")
     print(
@@ -22,3 +41,21 @@ def run(arguments: Sequence[str]) -> int:
         f"compile {report.compile_seconds:.1f} s"
     )
     return 0
+
+
+def _observed(config: "GenerateConfig", judge: Mapping[str, Any]) -> "GenerateConfig":
+    """Have the risks in the prompts observed; return the options with their file."""
+    from jaxalign import configs
+    from jaxalign.cli import disentangle
+    from jaxalign.feedback.disentangle_file import DisentangleConfig, disentangle_file
+
+    options = {
+        "data": config.data,
+        "out": f"{config.out}.observations.jsonl",
+        "layout": config.layout,
+        "image_dir": config.image_dir,
+        "judge": judge,
+    }
+    observing = configs.build(DisentangleConfig, options)
+    disentangle.say(observing, disentangle_file(observing))
+    return dataclasses.replace(config, context=observing.out)

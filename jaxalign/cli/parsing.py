@@ -21,6 +21,7 @@ __all__ = [
     "chosen_name",
     "chosen_objective",
     "given",
+    "given_option",
     "make_parser",
     "parse",
     "parse_with",
@@ -93,6 +94,17 @@ def _file(path: str) -> dict[Any, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}  # reported when the arguments are parsed
     return values if isinstance(values, dict) else {}
+
+
+def given_option(arguments: Sequence[str], field: str) -> Any:
+    """Return the value of an option that decides which others there are, or None."""
+    found = None
+    for flag, value in _flags(arguments):
+        if flag == "--config":
+            found = _file(value).get(field, found)
+        elif flag == f"--{field}":
+            found = value
+    return found
 
 
 def make_parser(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxalign.generation import (
         answer_logps,
         completions,
+        context,
         engine,
         files,
         sampling,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "answer_logps",
     "completions",
+    "context",
     "engine",
     "files",
     "sampling",

@@ -25,6 +25,7 @@ from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.record_images import as_json
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
+from jaxalign.generation import context as contexts_of
 from jaxalign.generation import text_model
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
 from jaxalign.models.quantised import Quantize
@@ -59,6 +60,9 @@ class GenerateConfig(Sampling):
       chat_template_kwargs: what the chat template is given beside the conversations,
         such as ``{"enable_thinking": false}``; a prompt's own column comes first.
         Default as the run that ``adapter`` is was trained.
+      context: file that is put before the prompts as a system message and is not
+        written with them: what ``jaxalign disentangle`` made of this data (.jsonl),
+        or a system text for all of them (any other file).
       batch_slots: completions that are made at the same time.
       dtype: of weights and computation; ``auto`` keeps weights as they are stored,
         ``fastest`` is what this device multiplies faster.
@@ -80,6 +84,7 @@ class GenerateConfig(Sampling):
     image_dir: str | None = None
     max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    context: str | None = None
     batch_slots: int = 64
     dtype: DType = "float32"
     cache_dtype: DType | None = None
@@ -141,6 +146,11 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         max_pixels=max_pixels_of(config.max_pixels, config.adapter),
     )
     settings = _settings(config, shown=any(prompt.images for prompt in prompts))
+    told = prompts
+    if config.context is not None:
+        before = contexts_of.read_contexts(config.context, prompts)
+        settings["context"] = contexts_of.fingerprint(before)
+        told = [*map(contexts_of.with_context, prompts, before)]
     with writing(f"--out {out}", _KEPT):
         done = _resume(out, settings, len(prompts))
     if done == len(prompts):
@@ -155,8 +165,11 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         mesh=config.mesh,
         max_pixels=config.max_pixels,
     )
-    made.renderer.check_used(prompt.text for prompt in prompts)
-    requests = _requests(config, prompts, made)
+    made.renderer.check_used(prompt.text for prompt in told)
+    requests = _requests(config, told, made)
+    if config.context is not None:
+        plain = _requests(config, prompts, made)
+        _say_costs(config.context, requests, plain)
     longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
     left = requests[done:]
     # Of all prompts, not of what is left: the same programs give the same bits.
@@ -187,6 +200,20 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
             show(line + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
     return GenerationReport(tokens, seconds, engine.compile_seconds)
+
+
+def _say_costs(
+    context: str, requests: Sequence[Request], plain: Sequence[Request]
+) -> None:
+    """Say what stands before how many prompts, and the tokens that it takes."""
+    more = [
+        len(one.tokens) - len(other.tokens)
+        for one, other in zip(requests, plain, strict=True)
+    ]
+    progress.say(
+        f"context {context}: before {sum(map(bool, more))} of {len(more)} prompts, "
+        f"{sum(more)} tokens in all, at most {max(more)}"
+    )
 
 
 def _check(
@@ -292,7 +319,13 @@ def _settings(config: GenerateConfig, *, shown: bool) -> dict[str, Any]:
     """
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     # What outputs of before this option lack is not there.
-    for name in ("layout", "image_dir", "chat_template_kwargs", "max_pixels"):
+    for name in (
+        "layout",
+        "image_dir",
+        "chat_template_kwargs",
+        "max_pixels",
+        "context",
+    ):
         if not found[name]:
             del found[name]
     found["model"] = contents.fingerprint(config.model)

@@ -99,7 +99,7 @@ NEEDED = ("--model", "M", "--data", "D", "--out", "O")
         (["trian"], "unknown command 'trian'. Did you mean train?"),
         (
             ["xyzzy"],
-            "unknown command 'xyzzy'. Known: convert, data, demo, describe, env,",
+            "unknown command 'xyzzy'. Known: compare, convert, data, demo, ",
         ),
         (["env", "--json"], "env takes no options: got --json"),
         (["train"], "required: model, data, out"),
