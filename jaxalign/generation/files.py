@@ -35,7 +35,7 @@ from jaxalign.whole_file import check_target, write_text, writing
 
 __all__ = ["GenerateConfig", "GenerationReport", "generate_file", "seed_of"]
 
-_FREE = ("out", "batch_slots", "mesh", "model", "adapter", "data")
+_FREE = ("out", "batch_slots", "mesh", "model", "adapter", "data", "context")
 """Changing these changes no text, or is seen by what the files hold."""
 
 _KEPT = "the lines that are there stay, and the same command goes on behind them"
@@ -145,12 +145,8 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         chat_template_kwargs=options,
         max_pixels=max_pixels_of(config.max_pixels, config.adapter),
     )
-    settings = _settings(config, shown=any(prompt.images for prompt in prompts))
-    told = prompts
-    if config.context is not None:
-        before = contexts_of.read_contexts(config.context, prompts)
-        settings["context"] = contexts_of.fingerprint(before)
-        told = [*map(contexts_of.with_context, prompts, before)]
+    told, before = _told(config, prompts)
+    settings = before | _settings(config, shown=any(p.images for p in prompts))
     with writing(f"--out {out}", _KEPT):
         done = _resume(out, settings, len(prompts))
     if done == len(prompts):
@@ -167,9 +163,8 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     )
     made.renderer.check_used(prompt.text for prompt in told)
     requests = _requests(config, told, made)
-    if config.context is not None:
-        plain = _requests(config, prompts, made)
-        _say_costs(config.context, requests, plain)
+    if before:
+        _say_costs(config, requests, _requests(config, prompts, made))
     longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
     left = requests[done:]
     # Of all prompts, not of what is left: the same programs give the same bits.
@@ -183,9 +178,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
         text_of=text_model.text_with(made.tokenizer),
     )
     _check(engine, left, prompts[done:])
-    with writing(f"--out {out}", _KEPT):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(_settings_file(out), json.dumps(settings, indent=2))
+    _begin(out, settings)
     tokens, began = 0, time.monotonic()
     with (
         writing(f"--out {out}", _KEPT),
@@ -202,8 +195,26 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     return GenerationReport(tokens, seconds, engine.compile_seconds)
 
 
+def _told(
+    config: GenerateConfig, prompts: Sequence[Prompt]
+) -> tuple[Sequence[Prompt], dict[str, str]]:
+    """Return the prompts as the model gets them, and what settings say of that."""
+    if config.context is None:
+        return prompts, {}
+    before = contexts_of.read_contexts(config.context, prompts)
+    told = [*map(contexts_of.with_context, prompts, before)]
+    return told, {"context": contexts_of.fingerprint(before)}
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    """Write what the lines that follow are made with."""
+    with writing(f"--out {out}", _KEPT):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(_settings_file(out), json.dumps(settings, indent=2))
+
+
 def _say_costs(
-    context: str, requests: Sequence[Request], plain: Sequence[Request]
+    config: GenerateConfig, requests: Sequence[Request], plain: Sequence[Request]
 ) -> None:
     """Say what stands before how many prompts, and the tokens that it takes."""
     more = [
@@ -211,8 +222,8 @@ def _say_costs(
         for one, other in zip(requests, plain, strict=True)
     ]
     progress.say(
-        f"context {context}: before {sum(map(bool, more))} of {len(more)} prompts, "
-        f"{sum(more)} tokens in all, at most {max(more)}"
+        f"context {config.context}: before {sum(map(bool, more))} of {len(more)} "
+        f"prompts, {sum(more)} tokens in all, at most {max(more)}"
     )
 
 
@@ -319,13 +330,7 @@ def _settings(config: GenerateConfig, *, shown: bool) -> dict[str, Any]:
     """
     found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
     # What outputs of before this option lack is not there.
-    for name in (
-        "layout",
-        "image_dir",
-        "chat_template_kwargs",
-        "max_pixels",
-        "context",
-    ):
+    for name in ("layout", "image_dir", "chat_template_kwargs", "max_pixels"):
         if not found[name]:
             del found[name]
     found["model"] = contents.fingerprint(config.model)
