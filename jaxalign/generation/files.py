@@ -135,8 +135,7 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     """
     out = Path(config.out)
     check_target(out)
-    folder = config.image_dir
-    prompts = records.read_prompts(config.data, config.layout, image_dir=folder)
+    prompts = _prompts(config)
     dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
     options = dict(template_kwargs_of(config.chat_template_kwargs, config.adapter))
     config = dataclasses.replace(
@@ -193,6 +192,11 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
             show(line + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
     return GenerationReport(tokens, seconds, engine.compile_seconds)
+
+
+def _prompts(config: GenerateConfig) -> list[Prompt]:
+    folder = config.image_dir
+    return records.read_prompts(config.data, config.layout, image_dir=folder)
 
 
 def _told(
