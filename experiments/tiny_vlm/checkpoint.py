@@ -1,7 +1,7 @@
 """A vision-language checkpoint in LLaVA's layout, joined from a tower and a decoder.
 
-Loads in transformers as ``LlavaForConditionalGeneration``. The connector is fresh,
-fitted to some pictures and to the decoder's words.
+Loads in transformers as ``LlavaForConditionalGeneration``. The connector is fitted to
+pictures and to the decoder's words for them.
 """
 
 import json
@@ -20,6 +20,10 @@ from tiny_vlm import connector, neighbour, packages, tower
 __all__ = ["IMAGE", "write"]
 
 IMAGE = "<image>"
+
+Drawing = tuple[Path, str]
+
+_CONNECTOR = "multi_modal_projector"
 
 _ROWS = 64
 """Added to the vocabulary: one is the picture's, the others keep its size even."""
@@ -71,13 +75,13 @@ _PROCESSOR = {
 }
 
 
-def write(folder: Path, text: Path, drawings: Sequence[Path], out: Path) -> Path:
+def write(folder: Path, text: Path, drawings: Sequence[Drawing], out: Path) -> Path:
     """Write the checkpoint, or return the one that is there.
 
     Args:
       folder: of the packages.
       text: where SmolLM2 is, or is put.
-      drawings: pictures whose states in the tower the connector is fitted to.
+      drawings: pictures that the connector is fitted to, and their names.
       out: the checkpoint's directory; it appears when it is complete.
     """
     if out.is_dir():
@@ -90,11 +94,12 @@ def write(folder: Path, text: Path, drawings: Sequence[Path], out: Path) -> Path
     _write_configs(config, text, scratch)
     _write_tokenizer(text, scratch, config["vocab_size"])
     tensors = _decoder(text, config["vocab_size"] + _ROWS) | _tower(folder)
-    # Any connector will do to see what the tower makes of pictures.
-    states = np.random.default_rng(0).normal(size=(999, tower.CONFIG["hidden_size"]))
-    _save(tensors | _connector(states, tensors), scratch)
-    states = neighbour.states(scratch, drawings)
-    _save(tensors | _connector(states, tensors), scratch)
+    _save(tensors | _no_connector(config["hidden_size"]), scratch)
+    states = neighbour.states(scratch, [path for path, _ in drawings])
+    table = tensors["language_model.model.embed_tokens.weight"]
+    names = _embeddings([name for _, name in drawings], scratch, table)
+    made = connector.fitted(states, names, table)
+    _save(tensors | {f"{_CONNECTOR}.{k}": v for k, v in made.items()}, scratch)
     scratch.rename(out)
     return out
 
@@ -103,12 +108,24 @@ def _save(tensors: dict[str, np.ndarray], folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _connector(
-    states: np.ndarray, tensors: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    table = tensors["language_model.model.embed_tokens.weight"]
-    made = connector.fresh(states.reshape(-1, states.shape[-1]), table)
-    return {f"multi_modal_projector.{name}": value for name, value in made.items()}
+def _no_connector(width: int) -> dict[str, np.ndarray]:
+    """Return one that lets the tower be run."""
+    tensors = {}
+    for name, inputs in (
+        ("linear_1", tower.CONFIG["hidden_size"]),
+        ("linear_2", width),
+    ):
+        shapes = {"weight": (width, inputs), "bias": (width,)}
+        for kind, shape in shapes.items():
+            tensors[f"{_CONNECTOR}.{name}.{kind}"] = np.zeros(shape, np.float32)
+    return tensors
+
+
+def _embeddings(names: Sequence[str], folder: Path, table: np.ndarray) -> np.ndarray:
+    """Return the mean embedding of each name's tokens [n, width]."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoded = (tokenizer.encode(name, add_special_tokens=False).ids for name in names)
+    return np.stack([table[ids].mean(0, dtype=np.float64) for ids in encoded])
 
 
 def _decoder(text: Path, rows: int) -> dict[str, np.ndarray]:

@@ -60,11 +60,13 @@ class Data(NamedTuple):
         return self.folder / "aside.jsonl"
 
     @property
-    def some_views(self) -> list[Path]:
-        """One picture to train on of up to 300 symbols."""
-        some = self.symbols[:: -(-len(self.symbols) // 300)]  # flags come first
-        view = min(1, self.size.views - 1)
-        return [self.folder / pictures.path_of(KNOWN, s, view) for s in some]
+    def named(self) -> list[tuple[Path, str]]:
+        """Two pictures to train on of every symbol, with its name."""
+        return [
+            (self.folder / pictures.path_of(KNOWN, symbol, view), symbol.names[0])
+            for view in range(min(2, self.size.views))
+            for symbol in self.symbols
+        ]
 
 
 def write(folder: Path, size: Size) -> Data:

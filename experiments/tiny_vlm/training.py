@@ -36,7 +36,7 @@ def connector(data: Data, model: Path, steps: int) -> Path:
         "stage1",
         adapter=NoAdapter(),
         trainable=(CONNECTOR,),
-        optimizer=_rate(1e-3, steps),
+        optimizer=_rate(3e-4, steps),
         max_steps=steps,
     )
 
@@ -49,7 +49,7 @@ def whole(data: Data, model: Path, steps: int) -> Path:
         "stage2",
         adapter=LoRAConfig(rank=16, alpha=32.0),
         trainable=(CONNECTOR,),
-        optimizer=_rate(1e-3, steps),
+        optimizer=_rate(5e-4, steps, ratio=4.0),
         max_steps=steps,
     )
 
@@ -101,10 +101,11 @@ def _common(data: Data, model: Path, file: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _rate(peak: float, steps: int) -> OptimizerConfig:
+def _rate(peak: float, steps: int, ratio: float = 1.0) -> OptimizerConfig:
     return OptimizerConfig(
         learning_rate=peak,
         schedule="cosine",
         warmup_steps=min(10, steps // 4),
+        loraplus_lr_ratio=ratio,
         b2=0.99,  # a memory of a hundred updates: there are only a few times as many
     )
