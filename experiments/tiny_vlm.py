@@ -22,9 +22,9 @@ for what it says. Beside the figures stand the same model without pictures, the 
 model told the country's name, and the nearest neighbour on the tower's own features.
 
 Leaves OUT/model, OUT/{train,held_out,capitals}.jsonl, OUT/results.json, OUT/results.md
-and OUT/report.html. Give the same command again to go on after a stop. The two stages
-and measuring take 90 minutes on two quiet cores, alignment 60 more; ``--quick``, with
-fewer symbols, less than four minutes in all.
+and OUT/report.html. Give the same command again to go on after a stop. Reckoned from
+the processor time of its parts, it takes two quiet cores 45 minutes, of which alignment
+20; ``--quick``, with few symbols and updates, less than four in all.
 """
 
 import argparse
