@@ -34,7 +34,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxalign.data import layouts, record_images
+from jaxalign.data import collector, layouts, record_images
 from jaxalign.data.columns import (
     CompletionColumns,
     PairColumns,
@@ -188,10 +188,11 @@ def read(
       ['5']
     """
     base = image_base(source, image_dir)
-    records = [
-        columns if isinstance(columns, Record) else parse(columns, where, base)
-        for columns, where in layouts.read(source, layout)
-    ]
+    with collector.paused():
+        records = [
+            columns if isinstance(columns, Record) else parse(columns, where, base)
+            for columns, where in layouts.read(source, layout)
+        ]
     if not records:
         raise UserError(
             f"{name_of(source)} holds no record: expected one JSON object per line"
