@@ -38,9 +38,10 @@ RULES: dict[str, dict[str, Rule]] = {
     "objectives/test_layouts.py": {
         "test_the_layout_changes_nothing": Rule(
             "variants",
-            ("dpo", "dpo2d0", "aot", "tdpo2", "sepo", "kto", "sft", "mix"),
+            ("dpo2d0", "aot", "tdpo2", "sepo", "mix"),
         ),
-        "test_accumulation_is_one_large_batch": Rule("variants", ("aot", "kto")),
+        "test_accumulation_is_one_large_batch": Rule("variants", ("aot",)),
+        "test_a_cached_reference_is_the_live_one": Rule("variants"),
     },
     "objectives/test_objectives.py": {
         "test_agrees_with_the_formula": Rule("variants", ("!*,f_divergence_type=*",)),
@@ -74,7 +75,7 @@ RULES: dict[str, dict[str, Rule]] = {
         ),
     },
     "feedback/test_thinking.py": {
-        "test_a_round_trains_on_samples_that_think": Rule("variants", ("skip",)),
+        "test_a_round_trains_on_samples_that_think": Rule("slow"),
     },
     # Of families that see, the one with positions of three axes.
     "judging/test_local_pictures.py": {
@@ -83,11 +84,11 @@ RULES: dict[str, dict[str, Rule]] = {
             "test_likelihood_is_that_of_the_whole_prompt",
             "test_a_plain_prompt_shows_its_picture_where_it_stands",
             "test_a_choice_is_made_with_the_pictures",
-            "test_what_is_written_is_the_engines_text_with_the_pictures",
         )
     }
     | {
         "test_scores_by_choice_depend_on_the_picture": Rule("parity", ("llava",)),
+        "test_what_is_written_is_the_engines_text_with_the_pictures": Rule("parity"),
         "test_a_picture_that_has_changed_stops_the_run": Rule(
             "variants", ("llava-likelihood", "llava-json")
         ),
@@ -111,6 +112,9 @@ RULES: dict[str, dict[str, Rule]] = {
     "training/test_image_features.py": {
         "test_trains_as_the_run_that_recomputes": Rule("variants", ("adapters",)),
         "test_a_mesh_of_two_devices_changes_nothing": Rule("variants"),
+        "test_exports_are_whole": Rule("variants"),
+        "test_a_reference_with_another_tower_is_refused": Rule("variants"),
+        "test_going_on_under_other_versions_is_said": Rule("variants"),
         "test_scores_are_those_of_the_recomputing": Rule("variants"),
         "test_goes_on_where_filling_was_interrupted": Rule("slow"),
         "test_a_loaded_model_is_encoded_by_its_own_weights": Rule("variants"),
@@ -133,6 +137,8 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "training/test_own_parts.py": {
         "test_accumulation_and_a_mesh_do_as_for_the_built_in": Rule("variants"),
+        "test_a_run_of_own_parts_goes_on_and_knows_another_objective": Rule("variants"),
+        "test_an_objective_of_two_terms_and_a_reference_free_one": Rule("variants"),
     },
     "notebooks/test_notebooks.py": {
         "test_a_notebook_runs": Rule("slow", ("06_edit_and_export", "07_own_judge")),
@@ -175,7 +181,7 @@ RULES: dict[str, dict[str, Rule]] = {
         ),
     },
     "models/test_experts.py": {
-        "test_a_mesh_gives_the_same": Rule("variants", ("{'tensor': 4, *",)),
+        "test_a_mesh_gives_the_same": Rule("variants"),
         "test_the_balance_is_that_of_transformers": Rule("parity", ("qwen3_moe",)),
         "test_peft_scores_adapted_experts_alike": Rule("parity", ("qwen3_moe",)),
         "test_adapted_experts_merge_and_come_back": Rule("variants", ("static",)),
@@ -213,6 +219,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_torch_users_get_what_score_says": Rule("parity", ("hlpt",)),
     },
     "adapters/test_saved.py": {
+        "test_our_own_runs_train_modules_whole": Rule("variants", ("untied",)),
         "test_numbers_are_pefts_in_and_out": Rule(
             "parity",
             ("head-tied", "both-untied", "tokens-tied", "some layers-un*", "much-*"),
@@ -254,12 +261,12 @@ RULES: dict[str, dict[str, Rule]] = {
     # Models that see: of each family something, of each way one.
     "vision/test_adapters.py": {
         "test_peft_loads_it_with_exactly_these_modules": Rule(
-            "parity", ("llava-{}", "qwen2_5_vl-{}")
+            "parity", ("qwen2_5_vl-{}",)
         ),
         "test_it_loads_what_peft_wrote": Rule("parity", ("4-llava",)),
     },
     "vision/test_trained_weights.py": {
-        "test_they_train_beside_an_adapter": Rule("variants", ("llava-trainable*",)),
+        "test_they_train_beside_an_adapter": Rule("variants"),
         "test_the_connector_alone": Rule("variants"),
     },
     "vision/test_files.py": {
@@ -272,13 +279,13 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "vision/test_adapted_layers.py": {
         "test_a_tower_of_codes": Rule("variants", ("llava-*",)),
-        "test_prefixes_of_the_decoder": Rule("variants", ("hlpt",)),
+        "test_prefixes_of_the_decoder": Rule("variants"),
         "test_a_mesh_gives_the_single_device_s_loss_and_gradients": Rule("variants"),
     },
     # Quantised bases: both codes, an adapter, a hybrid.
     "models/test_quantised.py": {
         "test_log_probs_are_those_of_the_unpacked_weights": Rule(
-            "variants", ("int8-lora", "nf4-none", "nf4-hlpt")
+            "variants", ("int8-lora", "nf4-none")
         ),
         "test_a_mesh_gives_the_single_device_s_log_probs": Rule(
             "variants", ("nf4-{'tensor': 2, *",)
@@ -293,17 +300,41 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "training/test_quantised_runs.py": {
         "test_another_reference_is_held_alike": Rule("variants"),
+        "test_exports_are_for_the_unquantised_model": Rule("variants"),
         "test_score_holds_the_base_as_the_run_did": Rule("variants"),
     },
     "training/test_objective_runs.py": {
         "test_token_weights_from_two_models": Rule("variants"),
+        "test_kto_on_labelled_completions": Rule("variants"),
         "test_supervised_then_sequential_kl": Rule("variants"),
     },
-    # Killed in the short run: a training, a generate, a round.
+    # Killed in the short run: a generate.
     "training/test_resume.py": {
         "test_base_weights_by_pattern": Rule("variants", ("some",)),
+        "test_killed_again_and_again_it_ends_the_same": Rule("kill"),
+        "test_a_full_disk_loses_nothing": Rule("kill"),
         "test_sigterm_saves_and_asks_to_be_run_again": Rule("kill"),
         "test_a_run_on_a_small_disk_goes_on_on_a_larger_one": Rule("kill"),
+    },
+    "training/test_step.py": {
+        "test_accumulation_is_one_large_batch": Rule("variants"),
+        "test_dropout_is_for_the_policy_in_training_alone": Rule("variants"),
+    },
+    "cli/test_errors.py": {
+        "test_any_values_give_a_config_or_a_user_error": Rule("fuzz"),
+        "test_any_file_of_options_gives_a_config_or_a_user_error": Rule("fuzz"),
+    },
+    "data/test_records.py": {
+        "test_any_file_gives_records_or_a_user_error": Rule("fuzz"),
+    },
+    "data/test_tfds_builders.py": {
+        "test_grain_workers_read_a_set_without_tensorflow": Rule("slow"),
+    },
+    "data/test_kept_pairs.py": {
+        "test_a_kill_while_writing_leaves_nothing_broken": Rule("kill", ("7",)),
+    },
+    "generation/test_files.py": {
+        "test_an_adapter_on_top": Rule("variants", ("LoRAConfig*",)),
     },
     "cli/test_judge.py": {
         "test_two_kills_and_a_full_disk_lose_nothing": Rule("kill"),
@@ -348,7 +379,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "feedback/test_segmenters.py": {
         "test_the_time_is_in_proportion_to_the_text": Rule(
-            "variants", (".", "(a. ", "``` ", "$$a\\n", "|\\n", "[[]1]")
+            "variants", (".", "(a. ", "``` ")
         ),
         "test_many_marks_take_seconds": Rule("variants", (".", '"')),
         "test_real_answers_are_their_segments_and_white_space": Rule("slow"),
