@@ -360,7 +360,7 @@ def test_a_kill_while_writing_leaves_nothing_broken(
     )
     data = pairs.prepare(found, text_only, max_length=None)
     folder = tmp_path / "cache" / "jaxalign" / "tokens"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # JAX has threads: no fork
     child = context.Process(target=_write_and_die, args=(folder / "a.bin", data, after))
     child.start()
     child.join(60)
