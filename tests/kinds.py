@@ -38,7 +38,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "objectives/test_layouts.py": {
         "test_the_layout_changes_nothing": Rule(
             "variants",
-            ("dpo2d0", "aot", "tdpo2", "sepo", "mix"),
+            ("dpo2d0", "tdpo2", "sepo", "mix"),
         ),
         "test_accumulation_is_one_large_batch": Rule("variants", ("aot",)),
         "test_a_cached_reference_is_the_live_one": Rule("variants"),
@@ -182,6 +182,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "models/test_experts.py": {
         "test_a_mesh_gives_the_same": Rule("variants"),
+        "test_training_reports_the_balance": Rule("variants"),
         "test_the_balance_is_that_of_transformers": Rule("parity", ("qwen3_moe",)),
         "test_peft_scores_adapted_experts_alike": Rule("parity", ("qwen3_moe",)),
         "test_adapted_experts_merge_and_come_back": Rule("variants", ("static",)),
@@ -252,6 +253,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "adapters/test_hybrid.py": {
         "test_only_adapter_leaves_are_trained": Rule("variants", ("hlpt",)),
+        "test_group_boundaries_change_nothing": Rule("variants"),
     },
     "adapters/test_gates.py": {
         "test_a_token_changes_no_earlier_logit": Rule(
@@ -306,12 +308,15 @@ RULES: dict[str, dict[str, Rule]] = {
     "training/test_objective_runs.py": {
         "test_token_weights_from_two_models": Rule("variants"),
         "test_kto_on_labelled_completions": Rule("variants"),
+        "test_kto_takes_pairs_apart": Rule("variants"),
+        "test_a_mix_adds_up": Rule("variants"),
         "test_supervised_then_sequential_kl": Rule("variants"),
     },
     # Killed in the short run: a generate.
     "training/test_resume.py": {
         "test_base_weights_by_pattern": Rule("variants", ("some",)),
         "test_killed_again_and_again_it_ends_the_same": Rule("kill"),
+        "test_the_cached_reference_is_used_and_a_stale_one_refused": Rule("variants"),
         "test_a_full_disk_loses_nothing": Rule("kill"),
         "test_sigterm_saves_and_asks_to_be_run_again": Rule("kill"),
         "test_a_run_on_a_small_disk_goes_on_on_a_larger_one": Rule("kill"),
@@ -332,6 +337,9 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "data/test_kept_pairs.py": {
         "test_a_kill_while_writing_leaves_nothing_broken": Rule("kill", ("7",)),
+    },
+    "generation/test_picture_files.py": {
+        "test_lines_keep_pictures_and_a_stopped_run_goes_on": Rule("variants"),
     },
     "generation/test_files.py": {
         "test_an_adapter_on_top": Rule("variants", ("LoRAConfig*",)),
@@ -381,7 +389,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_the_time_is_in_proportion_to_the_text": Rule(
             "variants", (".", "(a. ", "``` ")
         ),
-        "test_many_marks_take_seconds": Rule("variants", (".", '"')),
+        "test_many_marks_take_seconds": Rule("variants", (".",)),
         "test_real_answers_are_their_segments_and_white_space": Rule("slow"),
     },
 }
