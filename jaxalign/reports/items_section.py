@@ -96,7 +96,9 @@ def items(task: Results, number: int) -> str:
         _filter("topic", f"u{number}", number, list(by_topic.values()), len(every)),
     ]
     for item in every:
-        classes = [grades[t].name for t in tokens[item.place] if t in grades]
+        # A set's order is another in every process; the page is to be the same.
+        mine = sorted(tokens[item.place])
+        classes = [grades[t].name for t in mine if t in grades]
         topic = by_topic.get(str(item.about.get("topic")))
         classes += [] if topic is None else [topic.name]
         parts.append(_item(item, classes, task.path))

@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,19 @@ def test_the_filter_hides_what_has_another_grade(run) -> None:
         ["s1-3", "t1-1"],
     ]
     assert set(classes[3].split()) == {"item", "s1-0", "s1-4", "t1-0"}
+
+
+def test_the_page_is_the_same_in_every_process(run) -> None:
+    write = "import sys; from jaxalign.reports import evaluation; evaluation.write"
+    pages = []
+    for seed in ("1", "2"):  # of the order of sets
+        subprocess.run(
+            [sys.executable, "-c", f"{write}(sys.argv[1])", str(run)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+        )
+        pages.append((run / "report.html").read_bytes())
+    assert pages[0] == pages[1]
 
 
 def test_a_page_of_grades_alone(tmp_path) -> None:
