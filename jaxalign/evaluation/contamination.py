@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxalign.data import seen
 from jaxalign.evaluation.task import Question
+from jaxalign.judging.judge import message_text
 
 
 __all__ = ["overlap_with_training", "texts_of"]
@@ -68,12 +69,4 @@ def texts_of(question: Question) -> list[str]:
     >>> texts_of(Question("q", ({"role": "user", "content": parts},)))
     ['What is it?']
     """
-    found = []
-    for turn in question.messages:
-        if turn["role"] != "user":
-            continue
-        content = turn["content"]
-        if not isinstance(content, str):
-            content = "".join(p["text"] for p in content if p["type"] == "text")
-        found.append(content)
-    return found
+    return [message_text(turn) for turn in question.messages if turn["role"] == "user"]

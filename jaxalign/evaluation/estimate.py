@@ -4,7 +4,7 @@ Answers that the store has are read there, so that what is already graded is kno
 Every other answer is taken to be a sentence long.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,11 @@ from jaxalign.judging.estimate import (
     assumed_reply,
     token_counter,
 )
-from jaxalign.judging.judge import JudgeRequest, request_key, schema_text
+from jaxalign.judging.judge import (
+    JudgeRequest,
+    message_text,
+    request_key,
+)
 from jaxalign.judging.make import settings_of
 from jaxalign.judging.store import Store
 
@@ -132,22 +136,15 @@ def _of_task(
 def _reply(request: JudgeRequest) -> str:
     if request.task == "prose":
         return _ANSWER
-    return str(assumed_reply(request.schema)) if schema_text(request.schema) else ""
+    return str(assumed_reply(request.schema))
 
 
 def _one(request: JudgeRequest, known: bool, reply: str) -> Estimate:
     if known:
         return Estimate(1, 1, 0, 0, 0)
     count = token_counter(None).tokens
-    sent = sum(count(text) + _TOKENS_AROUND for text in _texts(request))
+    sent = sum(count(message_text(m)) + _TOKENS_AROUND for m in request.messages)
     return Estimate(1, 0, 0, sent, count(reply), len(request.subject.images))
-
-
-def _texts(request: JudgeRequest) -> Iterator[str]:
-    for message in request.messages:
-        content = message["content"]
-        parts = [content] if isinstance(content, str) else content
-        yield "".join(p if isinstance(p, str) else p.get("text", "") for p in parts)
 
 
 def _lines(what: str, config: JudgeConfig | None, found: Estimate) -> list[str]:

@@ -6,17 +6,16 @@ replacements of the same names. What is asked is part of a request's key, so ano
 wording is another question.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxalign.errors import UserError, did_you_mean
+from jaxalign.judging import wording
 
 
 __all__ = ["prompt"]
 
 _HERE = Path(__file__).parent / "templates"
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def prompt(name: str, values: Mapping[str, str], own: Path | None = None) -> str:
@@ -31,7 +30,7 @@ def prompt(name: str, values: Mapping[str, str], own: Path | None = None) -> str
     Raises:
       UserError: there is no such file, or it has a place without a value.
     Example:
-      >>> prompt("question", {"question": "2 + 2?"})
+      >>> prompt("chinese_simpleqa", {"question": "2 + 2?"})
       '2 + 2?'
     """
     for folder in (own, _HERE):
@@ -41,12 +40,5 @@ def prompt(name: str, values: Mapping[str, str], own: Path | None = None) -> str
         known = {path.stem for path in _HERE.glob("*.md")}
         raise UserError(f"there is no prompt {name!r}. {did_you_mean(name, known)}")
 
-    def value(place: re.Match[str]) -> str:
-        if place[1] not in values:
-            raise UserError(
-                f"the prompt {path} has the place {place[0]}: "
-                f"{did_you_mean(place[1], values)}"
-            )
-        return values[place[1]]
-
-    return _PLACE.sub(value, path.read_text(encoding="utf-8").strip())
+    text = path.read_text(encoding="utf-8").strip()
+    return wording.filled(text, values, f"the prompt {path}")

@@ -2,13 +2,12 @@
 
 import importlib
 import pkgutil
-import sys
-import types
 from pathlib import Path
 
 from jaxalign.errors import UserError, did_you_mean
 from jaxalign.evaluation import tasks as ours
 from jaxalign.evaluation.task import Task
+from jaxalign.judging.function import executed
 
 
 __all__ = ["known", "resolve"]
@@ -53,20 +52,11 @@ def resolve(name: str) -> tuple[Task, Path | None]:
 
 
 def _executed(path: Path) -> Task:
-    module = types.ModuleType(f"task_{path.stem}")
-    module.__file__ = str(path)
     try:
         source = path.read_bytes()
     except OSError as error:
         raise UserError(f"--tasks {path} cannot be read: {error}") from None
-    sys.modules[module.__name__] = module  # where dataclasses look for their module
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
-        raise UserError(
-            f"--tasks {path} cannot be executed: {type(error).__name__}: {error}"
-        ) from None
+    module = executed(path, source, f"task_{path.stem}", "--tasks")
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
         raise UserError(

@@ -18,7 +18,7 @@ from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.judging import prompts
 from jaxalign.judging.budget import cost_of
 from jaxalign.judging.config import JudgeConfig
-from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
+from jaxalign.judging.judge import JudgeRequest, Verdict, message_text, request_key
 from jaxalign.judging.make import settings_of
 from jaxalign.judging.store import Store
 from jaxalign.judging.votes import merged
@@ -143,7 +143,7 @@ def estimate(
             asked = request.messages
             if config.response_format != "json_schema":
                 asked = prompts.with_schema(asked, request.schema)
-            sent = sum(messages(_text(m)) + _AROUND for m in asked)
+            sent = sum(messages(message_text(m)) + _AROUND for m in asked)
             reply = json.dumps(assumed_reply(request.schema))
             shown = len(request.subject.images)
             found = found.plus(Estimate(1, 0, 0, sent, messages(reply), shown))
@@ -280,11 +280,3 @@ def _tokenizer_of(config: JudgeConfig) -> str | None:
     """Return the checkpoint that the judge is, if it is here."""
     named = config.model
     return named if named is not None and Path(named).is_dir() else None
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, without its pictures."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content)

@@ -76,7 +76,7 @@ from jaxalign.judging.judge import JudgeRequest, Schema, Verdict
 from jaxalign.judging.legibility import Legibility
 
 
-__all__ = ["NAME", "FunctionJudge", "settings_of"]
+__all__ = ["NAME", "FunctionJudge", "executed", "settings_of"]
 
 NAME = "judge"
 """What the function is called."""
@@ -236,16 +236,8 @@ def _known_by(function: Any, version: str) -> Mapping[str, Any]:
 def _loaded(path: Path) -> Callable[[list[dict[str, Any]]], Any]:
     """Execute a file and return its function."""
     source = _source(path)
-    module = types.ModuleType(f"judge_{hashlib.sha256(source).hexdigest()[:12]}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for their module
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
-        raise UserError(
-            f"judge.path {path} cannot be executed: {type(error).__name__}: {error}"
-        ) from None
+    name = f"judge_{hashlib.sha256(source).hexdigest()[:12]}"
+    module = executed(path, source, name, "judge.path")
     function = getattr(module, NAME, None)
     if not callable(function):
         raise UserError(
@@ -253,6 +245,30 @@ def _loaded(path: Path) -> Callable[[list[dict[str, Any]]], Any]:
             ", from a list of requests to a list of replies"
         )
     return function
+
+
+def executed(path: Path, source: bytes, name: str, option: str) -> types.ModuleType:
+    """Execute a Python file of the user's, and return it as a module.
+
+    Args:
+      path: of the file.
+      source: what is in it.
+      name: of the module.
+      option: that named the file, for messages.
+    Raises:
+      UserError: it raises.
+    """
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # where dataclasses look for their module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(
+            f"{option} {path} cannot be executed: {type(error).__name__}: {error}"
+        ) from None
+    return module
 
 
 def _source(path: Path) -> bytes:

@@ -24,6 +24,7 @@ __all__ = [
     "Verdict",
     "digest",
     "hash_of",
+    "message_text",
     "request_key",
     "schema_text",
 ]
@@ -160,6 +161,19 @@ class Proven(Protocol):
     """A judge that goes by whether a call with its settings has ever succeeded."""
 
     proven: bool
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, without its pictures.
+
+    >>> parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    >>> message_text({"role": "user", "content": parts})
+    'What is it?'
+    """
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
 
 
 def request_key(request: JudgeRequest, settings: Mapping[str, Any]) -> str:

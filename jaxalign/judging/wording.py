@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxalign.errors import UserError, did_you_mean
 
 
-__all__ = ["has_rubric", "messages", "read", "rubric"]
+__all__ = ["filled", "has_rubric", "messages", "read", "rubric"]
 
 _HERE = Path(__file__).parent
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -72,16 +72,32 @@ def messages(
             "this order and each on a line of its own"
         )
 
-    def filled(part: str) -> str:
-        def value(place: re.Match[str]) -> str:
-            if place[1] not in values:
-                raise UserError(
-                    f"the template {name}.md has the place {place[0]}: "
-                    f"{did_you_mean(place[1], values)}"
-                )
-            return values[place[1]]
-
-        return _PLACE.sub(value, part.strip())
-
-    system, user = (filled(part) for part in found.groups())
+    named = f"the template {name}.md"
+    system, user = (filled(part.strip(), values, named) for part in found.groups())
     return {"role": "system", "content": system}, {"role": "user", "content": user}
+
+
+def filled(text: str, values: Mapping[str, str], named: str) -> str:
+    """Return a text with its places ``{{name}}`` filled.
+
+    Values are put in once and never searched for places themselves.
+
+    Args:
+      text: with places.
+      values: by the places' names.
+      named: what the text is called in an error.
+    Raises:
+      UserError: a place has no value.
+    Example:
+      >>> filled("{{a}} + {{b}}", {"a": "{{b}}", "b": "2"}, "the template")
+      '{{b}} + 2'
+    """
+
+    def value(place: re.Match[str]) -> str:
+        if place[1] not in values:
+            raise UserError(
+                f"{named} has the place {place[0]}: {did_you_mean(place[1], values)}"
+            )
+        return values[place[1]]
+
+    return _PLACE.sub(value, text)
