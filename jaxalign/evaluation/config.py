@@ -9,7 +9,6 @@ from jaxalign.configs import check_fields
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.errors import UserError
 from jaxalign.evaluation.task import TaskOptions
-from jaxalign.generation.completions import Sampling
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
@@ -102,7 +101,11 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        Sampling(**self.given)
+        if self.given:
+            # Imports the engine's libraries, which an endpoint does not need.
+            from jaxalign.generation.completions import Sampling
+
+            Sampling(**self.given)
 
     @property
     def given(self) -> dict[str, Any]:

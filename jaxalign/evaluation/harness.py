@@ -23,7 +23,6 @@ from jaxalign.evaluation.answering import (
 )
 from jaxalign.evaluation.config import EvalConfig
 from jaxalign.evaluation.contamination import overlap_with_training
-from jaxalign.evaluation.engine_answers import EngineModel
 from jaxalign.evaluation.planning import Planned, plan
 from jaxalign.evaluation.run_files import TaskReport
 from jaxalign.evaluation.task import (
@@ -95,6 +94,9 @@ def model_of(config: EvalConfig, pictures: NamedPictures) -> Any:
     """
     if config.endpoint.model is not None:
         return Endpoint(config.endpoint, pictures)
+    # The engine takes a second to import, which an endpoint does not need.
+    from jaxalign.evaluation.engine_answers import EngineModel
+
     return EngineModel(config, pictures)
 
 
