@@ -10,8 +10,8 @@ from jaxalign.cli import parsing
 __all__ = ["run"]
 
 _SEVERAL = ("--tasks", "--conditions")
-_MANY = 0.02
-"""The share of failed answers or judgements from which the last line warns."""
+_LEFT = {*("settings", "topics", "subtopics", "joint", "upstream", "facts", "samples")}
+"""Figures that are left to the page."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     page = evaluation.write(config.out)
     print(f"evaluated: {config.out} (page: {page})")
     for report in failed:
-        warning = "warning: " if report.failed_share > _MANY else ""
+        warning = "warning: " if report.failed_share > evaluation.MOST_FAILED else ""
         print(
             f"{warning}{report.name}: {report.failed_answers} of {report.answers} "
             f"answers and {report.failed_gradings} of {report.gradings} judgements "
@@ -85,16 +85,14 @@ def _listed(value: str) -> str:
     return json.dumps([name.strip() for name in value.split(",") if name.strip()])
 
 
-def _lines(metrics: Mapping[str, Any], name: str = "", depth: int = 0) -> list[str]:
+def _lines(metrics: Mapping[str, Any]) -> list[str]:
     """Return the figures as lines, those of topics left to the page."""
-    if "value" in metrics and "interval" in metrics:
-        return [f"  {name}: {_figure(metrics)}"]
-    left = ("settings", "topics", "subtopics", "joint", "upstream", "facts", "samples")
+    from jaxalign.evaluation.results import leaves
+
     return [
-        line
-        for key, part in metrics.items()
-        if isinstance(part, Mapping) and key not in left and depth < 2
-        for line in _lines(part, f"{name}.{key}" if name else key, depth + 1)
+        f"  {'.'.join(path)}: {_figure(leaf)}"
+        for path, leaf in leaves(metrics)
+        if len(path) <= 2 and not {*path} & _LEFT
     ]
 
 

@@ -7,15 +7,28 @@ with an unseeded random letter.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxalign.data.picture import Picture
 from jaxalign.evaluation import shares, statistics
-from jaxalign.evaluation.letters import letter_of
-from jaxalign.evaluation.task import Answer, Grade, Graded, Grading
+from jaxalign.evaluation.letters import letter_of, with_options
+from jaxalign.evaluation.outcomes import failures
+from jaxalign.evaluation.prompts import prompt
+from jaxalign.evaluation.questions import question
+from jaxalign.evaluation.task import Answer, Grade, Graded, Grading, Question
 from jaxalign.judging.refusals import by_prefix
 
 
-__all__ = ["REFUSED", "UNPARSED", "choice_figures", "choice_grading", "option_of"]
+__all__ = [
+    "REFUSED",
+    "UNPARSED",
+    "choice_figures",
+    "choice_grading",
+    "choice_question",
+    "grade_choices",
+    "option_of",
+]
 
 UNPARSED, REFUSED = "unparsed", "refused"
 
@@ -36,6 +49,49 @@ def option_of(answer: Answer, options: Mapping[str, str]) -> str:
     if letter is not None:
         return letter
     return REFUSED if by_prefix(answer.text) == "full_refusal" else UNPARSED
+
+
+def choice_question(
+    text: str,
+    options: Mapping[str, str],
+    picture: Picture | None = None,
+    own: Path | None = None,
+) -> Question:
+    """Return a question with its options below, and the request for a letter.
+
+    Args:
+      text: of the question.
+      options: from a letter to its text; none where the text lists them.
+      picture: that is shown.
+      own: directory with replacements of our prompts.
+    Example:
+      >>> asked = choice_question("Which?", {"A": "a dog", "B": "a cat"})
+      >>> asked.messages[0]["content"].splitlines()[:2]
+      ['Which?', 'A. a dog']
+    """
+    values = {"question": with_options(text, options)}
+    return question("question", prompt("multiple_choice", values, own), picture)
+
+
+def grade_choices(
+    row: Any,
+    answers: Mapping[tuple[str, int], Answer],
+    *,
+    own: Path | None = None,
+    judge_own: Path | None = None,
+) -> list[Grading]:
+    """Return the option that each answer names, by rule: a task's ``grade``.
+
+    Args:
+      row: an item with ``options``.
+      answers: by question and sample.
+      own: not needed, as no template is.
+      judge_own: not needed, as no judge is.
+    Example::
+
+      TASK = Task(grade=grade_choices, variants=configured, ...)
+    """
+    return [choice_grading(place, a, row.options) for place, a in answers.items()]
 
 
 def choice_grading(
@@ -78,7 +134,7 @@ def choice_figures(
     ]
     decided = [(i, truth, g.value) for i, truth, g in rows if g.status == "ok"]
     found: dict[str, Any] = _accuracy(decided)
-    found |= shares.shares([grade for _, _, grade in rows], {})
+    found |= failures(grade for _, _, grade in rows)
     found["letters"] = {
         "chosen": dict(sorted(Counter(said for _, _, said in decided).items())),
         "right": dict(sorted(Counter(truths).items())),

@@ -27,6 +27,7 @@ from jaxalign.judging.graders import GRADES
 __all__ = [
     "SMALL",
     "Weights",
+    "f_score",
     "joint",
     "states",
     "three_way",
@@ -96,7 +97,7 @@ def three_way(
     }
     found["CGA"] = _attempted(right, wrong, len(judged))
     found["F"] = statistics.bootstrap_of_sums(
-        _f_score,
+        f_score,
         table,
         seed=seed,
         clusters=None if clusters is None else [clusters[n] for n in judged],
@@ -120,7 +121,12 @@ def _attempted(right: float, wrong: float, n: int) -> Figure:
     return statistics.share(_within(right, whole), whole)
 
 
-def _f_score(sums: np.ndarray) -> np.ndarray:
+def f_score(sums: np.ndarray) -> np.ndarray:
+    """Return F, ``2A / (2A + 2B + C)``, of sums of A, B and C, ``[round, 3]``.
+
+    >>> f_score(np.array([[3, 2, 1]])).round(4).tolist()
+    [0.5455]
+    """
     right, wrong, none = sums.T
     return 2 * right / (2 * right + 2 * wrong + none)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.evaluation import differences, statistics
+from jaxalign.evaluation.grading import f_score
 from jaxalign.evaluation.statistics import Figure
 from jaxalign.judging.graders import GRADES
 
@@ -86,7 +87,7 @@ def of_grades(grades: Sequence[Any]) -> list[Measure]:
     labels = GRADES if three_way else [label for label, _ in counts.most_common()]
     found = [Measure(label, _indicator(label)) for label in labels]
     if three_way:
-        found += [Measure("CGA", _one_hot, _cga), Measure("F", _one_hot, _f_score)]
+        found += [Measure("CGA", _one_hot, _cga), Measure("F", _one_hot, f_score)]
     return found
 
 
@@ -222,9 +223,3 @@ def _cga(sums: np.ndarray) -> np.ndarray:
     """Correct given attempted, 0 where nothing was attempted."""
     correct, incorrect, _ = sums.T
     return correct / np.maximum(correct + incorrect, 1)
-
-
-def _f_score(sums: np.ndarray) -> np.ndarray:
-    """Return the harmonic mean of CO and CGA, ``2A / (2A + 2B + C)``."""
-    correct, incorrect, not_attempted = sums.T
-    return 2 * correct / (2 * correct + 2 * incorrect + not_attempted)

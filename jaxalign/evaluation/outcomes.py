@@ -2,25 +2,28 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jaxalign.evaluation.statistics import Figure
-from jaxalign.evaluation.task import Grade
+from jaxalign.evaluation.task import Grade, GradeStatus
 
 
-__all__ = ["failures", "leaf"]
+__all__ = ["UNDECIDED", "failures", "leaf"]
+
+UNDECIDED: tuple[str, ...] = tuple(s for s in get_args(GradeStatus) if s != "ok")
+"""States of a grade that is none."""
 
 
-def failures(grades: Iterable[Grade]) -> dict[str, int]:
+def failures(grades: Iterable[Grade | None]) -> dict[str, int]:
     """Return how many grades have each status that is not ``ok``.
+
+    None is that of an answer which was never graded, as one that failed.
 
     >>> failures([Grade("A"), Grade(None, "judge_failed"), Grade(None, "unparsed")])
     {'unparsed': 1, 'judge_failed': 1, 'answer_failed': 0}
     """
-    counts = Counter(grade.status for grade in grades)
-    return {
-        name: counts[name] for name in ("unparsed", "judge_failed", "answer_failed")
-    }
+    counts = Counter("answer_failed" if g is None else g.status for g in grades)
+    return {state: counts[state] for state in UNDECIDED}
 
 
 def leaf(

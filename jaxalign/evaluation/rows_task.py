@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from jaxalign.data import records
 from jaxalign.errors import UserError
-from jaxalign.evaluation import grading, published, statistics
+from jaxalign.evaluation import grading, published, shares, statistics
 from jaxalign.evaluation.choices import choice_figures, choice_grading
 from jaxalign.evaluation.letters import LETTERS, with_options
+from jaxalign.evaluation.questions import prompt_question
 from jaxalign.evaluation.task import (
     Answer,
     Grade,
@@ -27,6 +28,7 @@ from jaxalign.evaluation.task import (
     Question,
     Task,
     TaskOptions,
+    drawn,
 )
 from jaxalign.judging.exact_match import normalised
 from jaxalign.judging.graders import grade_request
@@ -77,15 +79,7 @@ def task_of(path: Path) -> Task:
 
 def _variants(path: Path, task: Task, options: TaskOptions) -> list[Task]:
     load = functools.partial(_load, path, options.image_dir)
-    several = {"temperature": 0.7} if (options.num_samples or 1) > 1 else {}
-    return [
-        dataclasses.replace(
-            task,
-            load=load,
-            num_samples=options.num_samples or 1,
-            sampling={**task.sampling, **several},
-        )
-    ]
+    return [dataclasses.replace(drawn(task, options), load=load)]
 
 
 def _load(path: Path, image_dir: Path | None, _: Path) -> list[RowItem]:
@@ -135,19 +129,12 @@ def _right(references: Sequence[str], options: Mapping[str, str], where: str) ->
 
 
 def _requests(row: RowItem) -> list[Question]:
-    given = row.prompt.text
-    content: Any = given
-    if row.prompt.images and isinstance(given, str):
-        shown = [{"type": "image"}] * len(row.prompt.images)
-        content = [*shown, {"type": "text", "text": given}]
-    turns: list[Mapping[str, Any]] = (
-        [{"role": "user", "content": content}]
-        if isinstance(given, str)
-        else [turn.turn() for turn in given]
-    )
-    if row.options:
-        turns[-1] = {**turns[-1], "content": _below(turns[-1]["content"], row.options)}
-    return [Question(_NAME, tuple(turns), row.prompt.images)]
+    asked = prompt_question(_NAME, row.prompt)
+    if not row.options:
+        return [asked]
+    *before, last = asked.messages
+    below = {**last, "content": _below(last["content"], row.options)}
+    return [asked._replace(messages=(*before, below))]
 
 
 def _below(content: Any, options: Mapping[str, str]) -> Any:
@@ -172,14 +159,7 @@ def _grade(row: RowItem, answers: Mapping[tuple[str, int], Answer]) -> list[Grad
 
 
 def _metrics(graded: Sequence[Graded]) -> dict[str, Any]:
-    found = _figures(graded)
-    topics = dict.fromkeys(one.item.topic for one in graded)
-    if len(topics) > 1:
-        found["topics"] = {
-            topic or "(none)": _figures([g for g in graded if g.item.topic == topic])
-            for topic in topics
-        }
-    return found
+    return {**_figures(graded), **shares.of_topics(graded, _figures)}
 
 
 def _figures(graded: Sequence[Graded]) -> dict[str, Any]:

@@ -1,17 +1,23 @@
 """Shares of graded answers, with what has no grade beside them and never in them."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxalign.evaluation import statistics
-from jaxalign.evaluation.task import Grade, Graded, GradeStatus
+from jaxalign.evaluation.outcomes import failures
+from jaxalign.evaluation.task import Grade, Graded
 
 
-__all__ = ["UNDECIDED", "by_group", "shares", "silent_answers"]
-
-UNDECIDED: tuple[str, ...] = tuple(s for s in get_args(GradeStatus) if s != "ok")
-"""States of a grade that is none."""
+__all__ = [
+    "by_group",
+    "grades_of",
+    "groups_of",
+    "of_topics",
+    "shares",
+    "silent_answers",
+    "with_topics",
+]
 
 
 def shares(
@@ -36,7 +42,6 @@ def shares(
     """
     given = list(grades)
     decided = [one.value for one in given if one is not None and one.status == "ok"]
-    states = Counter("answer_failed" if one is None else one.status for one in given)
     hits = {
         name: sum(value in labels for value in decided)
         for name, labels in measures.items()
@@ -44,7 +49,7 @@ def shares(
     found: dict[str, Any] = {
         name: statistics.share(count, len(decided)) for name, count in hits.items()
     }
-    found |= {state: states[state] for state in UNDECIDED}
+    found |= failures(given)
     undecided = len(given) - len(decided)
     if undecided and hits:
         first = next(iter(hits.values()))
@@ -69,10 +74,78 @@ def by_group(
       >>> {group: one["first"].value for group, one in found.items()}
       {'x': 1.0, 'y': 0.0}
     """
-    groups: dict[str, list[Grade | None]] = {}
-    for label, grade in zip(labels, grades, strict=True):
-        groups.setdefault(label, []).append(grade)
-    return {label: shares(some, measures) for label, some in groups.items()}
+    return {
+        label: shares([grades[n] for n in places], measures)
+        for label, places in groups_of(labels).items()
+    }
+
+
+def groups_of(labels: Sequence[str]) -> dict[str, list[int]]:
+    """Return the places of each label, the labels in the order of their first one.
+
+    >>> groups_of(["x", "y", "x"])
+    {'x': [0, 2], 'y': [1]}
+    """
+    found: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        found.setdefault(label, []).append(place)
+    return found
+
+
+def grades_of(graded: Iterable[Graded], name: str) -> list[tuple[Any, Grade]]:
+    """Return (item, grade) of all gradings of a name, one for each sample.
+
+    >>> given = {("q", 0): Grade("a"), ("other", 0): Grade("b")}
+    >>> [grade.value for _, grade in grades_of([Graded(0, None, {}, given)], "q")]
+    ['a']
+    """
+    return [
+        (one.item, grade)
+        for one in graded
+        for (grading, _), grade in one.grades.items()
+        if grading == name
+    ]
+
+
+def with_topics(
+    pairs: Sequence[tuple[Any, Grade]], measures: Mapping[str, Collection[Any]]
+) -> dict[str, Any]:
+    """Return :func:`shares` over all, and under ``topics`` of each item's ``topic``.
+
+    Args:
+      pairs: of :func:`grades_of`.
+      measures: see :func:`shares`.
+    Example::
+
+      with_topics(grades_of(graded, "refusal"), {"over_refusal": ["full_refusal"]})
+    """
+    grades = [grade for _, grade in pairs]
+    found = shares(grades, measures)
+    topics = [item.topic for item, _ in pairs]
+    return {**found, "topics": by_group(topics, grades, measures)}
+
+
+def of_topics(
+    graded: Sequence[Graded], figures: Callable[[Sequence[Graded]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return figures by the items' ``topic``, under ``topics``; of one topic nothing.
+
+    Args:
+      graded: items that may have an empty topic.
+      figures: of some of them.
+    Example:
+      >>> of_topics([], lambda some: {})
+      {}
+    """
+    groups = groups_of([one.item.topic for one in graded])
+    if len(groups) < 2:
+        return {}
+    return {
+        "topics": {
+            topic or "(none)": figures([graded[n] for n in places])
+            for topic, places in groups.items()
+        }
+    }
 
 
 def silent_answers(graded: Iterable[Graded]) -> dict[str, int]:

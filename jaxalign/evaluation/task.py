@@ -27,6 +27,7 @@ __all__ = [
     "Question",
     "Task",
     "TaskOptions",
+    "drawn",
 ]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -243,3 +244,18 @@ class Task:
         'mine@blank'
         """
         return f"{self.name}@{self.condition}" if self.condition else self.name
+
+
+def drawn(task: Task, options: TaskOptions) -> Task:
+    """Return a task with the samples of the options; several differ by temperature 0.7.
+
+    >>> nothing = lambda *_: []
+    >>> task = Task(name="mine", load=nothing, requests=nothing, grade=nothing,
+    ...             metrics=nothing)
+    >>> drawn(task, TaskOptions(num_samples=3)).sampling["temperature"]
+    0.7
+    """
+    samples = options.num_samples or 1
+    several = {"temperature": 0.7} if samples > 1 else {}
+    sampling = {**task.sampling, **several}
+    return dataclasses.replace(task, num_samples=samples, sampling=sampling)

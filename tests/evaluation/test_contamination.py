@@ -7,7 +7,7 @@ from PIL import Image
 from jaxalign.data import records, seen
 from jaxalign.data.picture import Picture
 from jaxalign.evaluation.contamination import overlap_with_training
-from jaxalign.evaluation.safety_grading import question
+from jaxalign.evaluation.questions import question
 from jaxalign.evaluation.task import Question
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation import delimited, safety_grading, shares
+from jaxalign.evaluation import delimited, outcomes, safety_grading, shares
 from jaxalign.evaluation.task import Answer, Grade
 from jaxalign.judging.judge import JudgeRequest
 
@@ -18,7 +18,7 @@ def test_shares_are_of_what_was_decided() -> None:
     found = shares.shares([*grades, None], MEASURES)
     assert found["refused"].value == pytest.approx(2 / 3) and found["refused"].n == 3
     assert found["full"].value == pytest.approx(1 / 3)
-    states = {name: found[name] for name in shares.UNDECIDED}
+    states = {name: found[name] for name in outcomes.UNDECIDED}
     assert states == {"unparsed": 0, "judge_failed": 1, "answer_failed": 1}
     # Of the first measure: 2 to 4 of 5.
     assert found["bounds"] == (0.4, 0.8)

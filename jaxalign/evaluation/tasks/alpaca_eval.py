@@ -20,7 +20,6 @@ baseline, within 0.1 points at the C that cross-validation chose. It is the boar
 figure only with the board's judge and wording.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -42,7 +41,7 @@ from jaxalign.evaluation.boards.alpaca_files import (
     read_grades,
     shown_first,
 )
-from jaxalign.evaluation.boards.authors_wording import filled
+from jaxalign.evaluation.boards.authors_wording import check_one_sample, filled, worded
 from jaxalign.evaluation.boards.verdicts import preference
 from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.statistics import Figure
@@ -290,24 +289,8 @@ def _upstream(graded: Sequence[Graded]) -> list[float]:
 
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task in the wording that is asked for."""
-    if options.num_samples not in (None, 1):
-        raise UserError(
-            "alpaca_eval compares one answer an instruction: leave --num_samples out, "
-            f"got {options.num_samples}"
-        )
-    official = options.wording == "official"
-    return [
-        dataclasses.replace(
-            task,
-            load=functools.partial(load, official=official),
-            grade=functools.partial(grade, own=options.judge_own),
-            facts={
-                **task.facts,
-                "wording": options.wording,
-                **({"published": _PUBLISHED} if official else {}),
-            },
-        )
-    ]
+    check_one_sample("alpaca_eval compares one answer an instruction", options)
+    return [worded(task, options, published=_PUBLISHED)]
 
 
 _PUBLISHED = {

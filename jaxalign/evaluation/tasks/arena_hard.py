@@ -19,7 +19,6 @@ Published scores are of their judges (v0.1: gpt-4-1106-preview; v2: gpt-4.1 and
 gemini-2.5) in the authors' wording.
 """
 
-import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from jaxalign.evaluation.boards.arena_files import (
     load,
     read_grades,
 )
-from jaxalign.evaluation.boards.authors_wording import filled
+from jaxalign.evaluation.boards.authors_wording import check_one_sample, filled, worded
 from jaxalign.evaluation.boards.bradley_terry import Battle
 from jaxalign.evaluation.boards.style import Style, difference, style_of
 from jaxalign.evaluation.boards.verdicts import CLEAR_WEIGHT, arena_verdict, points
@@ -223,24 +222,8 @@ def _upstream(graded: Sequence[Graded], battles: Sequence[Battle]) -> dict[str, 
 
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task in the wording that is asked for."""
-    if options.num_samples not in (None, 1):
-        raise UserError(
-            "arena_hard compares one answer a request: leave --num_samples out, got "
-            f"{options.num_samples}"
-        )
-    official = options.wording == "official"
-    return [
-        dataclasses.replace(
-            task,
-            load=functools.partial(load, official=official),
-            grade=functools.partial(grade, own=options.judge_own),
-            facts={
-                **task.facts,
-                "wording": options.wording,
-                **({"published": _PUBLISHED} if official else {}),
-            },
-        )
-    ]
+    check_one_sample("arena_hard compares one answer a request", options)
+    return [worded(task, options, published=_PUBLISHED)]
 
 
 _PUBLISHED = {

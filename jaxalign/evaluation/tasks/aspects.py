@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.data import records
-from jaxalign.evaluation import outcomes, published, statistics
+from jaxalign.evaluation import outcomes, published, shares, statistics
+from jaxalign.evaluation.questions import prompt_question
 from jaxalign.evaluation.task import (
     Answer,
     Grade,
@@ -23,6 +24,7 @@ from jaxalign.evaluation.task import (
     Question,
     Task,
     TaskOptions,
+    drawn,
 )
 from jaxalign.judging.judge import Subject
 from jaxalign.judging.prompts import MAX_SCORE, scores_request
@@ -67,16 +69,7 @@ def load(folder: Path, *, image_dir: Path | None = None) -> Items:
 
 def requests(row: AspectPrompt) -> list[Question]:
     """Return the prompt as it stands."""
-    given = row.prompt.text
-    if not isinstance(given, str):
-        turns = tuple(turn.turn() for turn in given)
-        return [Question("answer", turns, row.prompt.images)]
-    content: Any = given
-    if row.prompt.images:
-        shown = [{"type": "image"}] * len(row.prompt.images)
-        content = [*shown, {"type": "text", "text": given}]
-    turn = {"role": "user", "content": content}
-    return [Question("answer", (turn,), row.prompt.images)]
+    return [prompt_question("answer", row.prompt)]
 
 
 def grade(
@@ -111,15 +104,8 @@ def _scores(value: Any) -> Grade:
 
 def metrics(graded: Sequence[Graded], *, options: TaskOptions) -> dict[str, Any]:
     """Return the mean of each aspect, 0 to 4, over all and by topic."""
-    found = _means(graded, options)
-    topics = dict.fromkeys(one.item.topic for one in graded)
-    if len(topics) > 1:
-        found["topics"] = {
-            topic or "(none)": _means(
-                [one for one in graded if one.item.topic == topic], options
-            )
-            for topic in topics
-        }
+    means = functools.partial(_means, options=options)
+    found = {**means(graded), **shares.of_topics(graded, means)}
     grades = [grade for one in graded for grade in one.grades.values()]
     return {**found, "most": MAX_SCORE, **outcomes.failures(grades)}
 
@@ -144,15 +130,12 @@ def _means(graded: Sequence[Graded], options: TaskOptions) -> dict[str, Any]:
 
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task as the options want it."""
-    several = {"temperature": 0.7} if (options.num_samples or 1) > 1 else {}
     return [
         dataclasses.replace(
-            task,
+            drawn(task, options),
             load=functools.partial(load, image_dir=options.image_dir),
             grade=functools.partial(grade, options=options),
             metrics=functools.partial(metrics, options=options),
-            num_samples=options.num_samples or 1,
-            sampling={**task.sampling, **several},
         )
     ]
 

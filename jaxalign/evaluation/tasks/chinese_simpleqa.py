@@ -16,6 +16,8 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import grading, published
 from jaxalign.evaluation.choosing import choice_of, chosen, over_samples
 from jaxalign.evaluation.prompts import prompt
+from jaxalign.evaluation.questions import question
+from jaxalign.evaluation.shares import groups_of
 from jaxalign.evaluation.task import (
     Answer,
     Graded,
@@ -24,6 +26,7 @@ from jaxalign.evaluation.task import (
     Question,
     Task,
     TaskOptions,
+    drawn,
 )
 from jaxalign.judging.graders import grade_request
 from jaxalign.judging.judge import Subject
@@ -80,7 +83,7 @@ def load(folder: Path) -> Items:
 def requests(row: Fact, *, options: TaskOptions) -> list[Question]:
     """Return the question: all of a row that can reach the model."""
     text = prompt("chinese_simpleqa", {"question": row.question}, options.own)
-    return [Question(_NAME, ({"role": "user", "content": text},))]
+    return [question(_NAME, text)]
 
 
 def grade(
@@ -103,10 +106,8 @@ def metrics(graded: Sequence[Graded], *, options: TaskOptions) -> dict[str, Any]
     for key, name in (("topics", "topic"), ("subtopics", "subtopic")):
         labels = [getattr(one.item, name) for one in graded]
         found[key] = {
-            label: grading.three_way(
-                [r for r, w in zip(rows, labels, strict=True) if w == label]
-            )
-            for label in dict.fromkeys(labels)
+            label: grading.three_way([rows[n] for n in places])
+            for label, places in groups_of(labels).items()
         }
     found["upstream"] = grading.upstream(rows)
     if (options.num_samples or 1) > 1:
@@ -116,15 +117,12 @@ def metrics(graded: Sequence[Graded], *, options: TaskOptions) -> dict[str, Any]
 
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task as the options want it."""
-    several = (options.num_samples or 1) > 1
     return [
         dataclasses.replace(
-            task,
+            drawn(task, options),
             requests=functools.partial(requests, options=options),
             grade=functools.partial(grade, options=options),
             metrics=functools.partial(metrics, options=options),
-            num_samples=options.num_samples or 1,
-            sampling={**task.sampling, **({"temperature": 0.7} if several else {})},
         )
     ]
 

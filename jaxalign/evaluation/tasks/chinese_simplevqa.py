@@ -31,6 +31,8 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import calibration, grading, statistics
 from jaxalign.evaluation.choosing import choice_of, chosen, over_samples
 from jaxalign.evaluation.prompts import prompt
+from jaxalign.evaluation.questions import question
+from jaxalign.evaluation.shares import groups_of
 from jaxalign.evaluation.stated import asking, stated
 from jaxalign.evaluation.task import (
     Answer,
@@ -39,6 +41,7 @@ from jaxalign.evaluation.task import (
     Question,
     Task,
     TaskOptions,
+    drawn,
 )
 from jaxalign.evaluation.vqa_rows import VQARow, load
 from jaxalign.judging.graders import grade_request
@@ -62,16 +65,12 @@ def requests(row: VQARow, *, options: TaskOptions, condition: str) -> list[Quest
         template, values = "chinese_simplevqa_object", {"object": row.recognition[1]}
     elif condition == "caption":
         template, values = "chinese_simplevqa_caption", {"caption": row.caption}
-    images = () if row.picture is None else (row.picture,)
     made = []
-    for name, question in asked.items():
-        text = prompt(template, {"question": question, **values}, options.own)
+    for name, asked_for in asked.items():
+        text = prompt(template, {"question": asked_for, **values}, options.own)
         if options.confidence:
             text = asking(text, options.own)
-        content: Any = text
-        if images:
-            content = [{"type": "image"}, {"type": "text", "text": text}]
-        made.append(Question(name, ({"role": "user", "content": content},), images))
+        made.append(question(name, text, row.picture))
     return made
 
 
@@ -136,8 +135,7 @@ def _by(
             name: grading.three_way([rows[n] for n in places])
             for name, rows in weights.items()
         }
-        for label in dict.fromkeys(labels)
-        for places in ([n for n, one in enumerate(labels) if one == label],)
+        for label, places in groups_of(labels).items()
     }
 
 
@@ -182,10 +180,9 @@ def variants(task: Task, options: TaskOptions) -> list[Task]:
             f"--conditions: there is no {unknown[0]!r}: expected some of "
             f"{', '.join(CONDITIONS)}"
         )
-    several = (options.num_samples or 1) > 1
     return [
         dataclasses.replace(
-            task,
+            drawn(task, options),
             load=functools.partial(
                 load, condition=name, seed=options.seed, image_dir=options.image_dir
             ),
@@ -194,8 +191,6 @@ def variants(task: Task, options: TaskOptions) -> list[Task]:
             metrics=functools.partial(metrics, options=options, condition=name),
             condition="" if name == "seen" else name,
             facts=task.facts if name == "seen" else {},
-            num_samples=options.num_samples or 1,
-            sampling={**task.sampling, **({"temperature": 0.7} if several else {})},
         )
         for name in dict.fromkeys(options.conditions)
     ]

@@ -15,6 +15,7 @@ from typing import Any
 from jaxalign.evaluation import published, shares
 from jaxalign.evaluation.delimited import read_csv
 from jaxalign.evaluation.safety_grading import (
+    OVER_REFUSAL,
     configured,
     find_picture,
     refusal_grading,
@@ -31,12 +32,6 @@ _SOURCE = "https://github.com/Kizna1ver/DREAM, data/FigStep-Benign"
 _FOLDERS = ("figstep_benign", "dream/FigStep-Benign")
 _FILE = "SafeBench-Tiny-Benign.csv"
 _COLUMNS = ("category_id", "task_id", "category_name", "benign_instruction")
-
-_REFUSALS = {
-    "over_refusal": ("full_refusal", "partial_refusal"),
-    "full_refusal": ("full_refusal",),
-    "partial_refusal": ("partial_refusal",),
-}
 
 
 def load(folder: Path, *, image_dir: Path | None = None) -> Items:
@@ -84,21 +79,10 @@ def grade(
 
 def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     """Return over-refusal, by judge and by strings, over all and by topic."""
-    found: dict[str, Any] = {}
-    for name, title in (("refusal", None), ("strings", "by_strings")):
-        pairs = [
-            (one.item.topic, grade)
-            for one in graded
-            for (grading, _), grade in one.grades.items()
-            if grading == name
-        ]
-        figures = shares.shares([grade for _, grade in pairs], _REFUSALS)
-        if title is None:
-            topics, grades = [t for t, _ in pairs], [g for _, g in pairs]
-            found |= figures
-            found["topics"] = shares.by_group(topics, grades, _REFUSALS)
-        else:
-            found[title] = figures
+    judged = shares.grades_of(graded, "refusal")
+    strings = shares.grades_of(graded, "strings")
+    found = shares.with_topics(judged, OVER_REFUSAL)
+    found["by_strings"] = shares.shares([g for _, g in strings], OVER_REFUSAL)
     return {**found, **shares.silent_answers(graded)}
 
 

@@ -16,7 +16,6 @@ It also averages over two judgements of one answer in a file, which is refused h
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published, run_files, statistics
 from jaxalign.evaluation.boards import fastchat
-from jaxalign.evaluation.boards.authors_wording import JudgePrompt, filled
+from jaxalign.evaluation.boards.authors_wording import JudgePrompt, filled, worded
 from jaxalign.evaluation.boards.verdicts import rating, winner
 from jaxalign.evaluation.outcomes import failures, leaf
 from jaxalign.evaluation.task import (
@@ -367,16 +366,8 @@ def read_grades(path: Path, items: Items) -> list[Graded]:
 
 def variants(task: Task, options: TaskOptions) -> list[Task]:
     """Return the task in the wording that is asked for."""
-    official = options.wording == "official"
-    return [
-        dataclasses.replace(
-            task,
-            num_samples=options.num_samples or task.num_samples,
-            load=functools.partial(load, official=official),
-            grade=functools.partial(grade, own=options.judge_own),
-            facts={**task.facts, "wording": options.wording},
-        )
-    ]
+    samples = options.num_samples or task.num_samples
+    return [dataclasses.replace(worded(task, options), num_samples=samples)]
 
 
 TASK = Task(

@@ -19,12 +19,11 @@ from typing import Any
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published
-from jaxalign.evaluation.choices import choice_figures, choice_grading
+from jaxalign.evaluation.choices import choice_figures, choice_question, grade_choices
 from jaxalign.evaluation.delimited import read_tsv
-from jaxalign.evaluation.letters import LETTERS, with_options
-from jaxalign.evaluation.prompts import prompt
-from jaxalign.evaluation.safety_grading import configured, question
-from jaxalign.evaluation.task import Answer, Graded, Grading, Items, Question, Task
+from jaxalign.evaluation.letters import LETTERS
+from jaxalign.evaluation.safety_grading import configured
+from jaxalign.evaluation.task import Graded, Items, Question, Task
 
 
 __all__ = ["TASK", "Row", "read_rows"]
@@ -178,22 +177,8 @@ def _picture(
 
 def requests(row: Row, *, own: Path | None = None) -> list[Question]:
     """Return the question with its options and the picture."""
-    asked = row.question if row.listed else with_options(row.question, row.options)
-    text = prompt("multiple_choice", {"question": asked}, own)
-    return [question("question", text, row.picture)]
-
-
-def grade(
-    row: Row,
-    answers: Mapping[tuple[str, int], Answer],
-    *,
-    own: Path | None = None,
-    judge_own: Path | None = None,
-) -> list[Grading]:
-    """Return the option that each answer names, by rule."""
-    return [
-        choice_grading(place, answer, row.options) for place, answer in answers.items()
-    ]
+    options = {} if row.listed else row.options
+    return [choice_question(row.question, options, row.picture, own)]
 
 
 def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
@@ -207,7 +192,7 @@ TASK = Task(
     name="multiple_choice",
     load=load,
     requests=requests,
-    grade=grade,
+    grade=grade_choices,
     metrics=metrics,
     sampling={"temperature": 0.0, "max_new_tokens": 64},
     variants=configured,

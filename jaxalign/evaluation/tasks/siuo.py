@@ -23,10 +23,11 @@ from typing import Any
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 from jaxalign.evaluation import published, shares, statistics
+from jaxalign.evaluation.outcomes import failures
+from jaxalign.evaluation.questions import question
 from jaxalign.evaluation.safety_grading import (
     configured,
     find_picture,
-    question,
     silent,
 )
 from jaxalign.evaluation.task import (
@@ -198,20 +199,15 @@ def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
     """Return the shares of items that are safe, effective, and both."""
     votes = [_votes(one) for one in graded]
     found: dict[str, Any] = dict(_figures(votes))
-    labels = [one.item.topic for one in graded]
+    topics = shares.groups_of([one.item.topic for one in graded])
     found["topics"] = {
-        label: _figures(
-            [v for v, name in zip(votes, labels, strict=True) if name == label]
-        )
-        for label in dict.fromkeys(labels)
+        topic: _figures([votes[n] for n in places]) for topic, places in topics.items()
     }
     found["answers"] = {
         name: _per_answer([v[name] for v in votes]) for name in _MEASURES
     }
     found["failures"] = {
-        name: shares.shares(
-            [g for one in graded for (n, _), g in one.grades.items() if n == name], {}
-        )
+        name: failures(grade for _, grade in shares.grades_of(graded, name))
         for name in ("safe", "effective")
     }
     found["upstream"] = _upstream(votes)

@@ -17,11 +17,9 @@ from typing import Any
 
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
-from jaxalign.evaluation.choices import choice_figures, choice_grading
-from jaxalign.evaluation.letters import with_options
-from jaxalign.evaluation.prompts import prompt
-from jaxalign.evaluation.safety_grading import configured, question
-from jaxalign.evaluation.task import Answer, Graded, Grading, Items, Question, Task
+from jaxalign.evaluation.choices import choice_figures, choice_question, grade_choices
+from jaxalign.evaluation.safety_grading import configured
+from jaxalign.evaluation.task import Graded, Items, Question, Task
 from jaxalign.evaluation.tasks import siuo
 
 
@@ -95,22 +93,7 @@ def _options(row: Mapping[str, Any]) -> dict[str, str]:
 
 def requests(item: Choice, *, own: Path | None = None) -> list[Question]:
     """Return the question with its options and the picture."""
-    asked = with_options(item.question, item.options)
-    text = prompt("multiple_choice", {"question": asked}, own)
-    return [question("question", text, item.picture)]
-
-
-def grade(
-    item: Choice,
-    answers: Mapping[tuple[str, int], Answer],
-    *,
-    own: Path | None = None,
-    judge_own: Path | None = None,
-) -> list[Grading]:
-    """Return the option that each answer names, by rule."""
-    return [
-        choice_grading(place, answer, item.options) for place, answer in answers.items()
-    ]
+    return [choice_question(item.question, item.options, item.picture, own)]
 
 
 def metrics(graded: Sequence[Graded]) -> dict[str, Any]:
@@ -123,7 +106,7 @@ TASK = Task(
     name="siuo_mcqa",
     load=load,
     requests=requests,
-    grade=grade,
+    grade=grade_choices,
     metrics=metrics,
     sampling={"temperature": 0.0, "max_new_tokens": 64},
     variants=configured,

@@ -107,7 +107,7 @@ def test_states(answer: Answer, want: str) -> None:
     row = multiple_choice.Row(
         "0", "?", dict(zip("ABC", "xyz", strict=True)), "C", "", None, False
     )
-    (one,) = multiple_choice.grade(row, {("question", 0): answer})
+    (one,) = multiple_choice.TASK.grade(row, {("question", 0): answer})
     assert one.by == Grade(want)
 
 
