@@ -5,7 +5,6 @@ a key of all that it depends on. So what was answered is never asked again, by w
 the run was stopped, and a new judge grades old answers.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from jaxalign.evaluation.task import (
     Question,
     Task,
 )
-from jaxalign.judging.asking import ask
+from jaxalign.judging.asking import Usage, ask_all
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
@@ -163,7 +162,7 @@ class _Runner:
             "limit": self.config.limit,
             "seed": self.config.seed,
             "bootstrap": {"seed": 0, "rounds": 2000},
-            "tokens": {"answers": used.plain(), "judgements": spent.plain()},
+            "tokens": {"answers": _plain(used), "judgements": _plain(spent)},
         }
         more = _seen(self.config.adapter, name, questions)
         items = one.items
@@ -173,7 +172,7 @@ class _Runner:
 
     async def _answers(
         self, task: Task, questions: Mapping[int, Sequence[Question]]
-    ) -> tuple[dict[int, dict[tuple[str, int], Answer]], "_Used"]:
+    ) -> tuple[dict[int, dict[tuple[str, int], Answer]], Usage]:
         """Have all questions answered, those that follow others after them."""
         answers: dict[int, dict[tuple[str, int], Answer]] = {i: {} for i in questions}
         turns: dict[tuple[int, str, int], tuple[Mapping[str, Any], ...]] = {}
@@ -183,7 +182,7 @@ class _Runner:
             for question in some
             for sample in range(task.num_samples)
         ]
-        used, logprobs = _Used(), self.config.best_of == "likelihood"
+        used, logprobs = Usage(), self.config.best_of == "likelihood"
         while left:
             ready, later = _parted(left, answers)
             if not ready:
@@ -226,7 +225,7 @@ class _Runner:
         name: str,
         gradings: Mapping[int, Sequence[Grading]],
         answers: Mapping[int, Mapping[tuple[str, int], Answer]],
-    ) -> tuple[dict[int, dict[tuple[str, int], Grade]], "_Used"]:
+    ) -> tuple[dict[int, dict[tuple[str, int], Grade]], Usage]:
         """Have all answers graded; what was not answered is not."""
         grades: dict[int, dict[tuple[str, int], Grade]] = {i: {} for i in gradings}
         asked: list[tuple[int, Grading]] = []
@@ -243,28 +242,20 @@ class _Runner:
                     grades[index][place] = Grade(None, "judge_failed")
                     asked.append((index, one))
                     requests.append(with_pictures(one.by, one.images, self.pictures))
-        used = _Used()
+        used = Usage()
         found = await self._ask(self.judge, requests, f"{name}: grading", used)
         for (index, one), verdict in zip(asked, found, strict=True):
             grades[index][one.name, one.sample] = _grade(one, verdict)
         return grades, used
 
     async def _ask(
-        self, whom: Any, requests: Sequence[JudgeRequest], what: str, used: "_Used"
+        self, whom: Any, requests: Sequence[JudgeRequest], what: str, used: Usage
     ) -> list[Verdict]:
         """Return what was said to each request."""
-        verdicts: dict[int, Verdict] = {}
-        if not requests:
-            return []
-        with progress.counting(what, len(requests), "items") as show:
-            answers = ask(whom, requests, self.store)
-            async with contextlib.aclosing(answers):
-                async for one in answers:
-                    verdicts[one.number] = one.verdict
-                    if one.fresh:
-                        used.add(one.verdict)
-                    show(len(verdicts), len(verdicts))
-        return [verdicts[number] for number in range(len(requests))]
+        count = len(requests)
+        return await ask_all(
+            whom, requests, self.store, count, what=what, unit="items", usage=used
+        )
 
 
 def _parted(
@@ -280,21 +271,10 @@ def _parted(
     return ready, later
 
 
-class _Used:
-    """What was asked in this run, and what it took."""
-
-    def __init__(self) -> None:
-        self.calls = self.prompt_tokens = self.completion_tokens = 0
-        self.cost = 0.0
-
-    def add(self, verdict: Verdict) -> None:
-        self.calls += 1
-        self.prompt_tokens += verdict.prompt_tokens
-        self.completion_tokens += verdict.completion_tokens
-        self.cost += verdict.cost
-
-    def plain(self) -> dict[str, Any]:
-        return dict(vars(self))
+def _plain(used: Usage) -> dict[str, Any]:
+    """Return what was asked in this run, and what it took."""
+    tokens = {n: getattr(used, n) for n in ("prompt_tokens", "completion_tokens")}
+    return {"calls": used.asked, **tokens, "cost": used.cost}
 
 
 def _seen(

@@ -1,6 +1,5 @@
 """From sampled completions to judged candidates, and both as lines of a file."""
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxalign import event_loops, progress
+from jaxalign import event_loops
 from jaxalign.data import records
 from jaxalign.data.images import NamedPictures
 from jaxalign.data.messages import without_nulls
@@ -26,7 +25,7 @@ from jaxalign.feedback.decompose.decomposition import (
 )
 from jaxalign.feedback.pairing import ScoredPrompt, ScoredResponse
 from jaxalign.feedback.segmenters import SegmenterConfig, segment
-from jaxalign.judging.asking import ask
+from jaxalign.judging.asking import ask_all
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import Function, as_judge
 from jaxalign.judging.store import Store, temporary_store
@@ -284,13 +283,8 @@ async def _voted(
         return []
     groups = [votes_on(request, votes, first_vote) for request in requests]
     asked = [request for group in groups for request in group]
-    verdicts: dict[int, Verdict] = {}
-    with progress.counting(what, len(asked), "answers") as show:
-        async with contextlib.aclosing(ask(judge, asked, store)) as answers:
-            async for answer in answers:
-                verdicts[answer.number] = answer.verdict
-                show(len(verdicts), len(verdicts))
-    ordered = iter([verdicts[number] for number in range(len(asked))])
+    verdicts = await ask_all(judge, asked, store, len(asked), what=what)
+    ordered = iter(verdicts)
     return [merged([next(ordered) for _ in group]) for group in groups]
 
 

@@ -8,12 +8,12 @@ https://arxiv.org/abs/2504.18053
 """
 
 import contextlib
-import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign import event_loops, progress
+from jaxalign import event_loops
 from jaxalign.data import records
 from jaxalign.data.images import NamedPictures
 from jaxalign.data.records import Prompt
@@ -21,7 +21,7 @@ from jaxalign.feedback.candidates import as_judged, votes_on
 from jaxalign.feedback.decompose import risks
 from jaxalign.feedback.decompose.decomposition import Candidate
 from jaxalign.feedback.decompose.observations import Observation, join
-from jaxalign.judging.asking import ask
+from jaxalign.judging.asking import Usage, ask_all
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import Function, as_judge
 from jaxalign.judging.store import Store, temporary_store
@@ -32,7 +32,6 @@ __all__ = [
     "Observed",
     "PromptRisks",
     "RiskQuestions",
-    "Usage",
     "candidate_of",
     "disentangle",
     "disentangle_async",
@@ -104,22 +103,6 @@ class RiskQuestions(NamedTuple):
         """Return the requests whether an observation is right, one a vote."""
         request = risks.confirm_request(candidate, one, self.own)
         return votes_on(request, self.votes, 0)
-
-
-@dataclasses.dataclass
-class Usage:
-    """What has been asked so far, and what it took.
-
-    >>> Usage().asked
-    0
-    """
-
-    requests: int = 0
-    asked: int = 0
-    """Requests that the store did not know."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
 
 
 def disentangle(
@@ -212,10 +195,11 @@ async def disentangle_async(
       questions = RiskQuestions(verify=True, votes=1, max_observations=16, own=None)
       await disentangle_async(candidates, judge, store, questions, Usage())
     """
+    asking = functools.partial(ask_all, judge, store=store, usage=usage)
     passes = [risks.passes_of(candidate) for candidate in candidates]
     requests = (r for c in candidates for r in questions.observe(c).values())
     total = sum(map(len, passes))
-    seen = iter(await _answers(requests, total, judge, store, "observing", usage))
+    seen = iter(await asking(requests, total=total, what="observing"))
     looks = [{name: next(seen) for name in names} for names in passes]
     found = [joined(look) for look in looks]
     verdicts: Iterator[Verdict] = iter(())
@@ -227,8 +211,7 @@ async def disentangle_async(
             for request in questions.confirm(candidate, one)
         )
         total = sum(map(len, found)) * questions.votes
-        answers = _answers(requests, total, judge, store, "verifying", usage)
-        verdicts = iter(await answers)
+        verdicts = iter(await asking(requests, total=total, what="verifying"))
     return [
         PromptRisks(
             tuple(
@@ -264,27 +247,3 @@ def _verified(verdicts: Iterator[Verdict], questions: RiskQuestions) -> bool | N
         return None
     verdict = merged([next(verdicts) for _ in range(questions.votes)])
     return None if verdict.failure else verdict.value["answer"] == "yes"
-
-
-async def _answers(
-    requests: Iterable[JudgeRequest],
-    total: int,
-    judge: Judge,
-    store: Store,
-    what: str,
-    usage: Usage,
-) -> list[Verdict]:
-    """Return the verdict on each request, and add up what it took."""
-    verdicts: dict[int, Verdict] = {}
-    with progress.counting(what, total, "answers") as show:
-        async with contextlib.aclosing(ask(judge, requests, store)) as answers:
-            async for answer in answers:
-                verdicts[answer.number] = answer.verdict
-                if answer.fresh:
-                    usage.asked += 1
-                    usage.prompt_tokens += answer.verdict.prompt_tokens
-                    usage.completion_tokens += answer.verdict.completion_tokens
-                    usage.cost += answer.verdict.cost
-                show(len(verdicts), len(verdicts))
-    usage.requests += total
-    return [verdicts[number] for number in range(total)]

@@ -18,12 +18,12 @@ from jaxalign.feedback.decompose import risks
 from jaxalign.feedback.disentangle import (
     PromptRisks,
     RiskQuestions,
-    Usage,
     candidate_of,
     disentangle_async,
     joined,
 )
 from jaxalign.feedback.judge_file import check_apart
+from jaxalign.judging.asking import Usage
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.estimate import Estimate, KnownVerdicts, estimate
 from jaxalign.judging.judge import Judge, JudgeRequest

@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import NamedTuple
 
+from jaxalign import progress
 from jaxalign.judging.judge import Judge, JudgeRequest, Proven, Verdict, request_key
 from jaxalign.judging.store import Judgement, Store
 
 
-__all__ = ["SettledVerdict", "ask"]
+__all__ = ["SettledVerdict", "Usage", "ask", "ask_all"]
 
 _BETWEEN_WRITES = 0.03
 """Seconds from one transaction to the next: each costs as much as some ten rows."""
@@ -75,6 +77,71 @@ async def ask(
         pending.check_all_answered()
     for answer in pending.take_known():
         yield answer
+
+
+@dataclasses.dataclass
+class Usage:
+    """What has been asked so far, and what it took.
+
+    >>> Usage().asked
+    0
+    """
+
+    requests: int = 0
+    asked: int = 0
+    """Requests that the store did not know."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    def add(self, settled: SettledVerdict) -> None:
+        """Count one request, and what its verdict took if it was asked for now."""
+        self.requests += 1
+        if settled.fresh:
+            self.asked += 1
+            self.prompt_tokens += settled.verdict.prompt_tokens
+            self.completion_tokens += settled.verdict.completion_tokens
+            self.cost += settled.verdict.cost
+
+
+async def ask_all(
+    judge: Judge,
+    requests: Iterable[JudgeRequest],
+    store: Store,
+    total: int,
+    *,
+    what: str,
+    unit: str = "answers",
+    usage: Usage | None = None,
+) -> list[Verdict]:
+    """Return the verdict on every request, in their order, and show how far it is.
+
+    Args:
+      judge: who is asked.
+      requests: as of :func:`ask`.
+      store: knows some of them, and keeps the others.
+      total: how many there are.
+      what: is done, for the display.
+      unit: of what is counted there.
+      usage: what is asked and used is added to it.
+    Raises:
+      UserError: see :func:`ask`.
+    Example::
+
+      with Store(Path("store.db")) as store:
+          await ask_all(judge, requests, store, len(requests), what="judging")
+    """
+    if not total:
+        return []
+    verdicts: dict[int, Verdict] = {}
+    usage = Usage() if usage is None else usage
+    with progress.counting(what, total, unit) as show:
+        async with contextlib.aclosing(ask(judge, requests, store)) as answers:
+            async for answer in answers:
+                verdicts[answer.number] = answer.verdict
+                usage.add(answer)
+                show(len(verdicts), len(verdicts))
+    return [verdicts[number] for number in range(total)]
 
 
 class _Pending:
