@@ -87,7 +87,10 @@ def training(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _pictures(args: argparse.Namespace) -> tuple[str, ...]:
-    return ("--image_dir", args.image_dir) if args.image_dir else ()
+    if not args.image_dir:
+        return ()
+    patches = ("--row_patches", str(args.row_patches)) if args.row_patches else ()
+    return ("--image_dir", args.image_dir, *patches)
 
 
 def generation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -180,7 +183,8 @@ def arguments() -> argparse.Namespace:
     train.add_argument("--count", type=int, default=NEVER)
     train.add_argument("--max_length", type=int, default=512)
     train.add_argument("--row_length", type=int, default=1024)
-    train.add_argument("--cached", action="store_true")
+    train.add_argument("--row_patches", type=int)
+    train.add_argument("--cached", action="store_true", help="the reference")
     train.add_argument("--remat", default="dots")
     train.add_argument("--targets", default="q_proj,v_proj")
     train.add_argument("--lora_rank", type=int, default=16)

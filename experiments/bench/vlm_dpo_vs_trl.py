@@ -12,7 +12,8 @@ answers, with one picture before it. LoRA of rank 16 on the decoder's q_proj and
 the tower frozen, the reference by switching the adapter off. TRL runs in float32 and,
 where the CPU multiplies bfloat16, with ``bf16=True`` (``--without_units`` runs it
 anywhere). jaxalign runs in float32 and in what ``--dtype fastest`` takes, each with the
-tower at every step and with its features cached, which TRL has not.
+tower at every step, with its features cached, which TRL has not, and with the
+reference's log-probabilities cached too.
 
 Each setting runs in a fresh process, in turn (``side_by_side.py``). The tower's share
 is for TRL the time in its vision tower, by hooks; for jaxalign what cached features
@@ -45,7 +46,12 @@ from side_by_side import (
 )
 
 
-FEATURES = ("recompute", "cached")
+KEPT = {
+    "recompute": ("--image_features", "recompute"),
+    "cached": ("--image_features", "cached"),
+    "cached, and the reference": ("--image_features", "cached", "--cached"),
+}
+"""What is computed before the first step and kept, with jaxalign's options for it."""
 
 
 def arguments() -> argparse.Namespace:
@@ -66,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--error_pairs", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=640)
     parser.add_argument("--row_length", type=int, default=768)
+    parser.add_argument("--row_patches", type=int, help="default: found from the data")
     parser.add_argument("--remat", default="dots")
     parser.add_argument("--without_units", action="store_true")
     parser.add_argument("--out", type=Path, help="Markdown; .json beside it has it all")
@@ -121,17 +128,19 @@ def sides(args: argparse.Namespace, model: Path, pairs: Path) -> list[Side]:
     skip = args.warmup_steps * args.batch_size
     measured = (f"--skip={skip}", f"--count={args.steps * args.batch_size - skip}")
     rows = (f"--row_length={args.row_length}", f"--remat={args.remat}")
+    if args.row_patches is not None:
+        rows += (f"--row_patches={args.row_patches}",)
     ours = [
         Side(
-            f"jaxalign, {dtype}, {features}",
+            f"jaxalign, {dtype}, {kept}",
             "ours",
             script(
                 *("jaxalign_side.py", "train", *common, *measured, *rows),
-                *("--dtype", dtype, "--image_features", features),
+                *("--dtype", dtype, *options),
             ),
         )
         for dtype in (("float32",) if args.quick else ("float32", "fastest"))
-        for features in FEATURES
+        for kept, options in KEPT.items()
     ]
     return [*theirs, *ours]
 

@@ -63,6 +63,15 @@ def layouts(config: VisionConfig, images: ImageInputs) -> Layouts:
     return Layouts(whole, attention_lib.both_ways(windows))
 
 
+def _block(config: VisionConfig, runtime: Runtime) -> int:
+    """Return the queries of a block: twice the decoder's where all of an image is seen.
+
+    No key is left out there, so that a longer block costs nothing, and takes half as
+    many steps; in windows it would see two of them.
+    """
+    return runtime.attention_block * (1 if config.window else 2)
+
+
 def _choose(found: Layouts, own: VisionTraits) -> attention_lib.RowLayout:
     if found.window is None or (is_full := own.full) is None:
         return found.image
@@ -127,7 +136,7 @@ class VisionAttention(nn.Module):
             scale=q.shape[-1] ** -0.5,
             # cuDNN's kernels here are for what is causal.
             implementation="xla" if runtime.attention == "cudnn" else runtime.attention,
-            block=runtime.attention_block,
+            block=_block(config, runtime),
             mesh=runtime.mesh,
         )
         out = out.reshape(x.shape)
