@@ -379,6 +379,30 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_an_objective_trains_on_pictures": Rule("variants", ("dpo2d",)),
         "test_all_is_trained_and_evaluated_with_and_without_pictures": Rule("variants"),
     },
+    # Launchers: of the statuses one of each row, of several slices and hosts one.
+    "tpu_scripts/test_tpu_vm.py": {
+        "test_a_preemption_whatever_the_status": Rule("variants", ("1", "42")),
+        "test_it_runs_again_without_limit_on_a_machine_that_is_there": Rule(
+            "variants", ("42",)
+        ),
+        "test_any_other_status_is_the_scripts_and_its_output_kept": Rule(
+            "variants", ("1",)
+        ),
+        "test_the_count_of_lost_connections_is_of_those_in_a_row": Rule("variants"),
+        "test_a_missing_setting_is_named_before_any_call": Rule(
+            "variants", ("--zone",)
+        ),
+        "test_more_hosts_than_gcloud_starts_at_once_are_refused": Rule(
+            "variants", ("v6e-256*",)
+        ),
+    },
+    "tpu_scripts/test_slurm.py": {
+        "test_it_goes_back_into_the_queue_without_limit": Rule("variants", ("42",)),
+        "test_any_other_status_is_the_jobs": Rule("variants", ("1",)),
+    },
+    "tpu_scripts/test_end_to_end.py": {
+        "test_term_to_one_host_changes_no_result": Rule("variants", ("1",)),
+    },
     # What a reader refuses is tested by name; these look for what nobody thought of.
     "checkpoints/test_load.py": {
         "test_configs_with_other_values": Rule("fuzz"),
