@@ -7,11 +7,12 @@ right in :mod:`.calibration`. A figure of nothing has no value; none is made up.
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.judging.figures import Figure, Z, finite, mean, normal
 
 
 __all__ = [
@@ -29,9 +30,6 @@ __all__ = [
     "share",
 ]
 
-Z = 1.959963984540054
-"""The normal distribution's quantile of 0.975."""
-
 Clustering = Literal["miller", "inspect", "lmms_eval"]
 _Label = TypeVar("_Label", bound=Hashable)
 
@@ -39,22 +37,6 @@ _UNDEFINED = 0.05
 """Share of the rounds up to which an interval may leave out undefined ones."""
 _DRAWN = 1 << 22
 """Indices that are held at once: 32 MB."""
-
-
-class Figure(NamedTuple):
-    """A number of a benchmark with what it stands on.
-
-    >>> Figure(0.5, None, (0.2, 0.8), 8).n
-    8
-    """
-
-    value: float | None
-    """None where there is nothing to compute it from."""
-    standard_error: float | None
-    interval: tuple[float, float] | None
-    """Of 95 % confidence, unless the figure's description says otherwise."""
-    n: int
-    """The denominator: what the value is a mean or share of."""
 
 
 def share(successes: float | int, n: int) -> Figure:
@@ -92,27 +74,6 @@ def share(successes: float | int, n: int) -> Figure:
     return Figure(p, math.sqrt(spread), interval, n)
 
 
-def mean(values: Sequence[float | int] | np.ndarray) -> Figure:
-    """Return a mean with its standard error ``sd / sqrt(n)``, ddof 1.
-
-    The interval is normal: ``value ± 1.96 standard_error``; one value has neither.
-
-    Raises:
-      UserError: a value is not finite.
-    Example:
-      >>> mean([1, 2, 3, 4])[:2]
-      (2.5, 0.6454972243679028)
-    """
-    numbers = _finite(values)
-    n = len(numbers)
-    if n == 0:
-        return Figure(None, None, None, 0)
-    value = float(numbers.mean())
-    if n == 1:
-        return Figure(value, None, None, 1)
-    return _normal(value, float(numbers.std(ddof=1)) / math.sqrt(n), n)
-
-
 def clustered(
     values: Sequence[float | int] | np.ndarray,
     clusters: Sequence[Hashable],
@@ -142,7 +103,7 @@ def clustered(
       >>> round(clustered([1, 1, 0, 0, 1, 0], "aabbcc").standard_error, 6)
       0.235702
     """
-    numbers = _finite(values)
+    numbers = finite(values)
     n = len(numbers)
     members = _numbered(clusters, n)
     if n == 0:
@@ -158,7 +119,7 @@ def clustered(
     elif formula == "lmms_eval":
         own = float((apart**2).sum())
         variance += own / (n * (n - 1)) - own / n**2
-    return _normal(value, math.sqrt(max(variance, 0.0)), n)
+    return normal(value, math.sqrt(max(variance, 0.0)), n)
 
 
 def bootstrap(
@@ -317,21 +278,6 @@ def _few(n: int, c: int, k: int) -> bool:
             "correct ones, answers that one is wanted of)"
         )
     return n < k
-
-
-def _normal(value: float, error: float, n: int) -> Figure:
-    return Figure(value, error, (value - Z * error, value + Z * error), n)
-
-
-def _finite(values: Sequence[float | int] | np.ndarray) -> np.ndarray:
-    numbers = np.asarray(values, np.float64)
-    if not np.isfinite(numbers).all():
-        row = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        raise UserError(
-            f"a mean needs finite numbers: value {row} is {numbers[row]}. Leave out, "
-            "and count, what has no value"
-        )
-    return numbers
 
 
 def _numbered(clusters: Sequence[Hashable], n: int) -> np.ndarray:
