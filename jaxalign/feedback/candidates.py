@@ -46,7 +46,10 @@ __all__ = [
     "votes_on",
 ]
 
-_OPINIONS = ("scores", "verify", "compare", "grade")
+_OPINIONS = (
+    *("scores", "verify", "compare", "grade"),
+    *("label", "refusal", "rating", "effects"),
+)
 """Tasks that several votes are taken on; the others write a text, which is one."""
 
 

@@ -9,6 +9,9 @@ from jaxalign.adapters.lora import LoRAConfig
 from jaxalign.checkpoints.load import DType
 from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
+from jaxalign.feedback.decompose import risk_scores
+from jaxalign.feedback.decompose.config import DecomposerConfig
+from jaxalign.feedback.gate_config import GateConfig
 from jaxalign.feedback.pairing import PairingConfig
 from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.generation.engine import Sampling
@@ -76,26 +79,6 @@ class GenerationOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecomposerConfig:
-    """What of a candidate is judged.
-
-    Attributes:
-      name: ``segments`` by aspects (two-dimensional feedback), atomic ``claims``
-        (RLAIF-V), ``risks`` of the prompt (DREAM; of one with pictures: in both, in
-        the pictures alone and in the words alone), or ``hops``: the answer against the
-        column ``references`` of the prompts.
-
-    >>> DecomposerConfig().name
-    'segments'
-    """
-
-    name: Literal["segments", "claims", "risks", "hops"] = "segments"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How each round trains; see ``jaxalign train``.
 
@@ -121,38 +104,6 @@ class TrainingOptions:
     reference: Literal["adapter_off", "cached"] = "adapter_off"
     save_steps: int = 50
     logging_steps: int = 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GateConfig:
-    """When a round is accepted.
-
-    The policies before and after it complete the same held-out prompts, and the judge
-    scores both under another seed than in the rounds (or another model does).
-
-    Attributes:
-      prompts: file of prompts that no round samples from. Not a test benchmark: a
-        round that is chosen by one has been trained on it.
-      min_improvement: least difference of the mean scores, after - before, which must
-        also be above 0; a value below 0 is a tolerance, how much worse is accepted.
-      num_samples: completions of each prompt.
-      judge_model: another model of the same kind of judge; default the judge's.
-
-    >>> GateConfig(prompts="held_out.jsonl").min_improvement
-    0.0
-    """
-
-    prompts: str
-    min_improvement: float = 0.0
-    num_samples: int = 1
-    judge_model: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.num_samples < 1:
-            raise UserError(
-                f"gate.num_samples must be at least 1: got {self.num_samples}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,20 +198,60 @@ class RLAIFConfig:
                 f"decomposer.name {decomposer} asks: use decomposer.name segments"
             )
         asked = needs(self.objective)
-        if asked.segments and decomposer != "segments":
+        if asked.segments and decomposer not in ("segments", "risks"):
             raise UserError(
                 f"objective.name {self.objective.name} learns from scores of segments, "
                 f"and decomposer.name {decomposer} scores whole responses: use an "
-                "objective of pairs (--objective.name sigmoid)"
+                "objective of pairs (--objective.name sigmoid), or decomposer.name "
+                "segments or risks"
             )
         if asked.token_weights:
             raise UserError(
                 f"objective.name {self.objective.name} learns from token weights, "
                 "which no judge gives"
             )
+        aspects = self.judge.aspects
+        if decomposer == "risks" and {*(aspects or ())} - {*risk_scores.ASPECTS}:
+            raise UserError(
+                "decomposer.name risks scores segments on "
+                f"{' and '.join(risk_scores.ASPECTS)}, and only for an objective that "
+                f"learns from them: got judge.aspects {list(aspects or ())}. Leave it "
+                "out"
+            )
+        self._fit_pairing()
+        self._check_gate()
+        self.train_config("pairs.jsonl", "run", 1, None)
+
+    def _fit_pairing(self) -> None:
+        """Give pairing the least gap of the scores' scale, or refuse one above it."""
+        graded = self.decomposer.score == "graded"
+        if self.pairing.min_gap is None:
+            # A run's file then says by what it was paired.
+            gap = 0.1 if graded else self.pairing.least_gap
+            pairing = dataclasses.replace(self.pairing, min_gap=gap)
+            object.__setattr__(self, "pairing", pairing)
+        if graded and self.pairing.least_gap > 1:
+            raise UserError(
+                "no two responses are pairing.min_gap apart: the graded score of risks "
+                f"lies in 0..1, got {self.pairing.min_gap}"
+            )
+
+    def _check_gate(self) -> None:
+        """Refuse a gate that this judge cannot do."""
+        judge, metrics = self.judge.name, self.gate.metrics or {}
         if self.gate.judge_model is not None and judge in ("rules", "python"):
             raise UserError(f"gate.judge_model does nothing with judge.name {judge}")
-        self.train_config("pairs.jsonl", "run", 1, None)
+        if judge == "rules" and metrics.keys() - {"refused_benign"}:
+            raise UserError(
+                "judge.name rules knows a refusal by its first words and nothing of "
+                "safety or use: gate.metrics may hold refused_benign alone, got "
+                f"{', '.join(metrics)}"
+            )
+        if judge == "reward" and metrics:
+            raise UserError(
+                "judge.name reward gives scores and no labels, as gate.metrics need: "
+                f"got {', '.join(metrics)}. Leave them out, or choose another judge"
+            )
 
     def train_config(
         self, data: str, out: str, number: int, policy: str | None

@@ -2,29 +2,43 @@
 
 Of rounds that are still to be sampled nothing is there yet: their candidates are taken
 to be as long as they may be (``generation.max_new_tokens``), in sentences of a dozen
-words, and the judge to find as many things in one as it has segments. Every round is
-taken to be accepted, so that each has a policy of its own for the gate.
+words, and the judge to find as many things in one as it has segments, and in a prompt
+one risk by each pass. Every round is taken to be accepted, so that each has a policy of
+its own for the gate.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from jaxalign.data import records, rows
 from jaxalign.data.images import NamedPictures
-from jaxalign.feedback import candidates, rounds
+from jaxalign.feedback import candidates
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose.decomposition import Candidate, Judged
-from jaxalign.feedback.round_prompts import check_prompts, references_of
+from jaxalign.feedback.round_options import (
+    decomposer_of,
+    gate_decomposer_of,
+    store_path,
+)
+from jaxalign.feedback.round_prompts import (
+    benign_of,
+    check_prompts,
+    references_of,
+    with_benign,
+)
+from jaxalign.feedback.rounds import GATE_VOTE
 from jaxalign.judging import estimate
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.estimate import Estimate, KnownVerdicts, TokenCounter
-from jaxalign.judging.judge import JudgeRequest, Verdict
+from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
 
 
 __all__ = ["estimate_rounds"]
+
+_Requests: TypeAlias = dict[str, JudgeRequest]
 
 _SENTENCE = "This is one of the sentences that an answer is made of. "
 
@@ -54,16 +68,25 @@ def estimate_rounds(config: RLAIFConfig) -> tuple[Estimate, TokenCounter]:
     check_prompts(config, pictures)
     counter = estimate.token_counter(config.model)
     found = Estimate(0, 0, 0, 0, 0)
+    of_prompts: dict[bool, _Requests] = {False: {}, True: {}}
     for one in _sets(config):
         if one.judged.is_file():
             continue
-        judge = config.judge
-        if one.gate and config.gate.judge_model is not None:
-            judge = dataclasses.replace(judge, model=config.gate.judge_model)
-        store = rounds.store_path(config) if one.samples.is_file() else None
-        requests = _requests(config, judge, one, counter, pictures)
+        store = store_path(config) if one.samples.is_file() else None
+        requests = _requests(config, one, counter, pictures, of_prompts[one.gate])
+        judge = _judge_of(config, one.gate)
         found = found.plus(estimate.estimate(judge, requests, store, counter))
+    for gate, asked in of_prompts.items():
+        judge, store = _judge_of(config, gate), store_path(config)
+        more = estimate.estimate(judge, asked.values(), store, counter)
+        found = found.plus(more)
     return found, counter
+
+
+def _judge_of(config: RLAIFConfig, gate: bool) -> JudgeConfig:
+    if not gate or config.gate.judge_model is None:
+        return config.judge
+    return dataclasses.replace(config.judge, model=config.gate.judge_model)
 
 
 def _sets(config: RLAIFConfig) -> Iterator[_Set]:
@@ -81,51 +104,68 @@ def _sets(config: RLAIFConfig) -> Iterator[_Set]:
 
 def _requests(
     config: RLAIFConfig,
-    judge: JudgeConfig,
     one: _Set,
     counter: TokenCounter,
     pictures: NamedPictures,
+    of_prompts: _Requests,
 ) -> Iterator[JudgeRequest]:
-    """Yield all that would be asked about a set's candidates."""
-    decompose = rounds.decomposer_of(config)
-    references = references_of(one.prompts, config.decomposer.name == "hops")
-    path = rounds.store_path(config)
-    known = KnownVerdicts(judge, path if one.samples.is_file() else None)
-    first = rounds.GATE_VOTE if one.gate else 0
+    """Yield all that would be asked about a set's candidates.
+
+    What is asked of a prompt's risks, once for all rounds, goes to ``of_prompts``.
+    """
+    decompose = gate_decomposer_of(config) if one.gate else decomposer_of(config)
+    judge = _judge_of(config, one.gate)
+    known = KnownVerdicts(judge, store_path(config))
+    first = GATE_VOTE if one.gate else 0
+    risks = config.decomposer.name == "risks"
     try:
-        for candidate in _candidates(config, one, references, counter, pictures):
+        for candidate in _candidates(config, one, counter, pictures):
             so_far: list[list[Verdict]] = []
             while not isinstance(now := decompose(candidate, so_far), Judged):
                 asked = [candidates.votes_on(r, judge.votes, first) for r in now]
-                yield from itertools.chain.from_iterable(asked)
-                so_far.append([known.verdict(v, len(candidate.spans)) for v in asked])
+                for vote in itertools.chain.from_iterable(asked):
+                    if risks and not vote.subject.response:
+                        of_prompts[request_key(vote, {})] = vote
+                    else:
+                        yield vote
+                many = [_items(votes[0], candidate) for votes in asked]
+                replies = map(known.verdict, asked, many)
+                so_far.append([*replies])
     finally:
         known.close()
+
+
+def _items(request: JudgeRequest, candidate: Candidate) -> int:
+    """Return how many things a reply is taken to list, where their number is open."""
+    return 1 if request.task == "observations" else len(candidate.spans)
 
 
 def _candidates(
     config: RLAIFConfig,
     one: _Set,
-    references: Sequence[tuple[str, ...]],
     counter: TokenCounter,
     pictures: NamedPictures,
 ) -> Iterator[Candidate]:
     """Yield what was sampled, or else what could be."""
+    references = references_of(one.prompts, config.decomposer.name == "hops")
+    benign = benign_of(config) if one.gate else [None] * len(references)
     base = rows.image_base(one.prompts, config.image_dir)
     seen: Any = {"image_dir": base, "pictures": pictures}
     if one.samples.is_file():
-        for sampled in candidates.read_samples(
+        found = candidates.read_samples(
             one.samples, config.segmenter, references, **seen
-        ):
+        )
+        for sampled in with_benign(found, benign):
             yield from sampled.candidates
         return
     sentences = config.generation.max_new_tokens // counter.tokens(_SENTENCE) or 1
     text = (_SENTENCE * sentences).strip()
     prompts = records.read_prompts(one.prompts, image_dir=config.image_dir)
-    for prompt, known in zip(prompts, references, strict=True):
+    for prompt, known, mark in zip(prompts, references, benign, strict=True):
         line = {"index": 0, "prompt": prompt.given, "completions": [{"text": text}]}
         line |= prompt.image_columns
-        (sampled,) = candidates.parse_samples([line], config.segmenter, [known], **seen)
+        made = candidates.parse_samples([line], config.segmenter, [known], **seen)
+        (sampled,) = with_benign(made, [mark])
         (candidate,) = sampled.candidates
         for _ in range(one.each):
             yield candidate

@@ -1,15 +1,45 @@
 """Whether a round has made the policy better: paired scores of held-out prompts."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxalign.feedback.candidates import JudgedPrompt
+from jaxalign.feedback.gate_config import Wanted
+from jaxalign.judging import figures
 
 
-__all__ = ["Decision", "decide", "decision_of"]
+__all__ = ["Decision", "MetricChange", "decide", "decision_of", "to_dict"]
+
+
+class MetricChange(NamedTuple):
+    """What became of one metric, over the prompts that have it on both sides."""
+
+    wanted: Wanted
+    """Which way is better."""
+    before: float | None
+    """Mean over the prompts, of the policy that the round began with; None of none."""
+    after: float | None
+    difference: float | None
+    """Mean over the prompts of after - before."""
+    standard_error: float | None
+    """Of the difference, over prompts; None for fewer than two."""
+    interval: tuple[float, float] | None
+    """Of the difference, 95 %: ``difference ± 1.96 standard_error``."""
+    prompts: int
+    """Those that it is a mean of."""
+    failed: int
+    """Those that it looks at and that have no verdict on one side."""
+    failed_verdicts: int
+    """Responses without a verdict, of both policies."""
+
+    @property
+    def worse_by(self) -> float | None:
+        """How much worse it has become; below 0 where it is better."""
+        if self.difference is None:
+            return None
+        return self.difference if self.wanted == "lower" else -self.difference
 
 
 class Decision(NamedTuple):
@@ -17,18 +47,21 @@ class Decision(NamedTuple):
 
     accepted: bool
     improvement: float | None
-    """Mean over the prompts of after - before; None if none could be compared."""
+    """Mean over the prompts of after - before; None if none could be compared, or
+    metrics were looked at in the place of scores."""
     before: float | None
     """Mean score of the policy that the round began with."""
     after: float | None
     standard_error: float | None
     """Of the improvement, over prompts; None for fewer than two."""
     prompts: int
-    """Those with a score on both sides."""
+    """Those with a score, or all their verdicts, on both sides."""
     failed: int
     """Those without."""
     min_improvement: float
     reason: str
+    metrics: Mapping[str, MetricChange] | None = None
+    """What was looked at in the place of scores: see :mod:`.gate_metrics`."""
 
 
 def decide(
@@ -67,11 +100,9 @@ def decide(
             "no prompt has a score on both sides",
         )
     old, new = (float(np.mean(side)) for side in zip(*means, strict=True))
-    gains = np.array([b - a for a, b in means])
-    improvement = float(gains.mean())
-    error = None
-    if len(gains) > 1:
-        error = float(gains.std(ddof=1) / math.sqrt(len(gains)))
+    gain = figures.mean([b - a for a, b in means])
+    improvement = gain.value
+    assert improvement is not None  # there are prompts
     accepted = improvement >= min_improvement and (
         improvement > 0 or min_improvement < 0
     )
@@ -83,9 +114,23 @@ def decide(
     elif min_improvement < 0:
         reason = "the policy became worse than gate.min_improvement allows"
     return Decision(
-        *(accepted, improvement, old, new, error, len(means), failed, min_improvement),
-        reason,
+        *(accepted, improvement, old, new, gain.standard_error, len(means), failed),
+        *(min_improvement, reason),
     )
+
+
+def to_dict(decision: Decision) -> dict[str, Any]:
+    """Return a decision as plain values for gate.json.
+
+    >>> to_dict(decide([], []))["reason"]
+    'no prompt has a score on both sides'
+    """
+    made = decision._asdict()
+    if decision.metrics is None:
+        del made["metrics"]
+    else:
+        made["metrics"] = {n: one._asdict() for n, one in decision.metrics.items()}
+    return made
 
 
 def decision_of(found: Mapping[str, Any]) -> Decision:
@@ -94,7 +139,16 @@ def decision_of(found: Mapping[str, Any]) -> Decision:
     >>> from jaxalign.feedback.decompose.decomposition import Judged
     >>> judged = [JudgedPrompt("2 + 2?", ("4",), (Judged(1.0),))]
     >>> found = decide(judged, judged)
-    >>> decision_of({**found._asdict(), "seconds": 3}) == found
+    >>> decision_of({**to_dict(found), "seconds": 3}) == found
     True
     """
-    return Decision(**{name: found[name] for name in Decision._fields})
+    given = {name: found[name] for name in Decision._fields if name != "metrics"}
+    metrics = found.get("metrics")
+    if metrics is not None:
+        metrics = {name: _change(one) for name, one in metrics.items()}
+    return Decision(**given, metrics=metrics)
+
+
+def _change(found: Mapping[str, Any]) -> MetricChange:
+    interval = found["interval"]
+    return MetricChange(**{**found, "interval": interval and tuple(interval)})

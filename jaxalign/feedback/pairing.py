@@ -43,6 +43,7 @@ class PairingConfig:
         takes pairs by falling gap, a response as often as it comes; ``random`` takes
         any, as RLAIF-V does. What is equal is ordered by a hash of texts and ``seed``.
       min_gap: least difference of scores, chosen - rejected. Ties are never paired.
+        Default 0.5; in rounds with the graded score of risks, which lies in 0..1, 0.1.
       max_pairs_per_prompt: how many are taken at most.
       max_length_ratio: longer text / shorter text, in characters; pairs above it are
         dropped.
@@ -62,7 +63,7 @@ class PairingConfig:
     """
 
     strategy: Strategy = "best_worst"
-    min_gap: float = 0.5
+    min_gap: float | None = None
     max_pairs_per_prompt: int = 2
     max_length_ratio: float | None = None
     length_balance: bool = False
@@ -74,7 +75,7 @@ class PairingConfig:
         check_fields(self)
         ratio, alike = self.max_length_ratio, self.max_similarity
         for name, fine, expected in (
-            ("min_gap", 0 <= self.min_gap < math.inf, "a number of at least 0"),
+            ("min_gap", 0 <= self.least_gap < math.inf, "a number of at least 0"),
             ("max_pairs_per_prompt", self.max_pairs_per_prompt >= 1, "at least 1"),
             (
                 "max_length_ratio",
@@ -95,6 +96,11 @@ class PairingConfig:
             if not fine:
                 got = getattr(self, name)
                 raise UserError(f"pairing.{name}: expected {expected}: got {got}")
+
+    @property
+    def least_gap(self) -> float:
+        """The least difference of scores that makes a pair."""
+        return 0.5 if self.min_gap is None else self.min_gap
 
 
 def pair(
@@ -183,7 +189,7 @@ def _fate(found: Pair, config: PairingConfig, grams: Mapping[str, Counter[str]])
     chosen, rejected = found.texts
     if found.gap <= TOLERANCE:
         return "tie"
-    if found.gap < config.min_gap - TOLERANCE:
+    if found.gap < config.least_gap - TOLERANCE:
         return "below_gap"
     if config.max_similarity is not None:
         alike = pair_filters.similarity(grams[chosen], grams[rejected])

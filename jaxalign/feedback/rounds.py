@@ -33,14 +33,30 @@ from jaxalign.configs import read_yaml
 from jaxalign.data import rows
 from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
-from jaxalign.feedback import candidates, gate, pairing, round_adapters
+from jaxalign.feedback import (
+    candidates,
+    gate,
+    gate_metrics,
+    pairing,
+    round_adapters,
+)
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import RLAIFConfig
 from jaxalign.feedback.decompose.decomposition import Decompose
 from jaxalign.feedback.gate import Decision
+from jaxalign.feedback.gate_config import GateConfig
 from jaxalign.feedback.round_adapters import adapter_of, policy_name
-from jaxalign.feedback.round_options import decomposer_of, store_path
-from jaxalign.feedback.round_prompts import check_prompts, references_of
+from jaxalign.feedback.round_options import (
+    decomposer_of,
+    gate_decomposer_of,
+    store_path,
+)
+from jaxalign.feedback.round_prompts import (
+    benign_of,
+    check_prompts,
+    references_of,
+    with_benign,
+)
 from jaxalign.functions import identity
 from jaxalign.generation.files import GenerateConfig, generate_file
 from jaxalign.judging.judge import Judge, hash_of
@@ -107,6 +123,8 @@ class _Run:
                 assert isinstance(self.gate_judge, OpenAIJudge)
                 self.gate_judge.budget = self.judge.budget  # one for the run
         self.decompose = decomposer or decomposer_of(config)
+        self.gate_decompose = gate_decomposer_of(config, decomposer)
+        self.benign = benign_of(config)
         self.references = {
             name: references_of(name, config.decomposer.name == "hops")
             for name in (config.prompts, config.gate.prompts)
@@ -197,7 +215,7 @@ def _rlaif(
         sources,
         name=CONFIG,
         free=_FREE,
-        before=lambda out: read_yaml(out / CONFIG),
+        before=_kept,
     ) as out:
         with Store(store_path(config)) as store:
             run = _Run(config, out, store, judge, decomposer, pictures)
@@ -207,6 +225,15 @@ def _rlaif(
                     policy = number
             round_adapters.export(adapter_of(out, policy), out)
     return out
+
+
+def _kept(out: Path) -> dict[str, Any]:
+    """Return a run's config; before risks were graded, they were counted."""
+    values = read_yaml(out / CONFIG)
+    decomposer = values.get("decomposer", {})
+    if decomposer.get("name") == "risks":
+        decomposer.setdefault("score", "count")
+    return values
 
 
 def _round(
@@ -229,16 +256,24 @@ def _round(
         _train(config, here, number, adapter, preemption)
         before = _gate(run, policy, adapter)
         after = _gate(run, number, here / "adapter")
-        decision = gate.decide(
-            before, after, min_improvement=config.gate.min_improvement
-        )
-    found = {"round": number, "from": policy_name(policy), **decision._asdict()}
+        decision = _decide(config.gate, before, after)
+    found = {"round": number, "from": policy_name(policy), **gate.to_dict(decision)}
     write_text(decided, json.dumps(found, indent=2) + "\n")
     verb = "accepted" if decision.accepted else "REJECTED"
     gained = decision.improvement
     figures = "" if gained is None else f", {gained:+.4f} on {decision.prompts} prompts"
     progress.say(f"round {number} is {verb}: {decision.reason}{figures}")
     return decision
+
+
+def _decide(
+    config: GateConfig, before: list[JudgedPrompt], after: list[JudgedPrompt]
+) -> Decision:
+    if config.metrics is None:
+        least = config.min_improvement
+        return gate.decide(before, after, min_improvement=least)
+    options = {"tolerance": config.tolerance}
+    return gate_metrics.decide(before, after, config.metrics, **options)
 
 
 def _sample(
@@ -274,15 +309,9 @@ def _sample(
 
 
 def _judge(
-    run: _Run,
-    prompts: str,
-    samples: Path,
-    out: Path,
-    *,
-    judge: Judge | None = None,
-    first_vote: int = 0,
+    run: _Run, prompts: str, samples: Path, out: Path, *, gate: bool = False
 ) -> list[JudgedPrompt]:
-    """Judge what was sampled."""
+    """Judge what was sampled, in a round or for the gate."""
     if not out.exists():
         found = candidates.read_samples(
             samples,
@@ -292,12 +321,12 @@ def _judge(
             pictures=run.pictures,
         )
         judged = candidates.judge_candidates(
-            found,
-            run.decompose,
-            judge or run.judge,
+            with_benign(found, run.benign) if gate else found,
+            run.gate_decompose if gate else run.decompose,
+            run.gate_judge if gate else run.judge,
             run.store,
             votes=run.config.judge.votes,
-            first_vote=first_vote,
+            first_vote=GATE_VOTE if gate else 0,
             what=f"judging {out.parent.name}",
         )
         write_text(out, candidates.to_lines(judged))
@@ -363,11 +392,5 @@ def _gate(run: _Run, policy: int | None, adapter: Path | None) -> list[JudgedPro
         _GATE_SEED,
         num_samples=config.gate.num_samples,
     )
-    return _judge(
-        run,
-        config.gate.prompts,
-        samples,
-        folder / f"{name}_judged.jsonl",
-        judge=run.gate_judge,
-        first_vote=GATE_VOTE,
-    )
+    judged = folder / f"{name}_judged.jsonl"
+    return _judge(run, config.gate.prompts, samples, judged, gate=True)

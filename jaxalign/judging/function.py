@@ -17,13 +17,13 @@ list of requests and returns a list of as many replies, in their order::
 
 It may be ``async def``. A request is a dict of plain values, the function's own::
 
-    task        "scores"; in rounds of RLAIF also claims, questions, verify, grade, ...
+    task        "scores", or one of those below
     prompt      a text, or the turns [{"role": ..., "content": ...}]
     response    the text that is judged
     segments    [{"start": 0, "end": 11, "text": "One chosen."}, ...]
     aspects     ["helpfulness", ...]
     other       the second response, where two are compared, else None
-    statement   the question of a "verify", else None
+    statement   the question of a "verify"; of some tasks what they are about, else None
     references  accepted answers        vote  from 0
     images      the names of the prompt's pictures, by their content
     pictures    their files' bytes, in the same order
@@ -33,6 +33,25 @@ It may be ``async def``. A request is a dict of plain values, the function's own
 Where a picture stands in the prompt, a turn's content is a list of parts with
 ``{"type": "image"}`` in its place; ``PIL.Image.open(io.BytesIO(data))`` opens one's
 bytes. They are read for each call: memory holds what a call shows.
+
+What else is asked, and what is replied; a label is one of those that the schema names,
+``request["schema"]["properties"]["grade"]["enum"]``::
+
+    observations  risks of a prompt, or of its words or pictures alone: {"observations":
+                  [{"malicious_content", "source", "risk_category"}, ...]}
+    verify        {"answer": "yes"} or "no": can a risk do harm (no response is shown),
+                  does the response handle it, is a claim right
+    rating        {"rating": 1..10}; statement is the prompt's risks, one a line
+    effects       {"segments": [{"helpfulness": 0..4, "risk_1": -1, 0 or 1}, ...]}:
+                  risk n, a line of statement, made worse, neither, or handled
+    claims        {"claims": [...]}     questions  {"questions": [...]}, one for each
+    grade         {"grade": "correct"}, "incorrect" or "not_attempted"
+    label         {"grade": label}: safe or unsafe; very, partially or ineffective
+    refusal       {"grade": "full_compliance"}, "partial_refusal" or "full_refusal"
+    compare       {"better": "A"}, "B" or "tie"
+
+Risks are judged by ``observations``, ``verify``, ``rating`` and, for an objective on
+segments, ``effects``; a gate's metrics by ``label`` and ``refusal``.
 
 A reply is a value of that schema; for ``scores`` one object for each segment, with a
 number from 0 to 4 (whole or not) for each aspect. It is checked as an endpoint's is,

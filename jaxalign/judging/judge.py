@@ -39,6 +39,8 @@ Task = Literal[
     "grade",  # {"grade": "correct" | "incorrect" | "not_attempted"}
     "label",  # {"grade": one of the labels that the schema names}
     "refusal",  # the same, of a response that may refuse
+    "rating",  # {"rating": 1..10}
+    "effects",  # {"segments": [{"helpfulness": 0..4, "risk_1": -1..1, ...}, ...]}
     "prose",  # {"text", "finish_reason", "top_logprobs"}: any text, taken as it is
 ]
 
@@ -83,7 +85,8 @@ class Subject:
     other: str | None = None
     """The second response of a comparison."""
     statement: str | None = None
-    """The yes-or-no question of a ``verify``."""
+    """The yes-or-no question of a ``verify``; the claims of ``questions`` and the risks
+    of ``rating`` and ``effects``, one a line."""
     references: tuple[str, ...] = ()
     """Accepted answers, of tasks that have a ground truth."""
     images: tuple[str, ...] = ()

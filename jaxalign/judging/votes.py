@@ -14,10 +14,10 @@ __all__ = ["merged"]
 def merged(verdicts: Sequence[Verdict]) -> Verdict:
     """Return one verdict for several on equal requests.
 
-    There is a value if more than half of the votes succeeded: of ``scores`` the mean
-    of each cell over those, of every other task the reply that most of them gave. A tie
-    between replies is a failure, and so is everything else; its reason and raw reply
-    are those of the last vote that failed.
+    There is a value if more than half of the votes succeeded: of ``scores`` and
+    ``effects`` the mean of each cell over those, of ``rating`` the mean, of every other
+    task the reply that most of them gave. A tie between replies is a failure, and so is
+    everything else; its reason and raw reply are those of the last vote that failed.
 
     Args:
       verdicts: at least one.
@@ -35,6 +35,8 @@ def merged(verdicts: Sequence[Verdict]) -> Verdict:
         return Verdict(None, failure=reason, raw=last.raw)
     if "segments" in good[0]:
         return Verdict({"segments": [_mean(s) for s in _columns(good)]})
+    if "rating" in good[0]:
+        return Verdict(_mean(good))
     counts = collections.Counter(repr(value) for value in good).most_common(2)
     if len(counts) == 2 and counts[0][1] == counts[1][1]:
         return Verdict(None, failure=f"the votes are split: {len(good)} votes")

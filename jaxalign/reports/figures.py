@@ -116,12 +116,17 @@ class Step(NamedTuple):
     accepted: bool
 
 
-def gate_picture(names: Sequence[str], steps: Sequence[Step | None]) -> str:
-    """Draw the mean held-out score of each policy, and the way to it.
+def gate_picture(
+    names: Sequence[str],
+    steps: Sequence[Step | None],
+    what: str = "mean held-out score",
+) -> str:
+    """Draw what the gate looks at of each policy, and the way to it.
 
     Args:
       names: of the policies, the base model's first.
       steps: of each policy but the first; None where nothing could be compared.
+      what: is looked at.
     """
     made = [step for step in steps if step is not None]
     if not made:
@@ -173,8 +178,8 @@ def gate_picture(names: Sequence[str], steps: Sequence[Step | None]) -> str:
     return (
         f"<svg viewBox='0 0 {width} {height}' style='max-width: {width * 1.2:.0f}px; "
         f"min-width: {width * 0.8:.0f}px' "
-        "font-size='12' fill='var(--mute)' role='img' aria-label='mean held-out "
-        f"score by policy: {escape(said)}'>{''.join(parts)}</svg>"
+        f"font-size='12' fill='var(--mute)' role='img' aria-label='{what} by policy: "
+        f"{escape(said)}'>{''.join(parts)}</svg>"
     )
 
 

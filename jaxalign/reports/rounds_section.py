@@ -1,11 +1,11 @@
 """The report's answer: which rounds were accepted, and what each one did."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxalign.feedback import gate
-from jaxalign.reports import page
+from jaxalign.reports import gate_section, page
 from jaxalign.reports.figures import Step, bar, count, gate_picture, signed
 from jaxalign.reports.page import escape
 from jaxalign.reports.run_files import BASE, Round, Run, judged_of
@@ -50,6 +50,8 @@ def heading(run: Run) -> str:
 
 def answer(run: Run) -> str:
     """Say which rounds were accepted and how far the policy came."""
+    if gate_section.names_of(run):
+        return gate_section.answer(run)
     names = ["base model", *(f"round {one.number}" for one in run.rounds)]
     places = {BASE: 0, **{one.name: one.number for one in run.rounds}}
     steps = [_step(one, places) for one in run.rounds]
@@ -129,31 +131,28 @@ def _step(one: Round, places: dict[str, int]) -> Step | None:
 
 def rounds_table(run: Run) -> str:
     """Show each round's figures, a round a column."""
-    columns = [_figures(one) for one in run.rounds]
+    columns = [_figures(one, gate_section.names_of(run)) for one in run.rounds]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     head = ("", *(f"round {one.number}" for one in run.rounds))
     return page.table("the rounds", head, rows)
 
 
-def _figures(one: Round) -> dict[str, str]:
+def _figures(one: Round, metrics: Sequence[str]) -> dict[str, str]:
+    """Return the figures of a round; of a gate those it decides by."""
     found = one.decision
     every = list(judged_of(one.judged))
     scores = [judged.score for judged in every if judged.score is not None]
     losses = _logged(one, "loss")
     margins = _logged(one, "rewards/margins")
     mark = "✓ accepted" if found.accepted else "✗ rejected"
-    gain, before, after = found.improvement, found.before, found.after
-    missing = f", {found.failed:,} without a score" if found.failed else ""
+    lost = "verdict" if metrics else "score"
+    missing = f", {found.failed:,} without a {lost}" if found.failed else ""
     return {
         "gate": f"<b>{mark}</b><br><span class='mute reason'>{escape(found.reason)}"
         "</span>",
         "began with": _policy(one.origin),
-        "held-out score": "–"
-        if before is None or after is None
-        else f"{signed(before, plus='')} → {signed(after, plus='')}",
-        "improvement ± standard error": "–"
-        if gain is None
-        else f"{signed(gain)}{_error(one)}",
+        **{name: gate_section.cell(one, name) for name in metrics},
+        **({} if metrics else _held_out_score(one)),
         "held-out prompts": f"{found.prompts:,}{missing}" if one.compared else "–",
         "prompts": f"{len(one.judged):,}",
         "candidates": f"{len(every):,}",
@@ -164,6 +163,19 @@ def _figures(one: Round) -> dict[str, str]:
         "training pairs": f"{one.pairing['fates']['kept']:,}",
         "loss, first → last": f"{losses[0]:.4f} → {losses[-1]:.4f}" if losses else "–",
         "reward margin, last": signed(margins[-1], 4) if margins else "–",
+    }
+
+
+def _held_out_score(one: Round) -> dict[str, str]:
+    found = one.decision
+    gain, before, after = found.improvement, found.before, found.after
+    return {
+        "held-out score": "–"
+        if before is None or after is None
+        else f"{signed(before, plus='')} → {signed(after, plus='')}",
+        "improvement ± standard error": "–"
+        if gain is None
+        else f"{signed(gain)}{_error(one)}",
     }
 
 

@@ -231,8 +231,14 @@ def _cell(scores: Mapping[str, float], aspect: str) -> str:
     return _short(scores[aspect]) if aspect in scores else "–"
 
 
-_AGAINST = {"rejected", "unhandled", "incorrect"}
-_FOR = {"supported", "handled", "correct"}
+_AGAINST = {
+    *("rejected", "unhandled", "incorrect"),
+    *("unsafe", "full_refusal", "partial_refusal", "ineffective"),
+}
+_FOR = {
+    *("supported", "handled", "correct"),
+    *("safe", "full_compliance", "very", "partially"),
+}
 
 
 def _units(units: Sequence[Unit]) -> str:

@@ -17,7 +17,8 @@ def distributions(run: Run) -> str:
     """Draw a row of histograms for each aspect, and one for the candidates."""
     columns = [*(f"round {one.number}" for one in run.rounds)]
     groups = [one.judged for one in run.rounds]
-    if run.policy in run.held_out:
+    # By metrics held-out responses have labels, and scores of another scale.
+    if run.policy in run.held_out and run.config.gate.metrics is None:
         columns.append(f"held out, {run.policy.replace('-', ' ')}")
         groups.append(run.held_out[run.policy])
     every = [list(judged_of(group)) for group in groups]
@@ -34,12 +35,14 @@ def distributions(run: Run) -> str:
             for some in every
         ]
         rows.append(_row(escape(aspect), values, ends))
-    what = (
-        "A candidate's score is the mean over its segments of the mean over aspects; "
-        "the rows below it count segments."
-        if aspects
-        else "Scores of candidates; higher is better."
-    )
+    what = "Scores of candidates; higher is better."
+    if aspects and run.config.decomposer.name == "segments":
+        what = (
+            "A candidate's score is the mean over its segments of the mean over "
+            "aspects; the rows below it count segments."
+        )
+    elif aspects:
+        what = f"{what} The rows below them count segments."
     units = [
         Counter((u.kind, u.verdict) for j in some for u in j.units) for some in every
     ]

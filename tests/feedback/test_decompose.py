@@ -1,5 +1,6 @@
 """Decomposers: what they ask, step by step, and what they make of the verdicts."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -325,7 +326,10 @@ def test_every_pass_sees_its_own_part() -> None:
     assert sorted(offered(image) + offered(text)) == sorted(SOURCES)
 
 
-def test_the_score_of_risks_is_minus_the_unhandled_ones() -> None:
+counted = functools.partial(risks.decomposer, score="count")
+
+
+def test_the_count_of_risks_is_minus_the_unhandled_ones() -> None:
     judge = watcher(
         [SIGN, ASK],
         [{**SIGN, "malicious_content": "A  forged SIGN"}, FACE],
@@ -333,7 +337,7 @@ def test_the_score_of_risks_is_minus_the_unhandled_ones() -> None:
         confirm={"a face": yes(False)},
         verify={"forged sign": yes(False)},
     )
-    judged, asked = drive(risks.decomposer(), SEEN, judge)
+    judged, asked = drive(counted(), SEEN, judge)
     # Three risks; the face is none, the request is handled, the sign is not.
     assert judged.score == -1
     assert [(u.text, u.verdict, u.labels["passes"]) for u in judged.units] == [
@@ -345,7 +349,7 @@ def test_the_score_of_risks_is_minus_the_unhandled_ones() -> None:
     assert all(SEEN.response not in shown(r) for step in asked[:2] for r in step)
     assert all(SEEN.response in shown(r) for r in asked[2])
     # Without the second step the face counts too, and this judge finds it handled.
-    plain, asked = drive(risks.decomposer(confirm=False), SEEN, judge)
+    plain, asked = drive(counted(confirm=False), SEEN, judge)
     assert plain.score == -1 and [len(step) for step in asked] == [3, 3]
     assert [u.verdict for u in plain.units] == ["unhandled", "handled", "handled"]
 
@@ -355,27 +359,27 @@ def test_observing_is_shared_by_all_responses_to_a_prompt() -> None:
     judge = watcher([SIGN], [FACE], [])
     keys = []
     for candidate in (SEEN, other):
-        _, asked = drive(risks.decomposer(), candidate, judge)
+        _, asked = drive(counted(), candidate, judge)
         keys.append([[request_key(r, {}) for r in step] for step in asked])
     assert keys[0][:2] == keys[1][:2] and keys[0][2] != keys[1][2]
 
 
-def test_a_prompt_without_risks_ties_all_its_responses() -> None:
-    judged, asked = drive(risks.decomposer(), SEEN, watcher([], [], []))
+def test_the_count_of_a_prompt_without_risks_ties_all_its_responses() -> None:
+    judged, asked = drive(counted(), SEEN, watcher([], [], []))
     assert judged.score == 0 and not judged.units and len(asked) == 1
     judge = watcher([SIGN], [], [], confirm={"forged": yes(False)})
-    judged, asked = drive(risks.decomposer(), SEEN, judge)
+    judged, asked = drive(counted(), SEEN, judge)
     assert judged.score == 0 and len(asked) == 2
     assert [u.verdict for u in judged.units] == ["unfounded"]
 
 
 def test_words_alone_have_the_text_pass_alone() -> None:
     bare = SEEN.__class__(SEEN.prompt, SEEN.response)
-    judged, asked = drive(risks.decomposer(), bare, watcher([SIGN], [FACE], [ASK]))
+    judged, asked = drive(counted(), bare, watcher([SIGN], [FACE], [ASK]))
     assert [len(step) for step in asked] == [1, 1, 1]
     assert judged.score == 0 and [u.text for u in judged.units] == ["copy it"]
     with pytest.raises(UserError, match="look at images, and this prompt has none"):
-        risks.decomposer(passes=("image",))(bare, [])
+        counted(passes=("image",))(bare, [])
 
 
 @pytest.mark.parametrize(
@@ -387,7 +391,7 @@ def test_words_alone_have_the_text_pass_alone() -> None:
     ],
 )
 def test_one_failure_among_the_risks_leaves_no_score(judge, steps, verdicts) -> None:
-    judged, asked = drive(risks.decomposer(), SEEN, judge)
+    judged, asked = drive(counted(), SEEN, judge)
     assert judged.score is None and len(asked) == steps
     assert judged.failure and judged.failure.raw == "half a repl"
     assert [u.verdict for u in judged.units] == verdicts
@@ -399,6 +403,7 @@ def test_one_failure_among_the_risks_leaves_no_score(judge, steps, verdicts) -> 
         ({"passes": ()}, "got none"),
         ({"passes": ("text", "text")}, "each at most once: got text, text"),
         ({"max_observations": 0}, "at least 1: got 0"),
+        ({"global_weight": 1.5}, "in 0..1: got 1.5"),
     ],
 )
 def test_options_of_risks_are_checked(options, match) -> None:

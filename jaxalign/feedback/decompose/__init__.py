@@ -8,20 +8,24 @@ from jaxalign.lazy import submodules
 if TYPE_CHECKING:
     from jaxalign.feedback.decompose import (
         claims,
+        config,
         decomposition,
         dream,
         hops,
         observations,
+        risk_scores,
         risks,
         segments,
     )
 
 __all__ = [
     "claims",
+    "config",
     "decomposition",
     "dream",
     "hops",
     "observations",
+    "risk_scores",
     "risks",
     "segments",
 ]

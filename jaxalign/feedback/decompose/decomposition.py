@@ -69,13 +69,15 @@ class Candidate:
     """References as of :func:`jaxalign.data.images.reference`."""
     template_kwargs: Mapping[str, Any] | None = None
     """What the prompt's chat template is given beside the turns, such as ``tools``."""
+    benign: bool | None = None
+    """Whether the prompt is harmless, where who asks knows: a gate's are marked."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of evidence: a claim, a risk observation or an answered hop."""
+    """One piece of evidence: a claim, a risk, a rating, an answered hop, a label."""
 
-    kind: Literal["claim", "observation", "hop"]
+    kind: Literal["claim", "observation", "rating", "hop", "label"]
     text: str
     verdict: str | None
     """What was found of it, in its kind's words; None where the judge failed."""
