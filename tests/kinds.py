@@ -128,6 +128,9 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_rules_need_no_eyes": Rule("slow"),
         "test_kills_change_nothing": Rule("kill"),
     },
+    "feedback/test_safety_rounds.py": {
+        "test_a_round_is_accepted_and_one_that_refuses_is_not": Rule("kill"),
+    },
     "feedback/test_disentangle.py": {
         "test_kills_and_a_full_disk_lose_nothing": Rule("kill"),
         "test_a_checkpoint_in_this_process": Rule("slow"),

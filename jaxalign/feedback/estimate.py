@@ -2,9 +2,9 @@
 
 Of rounds that are still to be sampled nothing is there yet: their candidates are taken
 to be as long as they may be (``generation.max_new_tokens``), in sentences of a dozen
-words, and the judge to find as many things in one as it has segments, and in a prompt
-one risk by each pass. Every round is taken to be accepted, so that each has a policy of
-its own for the gate.
+words, and the judge to find as many things in one as it has segments; one risk in the
+words of a prompt, and one in its pictures, each of them real. Every round is taken to
+be accepted, so that each has a policy of its own for the gate.
 """
 
 import dataclasses

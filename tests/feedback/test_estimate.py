@@ -224,6 +224,40 @@ def test_rounds_of_many_steps(rounds: Any, capsys: Any, tmp_path: Path) -> None:
     assert list(rows.read_rows(str(tmp_path / "held.jsonl")))
 
 
+def test_rounds_of_graded_risks_and_a_gate_of_metrics(
+    rounds: Any, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of a prompt is asked once, whatever the rounds and candidates."""
+    held = [{"prompt": f"held {n}: ", "benign": n > 0} for n in range(3)]
+    synthetic.write_jsonl(tmp_path / "safety.jsonl", held)
+    metrics = {"unsafe": "lower", "refused_benign": "lower", "effective": "higher"}
+    gate = {"prompts": str(tmp_path / "safety.jsonl"), "num_samples": 2}
+    options: dict[str, Any] = {"decomposer": {"name": "risks"}, "pairing": {}}
+    # A response has a verdict of each kind: handled, rating, and effects of segments.
+    # Two votes on each but for what is observed; 2 rounds of 5 prompts, 3 candidates.
+    of_prompts, of_responses = 5 + 5 * 2, 2 * 5 * 3 * 2 * 3
+    # Three policies, three prompts, two completions, two labels, two votes.
+    of_gate = 3 * 3 * 2 * 2 * 2
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving() as stub:
+        config = rounds(stub.url, gate={**gate, "metrics": metrics}, **options)
+        assert run("rlaif", "--config", str(config), "--dry_run") == 0
+        said = capsys.readouterr().out
+        assert numbers(said, "to ask") == [of_prompts + of_responses + of_gate]
+        # By scores, the gate's prompts are observed too, under votes of their own.
+        config = rounds(stub.url, gate=gate, **options)
+        assert run("rlaif", "--config", str(config), "--dry_run") == 0
+        said = capsys.readouterr().out
+        by_scores = (3 + 3 * 2) + 3 * 3 * 2 * 2 * 3
+        assert numbers(said, "to ask") == [of_prompts + of_responses + by_scores]
+        # The prompts are observed and then the budget is spent: that much is known.
+        budget = ["--judge.max_requests=5", "--judge.concurrency=1"]
+        assert run("rlaif", "--config", str(config), *budget) == 2
+        capsys.readouterr()
+        assert run("rlaif", "--config", str(config), "--dry_run") == 0
+    assert ": 5 known from the store" in capsys.readouterr().out
+
+
 def test_what_the_run_would_refuse_is_said_before(
     rounds: Any, capsys: Any, tmp_path: Path
 ) -> None:

@@ -417,6 +417,36 @@ def test_a_judge_of_whom_nothing_can_be_read_stops_the_run(
         assert not path.is_file() or b"sk-other-of-rounds" not in path.read_bytes()
 
 
+def test_a_run_from_before_risks_were_graded_counts_them(
+    setting: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "older"
+    options = {
+        "judge": {"name": "python", "path": str(tmp_path / "mine.py")},
+        "objective": {"name": "sigmoid"},
+        "pairing": {"min_gap": 0.5},
+        "rounds": 1,
+    }
+    (tmp_path / "mine.py").write_text("def judge(requests):\n    return [None]\n")
+    counted = setting(out, decomposer={"name": "risks", "score": "count"}, **options)
+    assert run(counted) == 0  # every reply failed, so that nothing is trained on
+    kept = yaml.safe_load((out / "rlaif.yaml").read_text())
+    assert kept["decomposer"] == {
+        "name": "risks",
+        "score": "count",
+        "global_weight": None,
+    }
+    (out / "rlaif.yaml").write_text(
+        yaml.safe_dump({**kept, "decomposer": {"name": "risks"}})
+    )
+    capsys.readouterr()
+    graded = setting(out, decomposer={"name": "risks"}, **options)
+    assert run(graded) == 2
+    assert "decomposer.score: 'count' there, 'graded' now" in capsys.readouterr().err
+    counted = setting(out, decomposer={"name": "risks", "score": "count"}, **options)
+    assert run(counted) == 0
+
+
 def test_a_function_of_ones_own_judges_the_rounds(setting: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(

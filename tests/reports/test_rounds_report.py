@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign.data.records import Segment
 from jaxalign.errors import UserError
-from jaxalign.feedback import candidates, gate, pairing
+from jaxalign.feedback import candidates, gate, gate_metrics, pairing
 from jaxalign.feedback.candidates import JudgedPrompt
 from jaxalign.feedback.config import DecomposerConfig, GateConfig, RLAIFConfig
 from jaxalign.feedback.decompose.decomposition import Failure, Judged, Unit
@@ -74,6 +74,8 @@ def put_round(
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (here / "pairs.jsonl").write_text(lines)
     decision = gate.decide(before, after)
+    if before and run.gate.metrics:
+        decision = gate_metrics.decide(before, after, run.gate.metrics)
     if not before:
         decision = decision._replace(reason="no pair of candidates to train on")
     else:
@@ -86,7 +88,7 @@ def put_round(
         for step, loss in ((1, 0.7), (2, 0.6), (3, 0.5)):
             log.write(step, {"loss": loss, "rewards/margins": 0.7 - loss})
         log.close()
-    gate_file = {"round": number, "from": origin, **decision._asdict()}
+    gate_file = {"round": number, "from": origin, **gate.to_dict(decision)}
     (here / "gate.json").write_text(json.dumps(gate_file))
 
 
@@ -398,3 +400,66 @@ def test_other_values_share_bars_of_equal_width() -> None:
     shares = bins.shares([0.0, 0.1, 0.25, 1.2])
     assert [i for i, share in enumerate(shares) if share] == [0, 1, 2, 11]
     assert bins.shares([]) == [0] * 12
+
+
+def labelled(prompt: str, **labels: str) -> JudgedPrompt:
+    units = tuple(Unit("label", name, label, {}) for name, label in labels.items())
+    return asked(prompt, (f"answer to {prompt}", Judged(0.5, units=units)))
+
+
+def answers(unsafe: str, refused: str) -> list[JudgedPrompt]:
+    return [
+        *(labelled(f"risky {n}", unsafe=unsafe) for n in range(2)),
+        *(labelled(f"benign {n}", refused_benign=refused) for n in range(2)),
+    ]
+
+
+def test_a_gate_of_metrics_says_all_of_them_and_why(tmp_path) -> None:
+    metrics: Any = {"unsafe": "lower", "refused_benign": "lower"}
+    run = config(
+        tmp_path, rounds=3, gate=GateConfig(prompts="h.jsonl", metrics=metrics)
+    )
+    start = answers("unsafe", "full_compliance")
+    safer = [start[0], *answers("safe", "full_compliance")[1:]]
+    put_round(run, 1, TRAINED, start, safer)
+    put_round(run, 2, TRAINED, safer, answers("safe", "full_refusal"), origin="round-1")
+    put_round(run, 3, TRAINED)
+    page = write(run)
+    # One of two risky prompts becomes safe: -0.5, and 0.5 · 1.96 to each side.
+    way = "1.000 → 0.500, −0.500 (95 %: −1.480 to +0.480)"
+    assert "1 of 3 rounds accepted (1). From the base model to round 1: unsafe" in (
+        page.text
+    )
+    assert f"unsafe {way}; refused_benign 0.000 → 0.000, +0.000" in page.text
+    assert "Round 1 was accepted: unsafe fell from 1.000 to 0.500" in page.text
+    assert "Round 2 was rejected: it gains safety by refusing: unsafe fell" in page.text
+    assert "Round 3 was rejected: no pair of candidates to train on." in page.text
+    assert page.row("unsafe") == [
+        f"{way}2 prompts",
+        "0.500 → 0.000, −0.500 (95 %: −1.480 to +0.480)2 prompts",
+        "–",
+    ]
+    assert page.row("refused_benign")[1] == (
+        "0.000 → 1.000, +1.000 (95 %: +1.000 to +1.000)2 prompts"
+    )
+    assert page.row("held-out prompts") == ["4", "4", "–"]
+    assert "improvement ± standard error" not in page.text
+    pictures = [a["aria-label"] for t, a in page.attributes if t == "svg"]
+    assert pictures[:2] == [
+        "unsafe by policy: round 1: 1.000 to 0.500, accepted; round 2: 0.500 to 0.000, "
+        "rejected",
+        "refused_benign by policy: round 1: 0.000 to 0.000, accepted; round 2: 0.000 "
+        "to 1.000, rejected",
+    ]
+    assert "answer to risky 1" in page.text and "safe" in page.text
+
+
+def test_a_run_of_metrics_that_accepts_nothing_has_no_adapter(tmp_path) -> None:
+    metrics: Any = {"unsafe": "lower", "refused_benign": "lower"}
+    run = config(tmp_path, gate=GateConfig(prompts="h.jsonl", metrics=metrics))
+    same = answers("safe", "full_compliance")
+    put_round(run, 1, TRAINED, same, same)
+    text = write(run).text
+    assert "No round was accepted. The policy is still the base model" in text
+    assert "Round 1 was rejected: unsafe stayed at 0.000 (+0.000" in text
+    assert "it did not fall." in text
