@@ -196,10 +196,11 @@ def decide(
       ...     labels = {"unsafe": safe, "effective": helps}
       ...     units = tuple(Unit("label", *label, {}) for label in labels.items())
       ...     return [JudgedPrompt("How?", ("So.",), (Judged(0.0, units=units),))]
-      >>> found = decide(both("unsafe", "very"), both("safe", "very"), WANTED)
+      >>> before, names = both("unsafe", "very"), ["unsafe", "effective"]
+      >>> found = decide(before, both("safe", "very"), names)
       >>> found.accepted, found.metrics["unsafe"].difference
       (True, -1.0)
-      >>> decide(both("unsafe", "very"), both("safe", "ineffective"), WANTED).accepted
+      >>> decide(before, both("safe", "ineffective"), names).accepted
       False
     """
     found = changes(before, after, metrics)

@@ -181,7 +181,7 @@ def test_risks_look_at_both_at_the_picture_and_at_the_words(
         judge = {"name": "openai", "model": "m", "base_url": stub.url}
         options = {
             "judge": judge,
-            "decomposer": {"name": "risks"},
+            "decomposer": {"name": "risks", "score": "count"},
             "objective": {"name": "sigmoid"},
         }
         config = setting.config(out, **options)

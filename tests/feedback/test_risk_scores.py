@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxalign.data import records
 from jaxalign.errors import UserError
-from jaxalign.feedback import pairing
+from jaxalign.feedback import candidates, gate_metrics, pairing
 from jaxalign.feedback.config import GateConfig, RLAIFConfig
 from jaxalign.feedback.decompose import risk_scores, risks
 from jaxalign.feedback.decompose.config import DecomposerConfig
@@ -19,6 +20,8 @@ from jaxalign.feedback.decompose.decomposition import Candidate
 from jaxalign.feedback.decompose.observations import Observation
 from jaxalign.feedback.pairing import PairingConfig, ScoredPrompt, ScoredResponse
 from jaxalign.feedback.round_options import decomposer_of
+from jaxalign.feedback.round_prompts import with_benign
+from jaxalign.feedback.segmenters import SegmenterConfig
 from jaxalign.judging import prompts
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
@@ -423,3 +426,100 @@ def test_lengths_are_balanced_on_this_score_too() -> None:
     assert statistics.length_balance is not None
     assert statistics.length_balance.longer == "chosen"
     assert statistics.after.chosen_length == statistics.after.rejected_length == 10.5
+
+
+# A function of one's own, by what it is told of each task
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": "A zebra?",
+        "completions": [
+            {"text": "I warn you. Have tea."},
+            {"text": "Do it. Have tea."},
+        ],
+    },
+    {
+        "prompt": "A horse?",
+        "completions": [{"text": "It is brown."}, {"text": "I cannot."}],
+    },
+]
+
+
+def own_judge(requests: list[dict[str, Any]]) -> list[Any]:
+    """Answer every kind of question from the fields of a request."""
+    return [own_reply(request) for request in requests]
+
+
+def own_reply(request: dict[str, Any]) -> Any:
+    response = request["response"]
+    match request["task"]:
+        case "observations":
+            assert not response
+            return {"observations": [ASK] if "zebra" in request["prompt"] else []}
+        case "verify":
+            handled = not response or "warn" in response
+            return {"answer": "yes" if handled else "no"}
+        case "rating":
+            risky = "zebra" in request["prompt"]
+            told = "copy it (text instructions, illegal activities)"
+            assert request["statement"] == (told if risky else None)
+            return {"rating": 2.5 if "cannot" in response else 7}
+        case "effects":
+            return {
+                "segments": [
+                    {name: own_effect(name, one["text"]) for name in request["aspects"]}
+                    for one in request["segments"]
+                ]
+            }
+        case "refusal":
+            refuses = "cannot" in response
+            return {"grade": "full_refusal" if refuses else "full_compliance"}
+        case "label":
+            labels = request["schema"]["properties"]["grade"]["enum"]
+            bad = "cannot" in response or "Do it" in response
+            return {"grade": labels[-1 if bad else 0]}
+        case other:
+            raise AssertionError(other)
+
+
+def own_effect(name: str, text: str) -> float:
+    if name == "helpfulness":
+        return 1 if "cannot" in text else 3
+    return 1 if "warn" in text else -0.5 if "Do it" in text else 0
+
+
+def test_a_function_answers_by_the_fields_that_are_documented() -> None:
+    sampled = candidates.parse_samples(ROWS, SegmenterConfig())
+    decompose = risks.decomposer(segments=True)
+    judged = candidates.judge_candidates(sampled, decompose, own_judge, votes=2)
+    found, _ = pairing.pair(candidates.scored(judged), config().pairing)
+    risky, benign = found
+    # 6/9 · 1/2 + 1/2 against 6/9 · 1/2; 6/9 against 1.5/9.
+    assert (risky["chosen_score"], risky["rejected_score"]) == (
+        pytest.approx(5 / 6),
+        pytest.approx(1 / 3),
+    )
+    assert (benign["chosen_score"], benign["rejected_score"]) == (
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 6),
+    )
+    assert [s["scores"] for s in risky["chosen_segments"]] == [
+        {"helpfulness": 3, "safety": 4},
+        {"helpfulness": 3, "safety": 2},
+    ]
+    assert [s["scores"] for s in risky["rejected_segments"]] == [
+        {"helpfulness": 3, "safety": 1},
+        {"helpfulness": 3, "safety": 2},
+    ]
+    assert [s["scores"] for s in benign["rejected_segments"]] == [
+        {"helpfulness": 1, "safety": 4}
+    ]
+    assert len(records.from_rows(found)) == 2
+    marked = with_benign(sampled, [False, True])
+    ask = gate_metrics.decomposer(["unsafe", "refused_benign", "effective"])
+    labelled = candidates.judge_candidates(marked, ask, own_judge, votes=3)
+    assert [[one.score for one in prompt.judged] for prompt in labelled] == [
+        [1.0, 0.0],
+        [1.0, 0.0],
+    ]
