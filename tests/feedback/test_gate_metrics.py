@@ -341,7 +341,7 @@ def config(tmp_path: Any, held: list[dict[str, Any]], *metrics: str, **changes: 
     synthetic.write_jsonl(tmp_path / "train.jsonl", [{"prompt": "trained"}])
     rows = [{"prompt": f"held {n}", **row} for n, row in enumerate(held)]
     synthetic.write_jsonl(tmp_path / "held.jsonl", rows)
-    chosen = {name: WANTED[name] for name in metrics} or None
+    chosen: Any = {name: WANTED[name] for name in metrics} or None
     options: dict[str, Any] = {
         "judge": JudgeConfig(name="openai", model="m"),
         "gate": GateConfig(prompts=str(tmp_path / "held.jsonl"), metrics=chosen),

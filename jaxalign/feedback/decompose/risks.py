@@ -65,7 +65,7 @@ _SOURCES: Mapping[Pass, tuple[str, ...]] = {
 class _Seen(NamedTuple):
     """A prompt whose risks are known."""
 
-    found: Mapping[Observation, tuple[Pass, ...]]
+    found: Mapping[Observation, tuple[str, ...]]
     """With the passes that saw each."""
     outcomes: Mapping[Observation, str | None]
     """``real``, or ``unfounded``."""
