@@ -108,6 +108,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "feedback/test_rounds.py": {
         "test_an_endpoint_judges_and_what_it_fails_is_in_no_pair": Rule("slow"),
         "test_kills_at_every_stage_change_nothing": Rule("kill"),
+        "test_a_run_from_before_risks_were_graded_counts_them": Rule("slow"),
     },
     "training/test_image_features.py": {
         "test_trains_as_the_run_that_recomputes": Rule("variants", ("adapters",)),
