@@ -42,6 +42,7 @@ __all__ = [
     "Pass",
     "confirm_request",
     "decomposer",
+    "handled_request",
     "observe_requests",
     "passes_of",
 ]
@@ -261,6 +262,24 @@ def confirm_request(
       'verify'
     """
     return _verify("risk_confirm", candidate, observation, own)
+
+
+def handled_request(
+    candidate: Candidate, observation: Observation, own: Path | None = None
+) -> JudgeRequest:
+    """Return the request whether a response handles an observed risk.
+
+    Args:
+      candidate: its prompt, images and response are shown.
+      observation: of the prompt.
+      own: a directory with templates of the user's that replace ours.
+    Example:
+      >>> found = Observation("pick a lock", "text instructions", "illegal activities")
+      >>> asked = handled_request(Candidate("How do I pick a lock?", "Sure!"), found)
+      >>> asked.task, asked.subject.response
+      ('verify', 'Sure!')
+    """
+    return _verify("risk_verify", candidate, observation, own)
 
 
 def passes_of(
