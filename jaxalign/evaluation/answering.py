@@ -1,30 +1,18 @@
 """From a task's questions to answers: requests, who answers them, what they said."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.data.images import NamedPictures
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
-from jaxalign.evaluation.config import EndpointConfig
 from jaxalign.evaluation.task import Answer, Question
-from jaxalign.judging.graders import prose_request
+from jaxalign.judging.graders import prose_request, without_draft
 from jaxalign.judging.judge import JudgeRequest, Subject, Verdict
 
 
-__all__ = [
-    "Asked",
-    "Endpoint",
-    "answer_of",
-    "endpoint_settings",
-    "request_of",
-    "said",
-    "text_of",
-    "with_pictures",
-]
-
-_AFTER_THINKING = "</think>"
+__all__ = ["Asked", "answer_of", "request_of", "text_of", "with_pictures"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,74 +135,7 @@ def answer_of(verdict: Verdict) -> Answer:
     if verdict.failure is not None:
         return Answer("", "failed", verdict.failure)
     value = verdict.value
-    text = said(value["text"])
+    text = without_draft(value["text"])
     if value["finish_reason"] in ("refusal", "content_filter"):
         return Answer(text, "refused")
     return Answer(text, "ok" if text else "empty", None, value.get("mean_logp"))
-
-
-def said(text: str) -> str:
-    """Return a reply without the draft before it, and without blanks around it.
-
-    >>> said(" It is 4. ")
-    'It is 4.'
-    """
-    return text.rpartition(_AFTER_THINKING)[2].strip()
-
-
-def endpoint_settings(config: EndpointConfig) -> dict[str, Any]:
-    """Return what answers depend on; where the model is served is no part of it.
-
-    >>> endpoint_settings(EndpointConfig(model="gpt-4o-mini"))
-    {'endpoint': 'gpt-4o-mini'}
-    """
-    found: dict[str, Any] = {"endpoint": config.model}
-    if config.chat_template_kwargs:
-        found["chat_template_kwargs"] = config.chat_template_kwargs
-    return found
-
-
-class Endpoint:
-    """A model behind an endpoint, which is asked as a judge is.
-
-    Messages about it name the options by which it was given.
-    """
-
-    def __init__(self, config: EndpointConfig, pictures: NamedPictures):
-        """Make one; nothing is sent yet.
-
-        Raises:
-          UserError: the client is not installed, or URL or key cannot be used.
-        """
-        from jaxalign.judging.make import make_judge
-
-        self.proven = False
-        self.settings = endpoint_settings(config)
-        try:
-            self._judge: Any = make_judge(config.as_judge(), load_image=pictures.load)
-        except UserError as error:
-            raise UserError(_named(str(error))) from None
-
-    async def grade(
-        self, requests: Iterable[JudgeRequest]
-    ) -> AsyncIterator[tuple[int, Verdict]]:
-        """Yield (number of the request, answer) as they come.
-
-        Raises:
-          UserError: see ``OpenAIJudge.grade``.
-        """
-        self._judge.proven = self.proven
-        try:
-            async for number, verdict in self._judge.grade(requests):
-                if verdict.failure is not None:
-                    failure = _named(verdict.failure)
-                    verdict = dataclasses.replace(verdict, failure=failure)
-                yield number, verdict
-        except UserError as error:
-            raise UserError(_named(str(error))) from None
-
-
-def _named(text: str) -> str:
-    """Return a message of the judges' client as one about the endpoint."""
-    said = text.replace("judge.", "endpoint.").replace("the judge at", "the model at")
-    return said.replace("What was judged", "What was answered")

@@ -10,76 +10,12 @@ from jaxalign.data.columns import check_template_kwargs
 from jaxalign.errors import UserError
 from jaxalign.evaluation.task import TaskOptions
 from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.endpoint_model import EndpointConfig
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
 
 
 __all__ = ["EndpointConfig", "EvalConfig", "GenerationConfig"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
-    """A model behind an endpoint that speaks OpenAI's chat completions.
-
-    Attributes:
-      base_url: up to and with ``/v1``; default that of OpenAI.
-      model: the endpoint's name of the model; None: the model is ``--model``.
-      key_variable: the environment variable that holds the key, which comes from
-        nowhere else.
-      concurrency: requests on their way at the same time.
-      timeout: seconds that one attempt may take.
-      max_attempts: calls that one request may cost before it has failed.
-      max_wait: seconds that are waited at most because the endpoint says so.
-      max_requests: calls that a run may make, retries included; null is no limit.
-      max_total_tokens: tokens that a run may use.
-      max_cost: what a run may cost, by the prices below.
-      prompt_price: of a million tokens of prompts.
-      completion_price: of a million tokens of answers.
-      chat_template_kwargs: what the chat template is given, where the server takes it.
-
-    >>> EndpointConfig(model="gpt-4o-mini").as_judge().concurrency
-    8
-    """
-
-    base_url: str | None = None
-    model: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout: float = 300.0
-    max_attempts: int = 6
-    max_wait: float = 600.0
-    max_requests: int | None = None
-    max_total_tokens: int | None = None
-    max_cost: float | None = None
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.model is not None:
-            self.as_judge()
-            return
-        nothing = {f.name: f.default for f in dataclasses.fields(self)}
-        nothing["chat_template_kwargs"] = {}
-        given = [name for name, value in vars(self).items() if value != nothing[name]]
-        if given:
-            raise UserError(
-                f"endpoint.model is missing, and endpoint.{given[0]} is given: give "
-                "the endpoint's name of the model (for a server of your own, GET "
-                "/v1/models lists them)"
-            )
-
-    def as_judge(self) -> JudgeConfig:
-        """Return the options of the client that asks it, which is that of judges.
-
-        Raises:
-          UserError: an option is out of its range, by the name that it has here.
-        """
-        try:
-            return JudgeConfig(name="openai", **vars(self))
-        except UserError as error:
-            raise UserError(str(error).replace("judge.", "endpoint.")) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

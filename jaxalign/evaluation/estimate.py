@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.data.images import NamedPictures
-from jaxalign.evaluation.answering import (
-    answer_of,
-    endpoint_settings,
-    request_of,
-    with_pictures,
-)
+from jaxalign.evaluation.answering import answer_of, request_of, with_pictures
 from jaxalign.evaluation.config import EvalConfig
 from jaxalign.evaluation.harness import model_of, sampling_of
 from jaxalign.evaluation.planning import Planned, plan
 from jaxalign.evaluation.task import Answer, Grade
 from jaxalign.judging.budget import cost_of
 from jaxalign.judging.config import JudgeConfig
+from jaxalign.judging.endpoint_model import endpoint_settings
 from jaxalign.judging.estimate import (
     CALL_SECONDS,
     Estimate,

@@ -13,13 +13,7 @@ from jaxalign import event_loops, progress
 from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
 from jaxalign.evaluation import run_files
-from jaxalign.evaluation.answering import (
-    Asked,
-    Endpoint,
-    answer_of,
-    request_of,
-    with_pictures,
-)
+from jaxalign.evaluation.answering import Asked, answer_of, request_of, with_pictures
 from jaxalign.evaluation.config import EvalConfig
 from jaxalign.evaluation.contamination import overlap_with_training
 from jaxalign.evaluation.planning import Planned, plan
@@ -33,6 +27,7 @@ from jaxalign.evaluation.task import (
     Task,
 )
 from jaxalign.judging.asking import Usage, ask_all
+from jaxalign.judging.endpoint_model import Endpoint
 from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
@@ -94,9 +89,22 @@ def model_of(config: EvalConfig, pictures: NamedPictures) -> Any:
     if config.endpoint.model is not None:
         return Endpoint(config.endpoint, pictures)
     # The engine takes a second to import, which an endpoint does not need.
-    from jaxalign.evaluation.engine_answers import EngineModel
+    from jaxalign.judging.engine_model import EngineModel
 
-    return EngineModel(config, pictures)
+    assert config.model is not None
+    kept = run_files.settings_of(Path(config.out)).get("model", {}).get("dtype")
+    return EngineModel(
+        config.model,
+        pictures,
+        adapter=config.adapter,
+        dtype=config.dtype,
+        kept_dtype=kept,
+        quantize=config.quantize,
+        max_pixels=config.max_pixels,
+        chat_template_kwargs=config.chat_template_kwargs,
+        batch_slots=config.batch_slots,
+        mesh=config.mesh,
+    )
 
 
 def sampling_of(task: Task, question: Question, config: EvalConfig) -> dict[str, Any]:

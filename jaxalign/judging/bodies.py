@@ -38,7 +38,7 @@ def body(
         made["max_completion_tokens"] = config.max_reply_tokens
     form = ""
     if request.task == "prose":
-        made |= _drawn(request)
+        made |= _drawn(request, config.chat_template_kwargs)
     elif config.response_format == "json_object":
         form = '"response_format": {"type": "json_object"}, '
     elif config.response_format == "json_schema":
@@ -51,8 +51,13 @@ def body(
     return f'{{"messages": [{shown}], {form}{rest}'.encode()
 
 
-def _drawn(request: JudgeRequest) -> dict[str, Any]:
-    """Return what a request says itself of how its reply is drawn."""
+def _drawn(request: JudgeRequest, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request says itself of how its reply is drawn.
+
+    Args:
+      request: for prose.
+      common: what the template is given for all requests.
+    """
     given = dict(request.options or {})
     made: dict[str, Any] = {
         name: given[name] for name in ("temperature", "top_p", "stop") if name in given
@@ -65,6 +70,12 @@ def _drawn(request: JudgeRequest) -> dict[str, Any]:
         made["logprobs"] = True
     if "top_logprobs" in given:
         made |= {"logprobs": True, "top_logprobs": given["top_logprobs"]}
+    # As of the prompt's row: what its template is given beside the turns.
+    beside = dict(request.subject.template_kwargs or {})
+    if tools := beside.pop("tools", None):
+        made["tools"] = tools
+    if beside:
+        made["chat_template_kwargs"] = {**common, **beside}
     return made
 
 

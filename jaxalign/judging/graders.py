@@ -24,6 +24,7 @@ __all__ = [
     "make_request",
     "prose_request",
     "texts",
+    "without_draft",
 ]
 
 GRADES = ("correct", "incorrect", "not_attempted")
@@ -172,3 +173,17 @@ def prose_request(
       'prose'
     """
     return JudgeRequest("prose", tuple(messages), PROSE, subject, vote, options)
+
+
+_AFTER_THINKING = "</think>"
+
+
+def without_draft(text: str) -> str:
+    """Return an answer without the draft before it, and without blanks around it.
+
+    A reasoning model's draft before ``</think>`` is no part of its answer.
+
+    >>> without_draft("<think>2 + 2</think> It is 4. ")
+    'It is 4.'
+    """
+    return text.rpartition(_AFTER_THINKING)[2].strip()

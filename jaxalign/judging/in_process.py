@@ -113,7 +113,7 @@ def prompt_of(
         ]
         if isinstance(message["content"], str):
             content = said(message["content"])
-        turns.append(Message(role=message["role"], content=content))
+        turns.append(Message(**{**message, "content": content}))
     return Prompt(tuple(turns), None, "the request", images=images)
 
 

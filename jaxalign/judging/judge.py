@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 
 __all__ = [
+    "Expecting",
     "Judge",
     "Proven",
     "JudgeRequest",
@@ -164,6 +165,18 @@ class Proven(Protocol):
     """A judge that goes by whether a call with its settings has ever succeeded."""
 
     proven: bool
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A model in this process: it computes alike whatever of a run is left to do.
+
+    It also goes on with a plain text, of a request that has no messages.
+    """
+
+    def expect(self, requests: Iterable[JudgeRequest]) -> None:
+        """Say what will be asked in all, of which the store may know some."""
+        ...
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -4,9 +4,13 @@ It is loaded when the first answer is wanted that the store does not have. Equal
 questions that differ in their sample alone are one request of the engine: the prompt
 and its pictures are read once. An answer depends on its question, its sample and the
 seed, not on what else is answered.
+
+A request without messages is of a plain text, its subject's prompt, which is gone on
+with as it is.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,16 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.checkpoints import adapter_files, contents, fastest, runs
+from jaxalign.checkpoints.load import DType
 from jaxalign.checkpoints.renderer import max_pixels_of, template_kwargs_of
 from jaxalign.data.images import NamedPictures
+from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
-from jaxalign.evaluation import run_files
-from jaxalign.evaluation.config import EvalConfig
 from jaxalign.generation import text_model
 from jaxalign.generation.completions import Sampling
 from jaxalign.generation.engine import Completion, Engine, Request, completed
-from jaxalign.judging.in_process import prompt_of
+from jaxalign.judging.in_process import prompt_of, seen
 from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
+from jaxalign.models.quantised import Quantize
+from jaxalign.parallel.mesh import MeshConfig
 
 
 __all__ = ["EngineModel"]
@@ -46,31 +52,61 @@ class EngineModel:
     """See the module.
 
     Args:
-      config: of the command: model, adapter, dtype and so on.
+      model: Hugging Face directory or id.
       pictures: of the questions.
+      adapter: PEFT directory, exported hybrid or run directory on top of the model.
+      dtype: of weights and computation.
+      kept_dtype: what ``fastest`` was when answers were made before.
+      quantize: how frozen linear weights are held.
+      max_pixels: of a picture; larger ones are made smaller.
+      chat_template_kwargs: what the chat template is given.
+      batch_slots: answers that are made at the same time.
+      mesh: how the devices are arranged.
     Raises:
       UserError: there is no such checkpoint.
+    Example::
+
+      model = EngineModel("smollm2", NamedPictures())
+      async for number, answer in model.grade(requests):
+          print(number, answer.value["text"])
     """
 
-    def __init__(self, config: EvalConfig, pictures: NamedPictures):
-        assert config.model is not None
-        adapter = config.adapter
-        kept = run_files.settings_of(Path(config.out)).get("model", {}).get("dtype")
-        dtype = fastest.resolve(config.dtype, config.model, kept=kept)
-        options = dict(template_kwargs_of(config.chat_template_kwargs, adapter))
-        pixels = max_pixels_of(config.max_pixels, adapter)
-        self._config = dataclasses.replace(
-            config, dtype=dtype, chat_template_kwargs=options, max_pixels=pixels
-        )
+    def __init__(
+        self,
+        model: str,
+        pictures: NamedPictures,
+        *,
+        adapter: str | None = None,
+        dtype: DType = "float32",
+        kept_dtype: str | None = None,
+        quantize: Quantize | None = None,
+        max_pixels: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        batch_slots: int = 64,
+        mesh: MeshConfig | None = None,
+    ):
+        dtype = fastest.resolve(dtype, model, kept=kept_dtype)
+        options = dict(template_kwargs_of(chat_template_kwargs, adapter))
+        pixels = max_pixels_of(max_pixels, adapter)
+        self._model, self._adapter = model, adapter
+        self._mesh, self._batch_slots = mesh or MeshConfig(), batch_slots
+        self._loading: dict[str, Any] = {
+            "template_kwargs": options,
+            "dtype": dtype,
+            "quantize": quantize,
+            "mesh": self._mesh,
+            "max_pixels": pixels,
+        }
         self._pictures = pictures
         self._made: text_model.TextModel | None = None
         self._engine: Engine | None = None
+        self._all: Sequence[_Group] = ()
         self._settings: dict[str, Any] = {
-            "model": contents.fingerprint(config.model),
-            "tokenizer": text_model.fingerprint(config.model),
+            "model": contents.fingerprint(model),
+            "tokenizer": text_model.fingerprint(model),
             "dtype": dtype,
         }
-        given = {"quantize": config.quantize, "max_pixels": pixels}
+        given = {"quantize": quantize, "max_pixels": pixels}
         given["chat_template_kwargs"] = options or None
         self._settings |= {k: v for k, v in given.items() if v is not None}
         if adapter is not None:
@@ -82,6 +118,14 @@ class EngineModel:
     def settings(self) -> Mapping[str, Any]:
         """What answers depend on beside the question."""
         return self._settings
+
+    def expect(self, requests: Iterable[JudgeRequest]) -> None:
+        """Say what will be asked in all, of which the store may know some.
+
+        The engine is then made for all of it, so that a run that goes on computes with
+        the same programs as one that was never stopped, and gives the same bits.
+        """
+        self._all = _grouped(requests)
 
     async def grade(
         self, requests: Iterable[JudgeRequest]
@@ -101,17 +145,7 @@ class EngineModel:
 
     def _loaded(self) -> text_model.TextModel:
         if self._made is None:
-            config = self._config
-            assert config.model is not None
-            self._made = text_model.load(
-                config.model,
-                config.adapter,
-                template_kwargs=config.chat_template_kwargs,
-                dtype=config.dtype,
-                quantize=config.quantize,
-                mesh=config.mesh,
-                max_pixels=config.max_pixels,
-            )
+            self._made = text_model.load(self._model, self._adapter, **self._loading)
         return self._made
 
     def _answers(
@@ -124,11 +158,9 @@ class EngineModel:
                 fitting.append((group, self._request(group, made)))
             except UserError as error:
                 yield from _failed(group, str(error))
-        lengths = [len(r.tokens) + r.sampling.max_new_tokens for _, r in fitting]
-        if not lengths:
+        if not fitting:
             return
-        wanted = sum(len(group.numbers) for group, _ in fitting)
-        engine = self._engine_of(max(lengths), wanted, made)
+        engine = self._engine_of(fitting, made)
         asked: list[tuple[_Group, Request]] = []
         for group, request in fitting:
             try:
@@ -148,10 +180,15 @@ class EngineModel:
           UserError: the template refuses it, or it shows pictures to a model that does
             not see.
         """
-        request = group.request
-        names = request.subject.images
-        shown = {name: self._pictures.picture(name) for name in names}
-        prompt = prompt_of(request.messages, shown, made.renderer)
+        request, subject = group.request, group.request.subject
+        shown = {name: self._pictures.picture(name) for name in subject.images}
+        if request.messages:
+            prompt = prompt_of(request.messages, shown, made.renderer)
+            prompt = prompt._replace(template_kwargs=subject.template_kwargs or {})
+        else:
+            images = seen(subject.images, shown, made.renderer)
+            assert isinstance(subject.prompt, str)
+            prompt = Prompt(subject.prompt, None, "the request", images=images)
         seed = int(request_key(request, self._settings)[:8], 16)
         options = dict(request.options or {})
         sampling = Sampling(
@@ -167,12 +204,20 @@ class EngineModel:
         return text_model.as_request(made.renderer, prompt, sampling, ends)
 
     def _engine_of(
-        self, longest: int, wanted: int, made: text_model.TextModel
+        self, fitting: Sequence[tuple[_Group, Request]], made: text_model.TextModel
     ) -> Engine:
+        """Return an engine with room for requests, and for all that were expected."""
+        requests = [request for _, request in fitting]
+        wanted = sum(len(group.numbers) for group, _ in fitting)
+        for group in self._all if self._engine is None else ():
+            with contextlib.suppress(UserError):  # it is none that is ever asked
+                requests.append(self._request(group, made))
+        longest = max(len(r.tokens) + r.sampling.max_new_tokens for r in requests)
         if self._engine is None or self._engine.length < longest:
             self._engine = None  # its memory is free before the next one's is taken
-            rows = self._config.mesh.rows
-            slots = min(self._config.batch_slots, wanted)
+            rows = self._mesh.rows
+            wanted = max(wanted, sum(len(group.numbers) for group in self._all))
+            slots = min(self._batch_slots, wanted)
             self._engine = Engine(
                 made.model,
                 made.variables,
