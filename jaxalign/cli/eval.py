@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.evaluation.harness import evaluate
     from jaxalign.reports import evaluation
 
-    arguments = _with_lists(_with_judge(arguments))
+    arguments = _with_lists(parsing.with_judge(arguments))
     parser = parsing.make_parser("eval", EvalConfig, description=__doc__ or "")
     parsing.add_dry_run(parser)
     dry, config = parsing.parse_with("dry_run", parser, arguments, EvalConfig)
@@ -52,17 +52,6 @@ def run(arguments: Sequence[str]) -> int:
             "failed; the same command asks for them again"
         )
     return 0
-
-
-def _with_judge(arguments: Sequence[str]) -> list[str]:
-    """Return arguments in which a judge's options without a name mean an endpoint.
-
-    As in ``jaxalign judge``; without any option of a judge the rules grade.
-    """
-    given = parsing.given(arguments, "judge")
-    if given and "name" not in given:
-        return [*arguments, "--judge.name", "openai"]
-    return list(arguments)
 
 
 def _with_lists(arguments: Sequence[str]) -> list[str]:

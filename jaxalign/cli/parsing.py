@@ -25,6 +25,7 @@ __all__ = [
     "make_parser",
     "parse",
     "parse_with",
+    "with_judge",
 ]
 
 
@@ -105,6 +106,17 @@ def given_option(arguments: Sequence[str], field: str) -> Any:
         elif flag == f"--{field}":
             found = value
     return found
+
+
+def with_judge(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which a judge's options without a name mean an endpoint.
+
+    As in ``jaxalign judge``; of the commands whose judge is the rules if none is given.
+    """
+    options = given(arguments, "judge")
+    if options and "name" not in options:
+        return [*arguments, "--judge.name", "openai"]
+    return list(arguments)
 
 
 def make_parser(
