@@ -30,10 +30,12 @@ PUBLIC = {
     "feedback": "annotate candidates config decompose disentangle disentangle_file "
     "gate gate_metrics judge_file pair_filters pair_statistics pairing rounds "
     "segmenters",
+    "distill distill_config distill_estimate distill_file distill_filters examining "
+    "gate judge_file lessons pair_filters pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions context engine files sampling serving "
     "slots steps structure text_model",
-    "judging": "agreement asking config estimate graders judge make prompts refusals "
-    "safety store votes writing",
+    "judging": "agreement asking config endpoint_model estimate graders judge make "
+    "prompts refusals safety store votes writing",
     "models": "attention config decoder decoding families layers quantised rotary "
     "vision",
     "objectives": "anchored aspects diagnostics divergences dpo2d logistic logps "

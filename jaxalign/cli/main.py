@@ -21,6 +21,7 @@ COMMANDS = {
     "segment": "cut the responses of records into segments",
     "judge": "have a judge score the segments of records",
     "disentangle": "have a judge look for the risks in prompts",
+    "distill": "answers of a teacher who is told more, as records for a student",
     "store": "show or export the judgements of a store",
     "rlaif": "rounds of sample, judge, pair, train and gate",
     "eval": "a model's figures on benchmarks, with intervals",

@@ -16,6 +16,7 @@ from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
 from jaxalign.feedback.decompose import risks
 from jaxalign.feedback.disentangle import (
+    Observed,
     PromptRisks,
     RiskQuestions,
     candidate_of,
@@ -37,6 +38,7 @@ __all__ = [
     "DisentangleReport",
     "disentangle_file",
     "estimate_disentangling",
+    "expected_risks",
 ]
 
 
@@ -181,7 +183,8 @@ def estimate_disentangling(config: DisentangleConfig) -> Estimate:
       files = {"data": "prompts.jsonl", "out": "observations.jsonl"}
       estimate_disentangling(DisentangleConfig(judge=judge, **files)).calls
     """
-    requests = _expected(config, _prompts(config), NamedPictures())
+    expected = expected_risks(config, _prompts(config), NamedPictures())
+    requests = (request for asked, _ in expected for request in asked)
     return estimate(config.judge, requests, config.store_path)
 
 
@@ -196,20 +199,41 @@ def _prompts(config: DisentangleConfig) -> list[Prompt]:
     return records.read_prompts(config.data, config.layout, image_dir=folder)
 
 
-def _expected(
+def expected_risks(
     config: DisentangleConfig, prompts: Sequence[Prompt], pictures: NamedPictures
-) -> Iterator[JudgeRequest]:
-    """Yield all that would be asked; what is not known yet see the estimate."""
+) -> Iterator[tuple[list[JudgeRequest], PromptRisks]]:
+    """Yield what would be asked of each prompt, and what would be seen in it.
+
+    What the store does not know is taken to be, see :func:`estimate_disentangling`.
+
+    Args:
+      config: files and options.
+      prompts: those of the data.
+      pictures: names these.
+    Raises:
+      UserError: a picture or the store cannot be read.
+    Example::
+
+      prompts = records.read_prompts(config.data)
+      for requests, found in expected_risks(config, prompts, NamedPictures()):
+          print(len(requests), found.observations)
+    """
     questions = _questions(config)
     known = KnownVerdicts(config.judge, config.store_path)
     with contextlib.closing(known):
         for prompt in prompts:
             candidate = candidate_of(prompt, pictures)
-            asked = questions.observe(candidate)
-            yield from asked.values()
-            look = {name: known.verdict([r], items=1) for name, r in asked.items()}
-            for one in joined(look) if questions.verify else ():
-                yield from questions.confirm(candidate, one)
+            looks = questions.observe(candidate)
+            look = {name: known.verdict([r], items=1) for name, r in looks.items()}
+            asked, observed = [*looks.values()], []
+            for one, names in joined(look).items():
+                verified = None
+                if questions.verify:
+                    votes = questions.confirm(candidate, one)
+                    asked += votes
+                    verified = known.verdict(votes, items=1).value["answer"] == "yes"
+                observed.append(Observed(one, names, verified))
+            yield asked, PromptRisks(tuple(observed), ())
 
 
 def _line(index: int, prompt: Prompt, found: PromptRisks) -> str:
