@@ -136,6 +136,14 @@ RULES: dict[str, dict[str, Rule]] = {
         "test_kills_and_a_full_disk_lose_nothing": Rule("kill"),
         "test_a_checkpoint_in_this_process": Rule("slow"),
     },
+    "feedback/test_distill_file.py": {
+        "test_kills_and_a_full_disk_lose_nothing": Rule("kill"),
+    },
+    # What is made in this process, of pictures too, is generate's own text.
+    "feedback/test_distill_teacher.py": {
+        "test_a_run_that_goes_on_writes_the_same_bytes": Rule("slow"),
+        "test_a_student_trains_and_sees_no_word_of_the_context": Rule("slow"),
+    },
     "feedback/test_own_judge.py": {
         "test_rounds_take_a_judge_and_a_decomposer_as_objects": Rule("slow"),
     },

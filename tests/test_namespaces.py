@@ -34,8 +34,8 @@ PUBLIC = {
     "gate judge_file lessons pair_filters pair_statistics pairing rounds segmenters",
     "generation": "answer_logps completions context engine files sampling serving "
     "slots steps structure text_model",
-    "judging": "agreement asking config endpoint_model estimate graders judge make "
-    "prompts refusals safety store votes writing",
+    "judging": "agreement asking config endpoint_model engine_model estimate graders "
+    "judge make prompts refusals safety store votes writing",
     "models": "attention config decoder decoding families layers quantised rotary "
     "vision",
     "objectives": "anchored aspects diagnostics divergences dpo2d logistic logps "

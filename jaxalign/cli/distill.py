@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxalign.feedback.distill_file import DistillConfig, DistillReport
     from jaxalign.judging.asking import Usage
 
+
 __all__ = ["run"]
 
 
@@ -28,13 +29,14 @@ def run(arguments: Sequence[str]) -> int:
     parser = parsing.make_parser("distill", DistillConfig, description=__doc__ or "")
     parsing.add_dry_run(parser)
     dry, config = parsing.parse_with("dry_run", parser, arguments, DistillConfig)
+    if config.teacher is not None or config.judge.name in ("local", "reward"):
+        devices.set_up_jax()
     if dry:
         from jaxalign.feedback.distill_estimate import lines_of_distilling
 
         print("dry run: nothing is sent, nothing is written")
         print(*lines_of_distilling(config), sep="\n")
         return 0
-    devices.set_up_jax()
     _say(config, distill_file(config))
     return 0
 

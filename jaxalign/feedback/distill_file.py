@@ -117,7 +117,8 @@ def distill_file(
     _begin(config, teacher.settings, asked.settings)
     observed = None
     if config.context == RISKS:
-        observed = disentangle_file(config.disentangling, judge)
+        # The very judge that verifies: loaded once, and with one budget.
+        observed = disentangle_file(config.disentangling, asked)
         lessons = lessons_of(config, lessons)
     examiner = Examiner(asked, config.judge.votes, config.judge.own_wording)
     used = Usage(), Usage()

@@ -12,7 +12,7 @@ from jaxalign.feedback.candidates import votes_on
 from jaxalign.feedback.decompose import risks
 from jaxalign.feedback.disentangle import candidate_of
 from jaxalign.feedback.lessons import Lesson
-from jaxalign.generation.completions import Sampling
+from jaxalign.generation.completions import Sampling, check_drawn
 from jaxalign.judging import refusals, safety
 from jaxalign.judging.asking import Usage, ask_all
 from jaxalign.judging.graders import without_draft
@@ -52,6 +52,7 @@ class Distilling(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_drawn(self)
         if not 0 <= self.max_refusal_share <= 1:
             raise UserError(
                 f"max_refusal_share must be in [0, 1]: got {self.max_refusal_share}"

@@ -22,6 +22,7 @@ __all__ = [
     "Request",
     "Sampling",
     "check",
+    "check_drawn",
     "event",
     "finished",
     "min_tokens",
@@ -91,6 +92,22 @@ class Sampling:
             )
         if any(not text for text in self.stop):
             raise UserError("stop has an empty text, which ends nothing: leave it out")
+
+
+def check_drawn(options: Sampling) -> None:
+    """Refuse options of drawing where nothing is drawn.
+
+    Raises:
+      UserError: the temperature is 0, and tokens are to be left out too.
+    Example:
+      >>> check_drawn(Sampling(temperature=0))
+    """
+    for name, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
+        if options.temperature == 0 and getattr(options, name) != neutral:
+            raise UserError(
+                f"{name} {getattr(options, name)} has no effect with temperature 0, "
+                "which takes the most probable token: leave one of the two out"
+            )
 
 
 class Request(NamedTuple):

@@ -27,6 +27,7 @@ from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
 from jaxalign.generation import context as contexts_of
 from jaxalign.generation import text_model
+from jaxalign.generation.completions import check_drawn
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
 from jaxalign.models.quantised import Quantize
 from jaxalign.parallel.mesh import MeshConfig
@@ -96,12 +97,7 @@ class GenerateConfig(Sampling):
         layouts.check_name(self.layout)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
-        for field, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
-            if self.temperature == 0 and getattr(self, field) != neutral:
-                raise UserError(
-                    f"{field} {getattr(self, field)} has no effect with temperature 0, "
-                    "which takes the most probable token: leave one of the two out"
-                )
+        check_drawn(self)
 
 
 class GenerationReport(NamedTuple):

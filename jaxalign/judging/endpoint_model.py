@@ -96,6 +96,12 @@ class Endpoint:
     """A model behind an endpoint, which is asked as a judge is.
 
     Messages about it name the options by which it was given.
+
+    Example::
+
+      pictures = NamedPictures()
+      teacher = Endpoint(EndpointConfig(model="gpt-4o-mini"), pictures)
+      distill(rows, teacher, context="Answer in one word.", pictures=pictures)
     """
 
     def __init__(self, config: EndpointConfig, pictures: NamedPictures):

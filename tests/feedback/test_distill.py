@@ -285,6 +285,7 @@ def test_refused(rows, context, judge, match) -> None:
         ({"max_refusal_share": 1.5}, r"must be in \[0, 1\]: got 1.5"),
         ({"max_length_ratio": 0.5}, "at least 1, or null: got 0.5"),
         ({"temperature": 0.0, "num_samples": 2}, "the same answer again and again"),
+        ({"temperature": 0.0, "top_p": 0.5}, "top_p 0.5 has no effect"),
     ],
 )
 def test_options_out_of_range(options, match) -> None:
