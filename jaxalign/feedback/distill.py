@@ -92,7 +92,7 @@ def _columns(lesson: Lesson) -> dict[str, Any]:
     tools = given.pop("tools", None)
     more = {"tools": tools, "chat_template_kwargs": given}
     return {
-        "index": lesson.index,
+        "index": lesson.row,
         "prompt": prompt.given,
         **{name: value for name, value in more.items() if value},
         "images": [],
@@ -272,7 +272,7 @@ def _learnt(lesson: Lesson, answers: Sequence[TeacherAnswer]) -> Learnt:
 
 def _balanced(found: Sequence[Learnt], options: Distilling) -> list[Learnt]:
     """Drop what would unbalance the records."""
-    kept = {one.lesson.index: one for one in found if one.kept is not None}
+    kept = {one.lesson.row: one for one in found if one.kept is not None}
     gone = distill_filters.balance(
         [
             Balanced(n, one.lesson.risky, one.answer.refused, len(one.answer.text))
@@ -284,8 +284,8 @@ def _balanced(found: Sequence[Learnt], options: Distilling) -> list[Learnt]:
         seed=options.seed,
     )
     return [
-        one._replace(kept=None, reason=gone[one.lesson.index])
-        if one.lesson.index in gone
+        one._replace(kept=None, reason=gone[one.lesson.row])
+        if one.lesson.row in gone
         else one
         for one in found
     ]

@@ -94,7 +94,7 @@ def answer_fault(text: str, finish_reason: str) -> str | None:
 class Balanced(NamedTuple):
     """An answer that passed, for :func:`balance`."""
 
-    index: int
+    row: int
     """Of its prompt."""
     risky: bool
     """Whether the prompt is; else it is benign."""
@@ -136,12 +136,12 @@ def balance(
     gone: dict[int, BalancedReason] = {}
     least: dict[bool, int] = {}
     while True:
-        left = [one for one in answers if one.index not in gone]
+        left = [one for one in answers if one.row not in gone]
         refusals = [one for one in left if one.risky and one.refused]
         others = sum(one.risky and not one.refused for one in left)
-        refusals.sort(key=lambda one: _drawn(seed, one.index))
+        refusals.sort(key=lambda one: _drawn(seed, one.row))
         surplus = refusals[most_refusals(others, max_refusal_share) :]
-        new: dict[int, BalancedReason] = {one.index: "refusal share" for one in surplus}
+        new: dict[int, BalancedReason] = {one.row: "refusal share" for one in surplus}
         if not new and max_length_ratio is not None:
             if not least:
                 sides = [one.risky for one in left]
@@ -168,7 +168,7 @@ def _longest(
         other = [a.length for a in sides[not side]]
         count = trimmed([a.length for a in mine], other, ratio)
         if count and len(mine) - count >= least[side]:
-            return [a.index for a in mine[len(mine) - count :]]
+            return [a.row for a in mine[len(mine) - count :]]
     return []
 
 

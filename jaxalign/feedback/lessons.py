@@ -45,7 +45,7 @@ _NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 class Lesson(NamedTuple):
     """A prompt, and what the teacher is to do with it."""
 
-    index: int
+    row: int
     """Of its row, from 0."""
     prompt: Prompt
     """As the student will see it."""

@@ -459,6 +459,6 @@ def test_options_that_do_not_fit(options, match) -> None:
 
 
 def test_observations_without_the_verifier_need_no_judge() -> None:
-    given = {"data": "d.jsonl", "out": "o.jsonl", "context": "o.jsonl"}
+    given: Any = {"data": "d.jsonl", "out": "o.jsonl", "context": "o.jsonl"}
     config = DistillConfig(endpoint=ENDPOINT, verify=False, **given)
     assert config.observed and config.judge.name == "rules"

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def answers(risky, refused=(), benign=()) -> list[Balanced]:
 
 def test_the_surplus_of_refusals_goes() -> None:
     some = answers([10] * 9, refused=[10] * 4)
-    options = {"max_refusal_share": 0.1, "max_length_ratio": None}
+    options: Any = {"max_refusal_share": 0.1, "max_length_ratio": None}
     gone = balance(some, **options)
     # Beside nine others one refusal is a tenth; three of four go.
     assert len(gone) == 3 and set(gone) < {9, 10, 11, 12}
@@ -114,7 +115,7 @@ def test_shares_at_the_ends(share: float, left: int) -> None:
 def test_the_longest_of_the_longer_side_go() -> None:
     # Means 50 and 10; without 110 they are 30 and 10, without 50 too, 20 and 10.
     some = answers([10, 110, 30, 50], benign=[10, 10])
-    options = {"max_refusal_share": 1.0}
+    options: Any = {"max_refusal_share": 1.0}
     assert balance(some, **options, max_length_ratio=3.0) == {1: "length"}
     both = {1: "length", 3: "length"}
     assert balance(some, **options, max_length_ratio=2.0) == both
@@ -139,7 +140,7 @@ def test_both_hold_in_the_end() -> None:
     # others have gone there is room for none.
     some = answers([10] * 6 + [100] * 3, refused=[10, 10], benign=[10] * 5)
     gone = balance(some, max_refusal_share=0.1, max_length_ratio=2.0)
-    left = [one for one in some if one.index not in gone]
+    left = [one for one in some if one.row not in gone]
     risky = [one.length for one in left if one.risky]
     assert sum(one.refused for one in left) <= 0.1 * len(risky)
     assert np.mean(risky) <= 2 * np.mean([one.length for one in left if not one.risky])
