@@ -231,6 +231,18 @@ def test_what_is_dropped_is_in_a_file_with_its_reason(scene: Scene, capsys) -> N
     assert [one["index"] for one in lines(scene.out)] == [0, 1, 2, 3, 5]
 
 
+def test_one_budget_is_the_judge_s_for_all_that_it_does(scene: Scene, capsys) -> None:
+    with serving(say=say) as stub:
+        # 14 passes and 3 confirmed; the third answer is not looked at any more.
+        assert run(*flags(scene, stub, **{"judge.max_requests": 19})) == 2
+        assert "judge.max_requests" in capsys.readouterr().err
+        assert not scene.out.exists() and len(bodies(stub, "handled")) == 2
+        before = stub.total
+        assert run(*flags(scene, stub)) == 0
+        assert stub.total == before + 1
+    assert len(lines(scene.out)) == 6
+
+
 def test_where_nothing_is_kept_nothing_is_written(scene: Scene, capsys) -> None:
     with serving(say=lambda body: " " if asks(body) == "answer" else say(body)) as stub:
         synthetic.write_jsonl(scene.data, scene.rows[:5])
