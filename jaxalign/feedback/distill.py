@@ -161,6 +161,11 @@ def distill(
     if isinstance(context, str):
         lessons = [with_system(lesson, context) for lesson in lessons]
     else:
+        if len(context) != len(lessons):
+            raise UserError(
+                f"context has what was observed in {len(context)} prompts, and there "
+                f"are {len(lessons)}: give what disentangle returned for these rows"
+            )
         pairs = zip(lessons, context, strict=True)
         lessons = [with_risks(lesson, found) for lesson, found in pairs]
     asked = as_judge(teacher, load_image=pictures.load)
@@ -214,7 +219,8 @@ async def distill_async(
     Example::
 
       examiner, used = Examiner(judge), (Usage(), Usage())
-      work = distill_async(lessons, teacher, examiner, store, options, pictures, used)
+      asked = lessons, teacher, examiner, store, options, pictures
+      learnt = await distill_async(*asked, used=used)
     """
     goes_on = isinstance(teacher, Expecting)
     request_of = functools.partial(

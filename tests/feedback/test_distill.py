@@ -260,6 +260,7 @@ def test_what_the_store_knows_is_not_asked_again() -> None:
     ("rows", "context", "judge", "match"),
     [
         ([row("a")], [SEEN], None, "nobody looks at the answers"),
+        ([row("a")], [], None, "in 0 prompts, and there are 1"),
         ([row("a", benign="no")], "x", None, "row 1: field benign: expected true"),
         ([row("a", completion=[])], "x", None, "row 1: field completion"),
         ([{"prompt": "<image>", "images": ["a.png"]}], "x", None, "own placeholders"),
