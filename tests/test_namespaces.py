@@ -28,10 +28,9 @@ PUBLIC = {
     "inspect_log letters measures outcomes published results safety_grading score "
     "shares statistics task task_files",
     "feedback": "annotate candidates config decompose disentangle disentangle_file "
-    "gate gate_metrics judge_file pair_filters pair_statistics pairing rounds "
-    "segmenters",
     "distill distill_config distill_estimate distill_file distill_filters examining "
-    "gate judge_file lessons pair_filters pair_statistics pairing rounds segmenters",
+    "gate gate_metrics judge_file lessons pair_filters pair_statistics pairing rounds "
+    "segmenters",
     "generation": "answer_logps completions context engine files sampling serving "
     "slots steps structure text_model",
     "judging": "agreement asking config endpoint_model engine_model estimate graders "

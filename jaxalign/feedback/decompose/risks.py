@@ -184,7 +184,7 @@ def _about_response(
     """Return what is asked about a response, by part; no weight: for the count."""
     asked: dict[str, list[JudgeRequest]] = {"handled": [], "rating": [], "effects": []}
     if weight != 1:
-        asked["handled"] = [_verify("risk_verify", candidate, o, own) for o in real]
+        asked["handled"] = [handled_request(candidate, o, own) for o in real]
     if weight is not None and (weight or not real):
         asked["rating"] = [risk_scores.rating_request(candidate, real, own)]
     if segments:
