@@ -8,7 +8,8 @@ objective, the adapter), the ``name`` among its values chooses.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxalign.errors import UserError, did_you_mean
 
 
 __all__ = [
+    "as_command",
     "build",
     "check_fields",
     "check_kind",
@@ -41,6 +43,46 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: to_plain(v) for k, v in value.items()}
     return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def as_command(name: str, config: Any) -> str:
+    """Return the command line that has these options, those left out that are default.
+
+    Args:
+      name: of the command.
+      config: its options.
+
+    >>> from jaxalign.parallel.mesh import MeshConfig
+    >>> as_command("train", MeshConfig(data=2))
+    'jaxalign train --data 2'
+    """
+    return shlex.join(["jaxalign", name, *_flags(config, _defaults(config), "")])
+
+
+def _flags(config: Any, usual: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            before = usual.get(name)
+            other = _defaults(value) if before is None else vars(before)
+            given = [*_flags(value, other, f"{prefix}{name}.")]
+            chosen = f"--{prefix}{name}.name"
+            # Where options are of one of several kinds, they go with its name.
+            if given and hasattr(value, "name") and chosen not in given:
+                given = [chosen, str(vars(value)["name"]), *given]
+            yield from given
+        elif name not in usual or usual[name] != value:
+            yield f"--{prefix}{name}"
+            yield value if isinstance(value, str) else json.dumps(to_plain(value))
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
 
 
 def build(

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "jaxalign"
 FLOORS = (
     ("errors", "event_loops", "functions", "lazy"),
     ("variables",),
-    ("types", "trees", "stacks", "whole_file", "configs", "progress"),
+    ("types", "trees", "stacks", "whole_file", "configs", "progress", "shards"),
     ("products", "slices"),
     ("objectives", "adapters", "data", "parallel"),
     ("models",),
