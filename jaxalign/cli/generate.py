@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.cli import devices, parsing
+from jaxalign.errors import UserError
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def run(arguments: Sequence[str]) -> int:
 
     parser = parsing.make_parser("generate", GenerateConfig, description=__doc__ or "")
     if parsing.given_option(arguments, "context") == _RISKS:
+        if parsing.given_option(arguments, "shard") is not None:
+            raise UserError(
+                f"--context {_RISKS} looks at all prompts, and --shard is a part of "
+                "them: run `jaxalign disentangle --shard i/n` and `jaxalign join`, and "
+                "give that file as --context"
+            )
         from jaxalign.judging.config import JudgeConfig
 
         parser.add_class_arguments(JudgeConfig, "judge")

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,22 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign import progress
-from jaxalign.checkpoints import adapter_files, contents, fastest, runs
+from jaxalign import progress, shards
+from jaxalign.checkpoints import fastest
 from jaxalign.checkpoints.load import DType
-from jaxalign.checkpoints.renderer import (
-    max_pixels_of,
-    open_renderer,
-    template_kwargs_of,
-)
-from jaxalign.configs import to_dict
-from jaxalign.data import layouts, picture_sizes, records, rows
+from jaxalign.checkpoints.renderer import max_pixels_of, template_kwargs_of
+from jaxalign.configs import as_command
+from jaxalign.data import layouts, picture_sizes, records, shard_files
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.record_images import as_json
 from jaxalign.data.records import Prompt
 from jaxalign.errors import UserError
 from jaxalign.generation import context as contexts_of
-from jaxalign.generation import text_model
+from jaxalign.generation import file_settings, text_model
 from jaxalign.generation.completions import check_drawn
 from jaxalign.generation.engine import Completion, Engine, Request, Sampling, completed
 from jaxalign.models.quantised import Quantize
@@ -35,9 +30,6 @@ from jaxalign.whole_file import check_target, write_text, writing
 
 
 __all__ = ["GenerateConfig", "GenerationReport", "generate_file", "seed_of"]
-
-_FREE = ("out", "batch_slots", "mesh", "model", "adapter", "data", "context")
-"""Changing these changes no text, or is seen by what the files hold."""
 
 _KEPT = "the lines that are there stay, and the same command goes on behind them"
 
@@ -64,6 +56,8 @@ class GenerateConfig(Sampling):
       context: file that is put before the prompts as a system message and is not
         written with them: what ``jaxalign disentangle`` made of this data (.jsonl),
         or a system text for all of them (any other file).
+      shard: ``i/n``: complete part i (from 0) of n of the prompts alone, every n-th;
+        ``jaxalign join`` makes one file of the parts, the same as without.
       batch_slots: completions that are made at the same time.
       dtype: of weights and computation; ``auto`` keeps weights as they are stored,
         ``fastest`` is what this device multiplies faster.
@@ -86,6 +80,7 @@ class GenerateConfig(Sampling):
     max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     context: str | None = None
+    shard: str | None = None
     batch_slots: int = 64
     dtype: DType = "float32"
     cache_dtype: DType | None = None
@@ -95,6 +90,7 @@ class GenerateConfig(Sampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         layouts.check_name(self.layout)
+        shards.parse(self.shard)
         check_template_kwargs(self.chat_template_kwargs or {}, "chat_template_kwargs")
         text_model.check_slots(self.batch_slots, self.cache_dtype, self.mesh)
         check_drawn(self)
@@ -132,19 +128,23 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     out = Path(config.out)
     check_target(out)
     prompts = _prompts(config)
-    dtype = fastest.resolve(config.dtype, config.model, kept=_kept_dtype(out))
+    mine = (shards.parse(config.shard) or shards.WHOLE).rows(len(prompts))
+    kept, again = file_settings.kept_dtype(out), as_command("generate", config)
     options = dict(template_kwargs_of(config.chat_template_kwargs, config.adapter))
     config = dataclasses.replace(
         config,
-        dtype=dtype,
+        dtype=fastest.resolve(config.dtype, config.model, kept=kept),
         chat_template_kwargs=options,
         max_pixels=max_pixels_of(config.max_pixels, config.adapter),
     )
     told, before = _told(config, prompts)
-    settings = before | _settings(config, shown=any(p.images for p in prompts))
+    shown = any(prompt.images for prompt in prompts)
+    settings = before | file_settings.settings(config, shown=shown, lines=len(mine))
     with writing(f"--out {out}", _KEPT):
-        done = _resume(out, settings, len(prompts))
-    if done == len(prompts):
+        done = file_settings.resume(out, settings, len(mine))
+    if done == len(mine):
+        if not mine:
+            _begin(out, settings, again)
         progress.say(f"{out} is complete: {done} line(s), made with these options")
         return GenerationReport(0, 0.0, 0.0)
     made = text_model.load(
@@ -160,34 +160,42 @@ def generate_file(config: GenerateConfig) -> GenerationReport:
     requests = _requests(config, told, made)
     if before:
         _say_costs(config, requests, _requests(config, prompts, made))
-    longest = max(len(r.tokens) for r in requests) + config.max_new_tokens
-    left = requests[done:]
-    # Of all prompts, not of what is left: the same programs give the same bits.
-    slots = min(config.batch_slots, len(requests) * config.num_samples)
-    engine = Engine(
-        made.model,
-        made.variables,
-        slots=-(-slots // config.mesh.rows) * config.mesh.rows,
-        length=longest,
-        cache_dtype=config.cache_dtype,
-        text_of=text_model.text_with(made.tokenizer),
-    )
-    _check(engine, left, prompts[done:])
-    _begin(out, settings)
+    engine, left = _engine(config, made, requests), mine[done:]
+    asked = [requests[row] for row in left]
+    _check(engine, asked, [prompts[row] for row in left])
+    _begin(out, settings, again)
     tokens, began = 0, time.monotonic()
     with (
         writing(f"--out {out}", _KEPT),
         out.open("a", encoding="utf-8") as file,
-        progress.counting("generating", len(prompts), "tokens", done) as show,
+        progress.counting("generating", len(mine), "tokens", done) as show,
     ):
-        for index, completions in _in_order(completed(engine, left)):
+        for index, completions in _in_order(completed(engine, asked)):
             tokens += sum(len(c.tokens) for c in completions)
-            line = done + index
-            file.write(_line(line, prompts[line], completions) + "\n")
+            row = left[index]
+            file.write(_line(row, prompts[row], completions) + "\n")
             file.flush()
-            show(line + 1, tokens)
+            show(done + index + 1, tokens)
     seconds = time.monotonic() - began - engine.compile_seconds
     return GenerationReport(tokens, seconds, engine.compile_seconds)
+
+
+def _engine(
+    config: GenerateConfig, made: text_model.TextModel, requests: Sequence[Request]
+) -> Engine:
+    """Return an engine for all prompts, not for what is left or one part of them.
+
+    The same programs give the same bits.
+    """
+    slots = min(config.batch_slots, len(requests) * config.num_samples)
+    return Engine(
+        made.model,
+        made.variables,
+        slots=-(-slots // config.mesh.rows) * config.mesh.rows,
+        length=max(len(r.tokens) for r in requests) + config.max_new_tokens,
+        cache_dtype=config.cache_dtype,
+        text_of=text_model.text_with(made.tokenizer),
+    )
 
 
 def _prompts(config: GenerateConfig) -> list[Prompt]:
@@ -206,11 +214,14 @@ def _told(
     return told, {"context": contexts_of.fingerprint(before)}
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> None:
-    """Write what the lines that follow are made with."""
+def _begin(out: Path, settings: dict[str, Any], again: str) -> None:
+    """Write what the lines that follow are made with, and make room for them."""
+    if shard_files.SHARD in settings:
+        settings = {**settings, shard_files.AGAIN: again}
     with writing(f"--out {out}", _KEPT):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(_settings_file(out), json.dumps(settings, indent=2))
+        write_text(shard_files.settings_of(out), json.dumps(settings, indent=2))
+        out.touch()
 
 
 def _say_costs(
@@ -306,76 +317,3 @@ def _template_columns(prompt: Prompt) -> dict[str, Any]:
     tools = given.pop("tools", None)
     columns = {"tools": tools, "chat_template_kwargs": given}
     return {name: value for name, value in columns.items() if value}
-
-
-def _settings_file(out: Path) -> Path:
-    return out.with_name(f"{out.name}.settings.json")
-
-
-def _kept_dtype(out: Path) -> str | None:
-    """Return the dtype that an output was begun with."""
-    try:
-        kept = json.loads(_settings_file(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return kept.get("dtype") if isinstance(kept, dict) and out.exists() else None
-
-
-def _settings(config: GenerateConfig, *, shown: bool) -> dict[str, Any]:
-    """Return all that decides the texts.
-
-    Args:
-      config: of the command.
-      shown: whether prompts have pictures.
-    """
-    found = {k: v for k, v in to_dict(config).items() if k not in _FREE}
-    # What outputs of before this option lack is not there.
-    for name in ("layout", "image_dir", "chat_template_kwargs", "max_pixels"):
-        if not found[name]:
-            del found[name]
-    found["model"] = contents.fingerprint(config.model)
-    found["tokenizer"] = text_model.fingerprint(config.model)
-    if shown or config.max_pixels is not None:
-        patcher = open_renderer(config.model, max_pixels=config.max_pixels).patcher
-        if patcher is not None:
-            found["pictures"] = patcher.settings
-    found["data"] = rows.fingerprint(config.data)
-    if config.adapter is not None:
-        path = Path(config.adapter)
-        found["adapter"] = adapter_files.fingerprint(path)
-        if (step := runs.latest_step(path)) is not None:
-            found["adapter_step"] = step
-    return json.loads(json.dumps(found))
-
-
-def _resume(out: Path, settings: dict[str, Any], total: int) -> int:
-    """Return how many lines of the output are there, and take away half a line.
-
-    Raises:
-      UserError: they were made otherwise.
-    """
-    if not out.exists():
-        return 0
-    kept = _settings_file(out)
-    try:
-        before = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if before != settings:
-        names = "it was not made by jaxalign generate"
-        if isinstance(before, dict):
-            keys = sorted(before.keys() | settings.keys())
-            changed = [k for k in keys if before.get(k) != settings.get(k)]
-            names = f"it was made with other settings: {', '.join(changed)}"
-        raise UserError(
-            f"--out {out} is there already and cannot be gone on with: {names}. Give "
-            f"another --out, or remove {out.name} and {kept.name}"
-        )
-    written = out.read_bytes()
-    whole = written[: written.rfind(b"\n") + 1]
-    if len(whole) < len(written):
-        os.truncate(out, len(whole))
-    done = whole.count(b"\n")
-    if done > total:
-        raise UserError(f"--out {out} has {done} lines for {total} prompts: remove it")
-    return done
