@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxalign import event_loops
+from jaxalign import event_loops, shards
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts, records
 from jaxalign.data.images import NamedPictures
@@ -23,7 +23,7 @@ from jaxalign.feedback.disentangle import (
     disentangle_async,
     joined,
 )
-from jaxalign.feedback.judge_file import check_apart
+from jaxalign.feedback.judge_file import begin_part, check_apart
 from jaxalign.judging.asking import Usage
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.estimate import Estimate, KnownVerdicts, estimate
@@ -60,6 +60,8 @@ class DisentangleConfig:
         writes (``judge.name local``, ``judge.method json``) or a function.
         ``judge.votes`` is how often the verifier is asked.
       store: SQLite file that keeps every reply; default ``OUT.store.db``.
+      shard: ``i/n``: look at part i (from 0) of n of the prompts alone, every n-th;
+        ``jaxalign join`` makes one file of the parts.
     Raises:
       UserError: the judge does not write, or an option is out of range.
 
@@ -77,10 +79,12 @@ class DisentangleConfig:
     image_dir: str | None = None
     verify: bool = True
     max_observations: int = risks.MAX_OBSERVATIONS
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         layouts.check_name(self.layout)
+        shards.parse(self.shard)
         judge = self.judge
         if not judge.writes:
             raise UserError(
@@ -156,15 +160,17 @@ def disentangle_file(
     load = pictures.load
     given = given_judge(config.judge, judge, load_image=load)
     prompts = _prompts(config)
-    candidates = [candidate_of(prompt, pictures) for prompt in prompts]
+    candidates = [candidate_of(prompt, pictures) for prompt in prompts.values()]
     asked = given or make_judge(config.judge, load_image=load)
+    looks = {"verify": config.verify, "max_observations": config.max_observations}
+    begin_part("disentangle", config, asked, lines=len(prompts), **looks)
     usage = Usage()
     with Store(config.store_path) as store:
         work = disentangle_async(candidates, asked, store, _questions(config), usage)
         found = event_loops.run(work)
     kept = "all replies are in the store and the same command writes them"
     with whole(out, kept) as file:
-        for index, (prompt, one) in enumerate(zip(prompts, found, strict=True)):
+        for (index, prompt), one in zip(prompts.items(), found, strict=True):
             file.write(_line(index, prompt, one) + "\n")
     return _report(found, usage)
 
@@ -183,7 +189,8 @@ def estimate_disentangling(config: DisentangleConfig) -> Estimate:
       files = {"data": "prompts.jsonl", "out": "observations.jsonl"}
       estimate_disentangling(DisentangleConfig(judge=judge, **files)).calls
     """
-    expected = expected_risks(config, _prompts(config), NamedPictures())
+    prompts = [*_prompts(config).values()]
+    expected = expected_risks(config, prompts, NamedPictures())
     requests = (request for asked, _ in expected for request in asked)
     return estimate(config.judge, requests, config.store_path)
 
@@ -194,9 +201,12 @@ def _questions(config: DisentangleConfig) -> RiskQuestions:
     return RiskQuestions(config.verify, judge.votes, bound, judge.own_wording)
 
 
-def _prompts(config: DisentangleConfig) -> list[Prompt]:
+def _prompts(config: DisentangleConfig) -> dict[int, Prompt]:
+    """Return the prompts that are looked at, by their place in the file."""
     folder = config.image_dir
-    return records.read_prompts(config.data, config.layout, image_dir=folder)
+    found = records.read_prompts(config.data, config.layout, image_dir=folder)
+    rows = (shards.parse(config.shard) or shards.WHOLE).rows(len(found))
+    return {row: found[row] for row in rows}
 
 
 def expected_risks(

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxalign import event_loops, progress
-from jaxalign.configs import check_fields
-from jaxalign.data import layouts
+from jaxalign import event_loops, progress, shards
+from jaxalign.configs import as_command, check_fields
+from jaxalign.data import layouts, rows, shard_files
 from jaxalign.data.images import NamedPictures
 from jaxalign.data.record_images import as_json
 from jaxalign.data.rows import image_base
@@ -30,6 +30,7 @@ from jaxalign.whole_file import check_target, whole
 __all__ = [
     "JudgeFileConfig",
     "JudgeReport",
+    "begin_part",
     "check_apart",
     "estimate_file",
     "judge_file",
@@ -51,6 +52,8 @@ class JudgeFileConfig:
         Paths are written as they are: OUT is read with the same directory.
       judge: which judge, and its options.
       store: SQLite file that keeps every judgement; default ``OUT.store.db``.
+      shard: ``i/n``: judge part i (from 0) of n of the records alone, every n-th;
+        ``jaxalign join`` makes one file of the parts.
 
     >>> judge = JudgeConfig(name="rules")
     >>> JudgeFileConfig(data="in.jsonl", out="out.jsonl", judge=judge).store_path.name
@@ -63,10 +66,12 @@ class JudgeFileConfig:
     store: str | None = None
     layout: str | None = None
     image_dir: str | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         layouts.check_name(self.layout)
+        shards.parse(self.shard)
 
     @property
     def store_path(self) -> Path:
@@ -121,9 +126,10 @@ def judge_file(
     check_apart(Path(config.out), config.data, config.store_path)
     pictures = NamedPictures()
     given = given_judge(config.judge, judge, load_image=pictures.load)
-    items = _items(config, pictures)
-    total = sum(len(item.responses) for item in items) * config.judge.votes
+    counts = [len(item.responses) for item in _items(config, pictures)]
+    total = sum(counts) * config.judge.votes
     judge = given or make_judge(config.judge, load_image=pictures.load)
+    begin_part("judge", config, judge, lines=len(counts))
     alike = config.judge.name != "python" and config.judge.temperature == 0
     if config.judge.votes > 1 and alike:
         progress.say(
@@ -148,6 +154,44 @@ def check_apart(out: Path, data: str, store: Path) -> None:
     journals = [store.with_name(store.name + end) for end in ("-wal", "-shm")]
     if any(_same(path, out) for path in (Path(data), store, *journals)):
         raise UserError(f"--out {out} is also read: give another file")
+
+
+def begin_part(
+    command: str, config: Any, judge: Judge, *, lines: int, **settings: Any
+) -> None:
+    """Say which part of its data a file will be, see ``data.shard_files.begin``.
+
+    Args:
+      command: that makes it.
+      config: its options: ``data``, ``out``, ``layout``, ``judge`` and ``shard``.
+      judge: who is asked.
+      lines: of the complete file.
+      **settings: what lines depend on beside these.
+    Raises:
+      UserError: there is something else.
+    Example::
+
+      begin_part("judge", config, judge, lines=100)
+    """
+    shard, asked = shards.parse(config.shard), config.judge
+    found: dict[str, Any] = {}
+    if shard is not None:
+        own = asked.own_wording
+        found = {
+            "command": command,
+            "data": rows.fingerprint(config.data),
+            "layout": config.layout,
+            "judge": dict(judge.settings),
+            "aspects": asked.scored_aspects,
+            "votes": asked.votes,
+            "wording": own and rows.hash_files(sorted(own.glob("**/*.md"))),
+            **settings,
+        }
+    shard_files.begin(
+        *(Path(config.out), shard, found),
+        lines=lines,
+        again=as_command(command, config),
+    )
 
 
 def estimate_file(config: JudgeFileConfig) -> Estimate:
@@ -211,9 +255,12 @@ def _requests(
 def _items(config: JudgeFileConfig, pictures: NamedPictures) -> Iterator[Item]:
     some, base = False, image_base(config.data, config.image_dir)
     aspects = config.judge.scored_aspects
-    for columns, where in layouts.read(config.data, config.layout):
+    shard = shards.parse(config.shard) or shards.WHOLE
+    found = layouts.read(config.data, config.layout)
+    for row, (columns, where) in enumerate(found):
         some = True
-        yield annotate.read_item(columns, where, aspects, base, pictures)
+        if row % shard.count == shard.index:
+            yield annotate.read_item(columns, where, aspects, base, pictures)
     if not some:
         raise UserError(
             f"{config.data} holds no record: expected one JSON object a line"
