@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.cli import parsing
 
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from jaxalign.evaluation.config import EvalConfig
+    from jaxalign.evaluation.run_files import TaskReport
+
+__all__ = ["run", "say"]
 
 _SEVERAL = ("--tasks", "--conditions")
 _LEFT = {*("settings", "topics", "subtopics", "joint", "upstream", "facts", "samples")}
@@ -20,7 +24,6 @@ def run(arguments: Sequence[str]) -> int:
     from jaxalign.evaluation import inspect_log
     from jaxalign.evaluation.config import EvalConfig
     from jaxalign.evaluation.harness import evaluate
-    from jaxalign.reports import evaluation
 
     arguments = _with_lists(parsing.with_judge(arguments))
     parser = parsing.make_parser("eval", EvalConfig, description=__doc__ or "")
@@ -35,23 +38,39 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if config.log_format == "inspect":
         inspect_log.library()
-    reports = evaluate(config)
+    say(config, evaluate(config))
+    return 0
+
+
+def say(config: "EvalConfig", reports: Sequence["TaskReport"]) -> None:
+    """Print the figures, and write the page and the log; of a part there are none."""
+    from jaxalign.evaluation import inspect_log
+    from jaxalign.reports import evaluation
+
     for report in reports:
         print(f"{report.name}: {report.metrics['n']} items")
-        print(*_lines(report.metrics), sep="\n")
-    failed = [r for r in reports if r.failed_answers or r.failed_gradings]
-    if config.log_format == "inspect":
-        print(*(f"log: {path}" for path in inspect_log.write(config.out)), sep="\n")
-    page = evaluation.write(config.out)
-    print(f"evaluated: {config.out} (page: {page})")
-    for report in failed:
+        if lines := _lines(report.metrics):
+            print(*lines, sep="\n")
+    if config.shard is not None:
+        print(
+            f"evaluated: {config.out}, part {config.shard}; `jaxalign join OUT` with "
+            "all parts behind it gives the figures"
+        )
+    else:
+        if config.log_format == "inspect":
+            paths = inspect_log.write(config.out)
+            print(*(f"log: {path}" for path in paths), sep="\n")
+        page = evaluation.write(config.out)
+        print(f"evaluated: {config.out} (page: {page})")
+    for report in reports:
+        if not report.failed_answers and not report.failed_gradings:
+            continue
         warning = "warning: " if report.failed_share > evaluation.MOST_FAILED else ""
         print(
             f"{warning}{report.name}: {report.failed_answers} of {report.answers} "
             f"answers and {report.failed_gradings} of {report.gradings} judgements "
             "failed; the same command asks for them again"
         )
-    return 0
 
 
 def _with_lists(arguments: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "store": "show or export the judgements of a store",
     "rlaif": "rounds of sample, judge, pair, train and gate",
     "eval": "a model's figures on benchmarks, with intervals",
+    "join": "make one file or evaluation of the parts that --shard made",
     "compare": "paired differences of two evaluations or more",
     "describe": "count what an adapter trains and what it costs, from config.json",
     "convert": "make of a checkpoint what many hosts restart from fastest",

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign import shards
 from jaxalign.checkpoints.load import DType
 from jaxalign.configs import check_fields
 from jaxalign.data.columns import check_template_kwargs
@@ -80,6 +81,8 @@ class EvalConfig:
         in the data directory.
       limit: a sample of so many items of each task, drawn by ``seed``.
       seed: of the sample and of what answers are drawn.
+      shard: ``i/n``: ask about part i (from 0) of n of the items alone, every n-th;
+        ``jaxalign join`` makes one evaluation, with its figures, of the parts.
       image_dir: where the tasks' pictures are; default where their files are.
       max_pixels: of a picture; larger ones are made smaller. Default as the run that
         ``adapter`` is was trained, elsewhere what the checkpoint's own files say.
@@ -118,6 +121,7 @@ class EvalConfig:
     wording: Literal["ours", "official"] = "ours"
     limit: int | None = None
     seed: int = 0
+    shard: str | None = None
     image_dir: str | None = None
     max_pixels: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -135,6 +139,11 @@ class EvalConfig:
         if self.grades is not None and len(self.tasks) != 1:
             raise UserError(
                 f"--grades is of one task: got --tasks {','.join(self.tasks)}"
+            )
+        if shards.parse(self.shard) and self.grades is not None:
+            raise UserError(
+                "--shard has no effect with --grades, where nobody is asked: leave it "
+                "out"
             )
         self._check_model()
         for name in ("limit", "num_samples"):

@@ -9,7 +9,7 @@ from jaxalign.evaluation.task import Question
 from jaxalign.judging.judge import message_text
 
 
-__all__ = ["overlap_with_training", "texts_of"]
+__all__ = ["overlap_with_training", "summed", "texts_of"]
 
 _NAMED = 50
 """Items that are listed by their index."""
@@ -60,6 +60,23 @@ def overlap_with_training(
         "by_name_alone": len(found.names),
         "indices": [order[place] for place in places[:_NAMED]],
     }
+
+
+def summed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was found in parts of the items as what was found in all of them.
+
+    >>> found = {"compared": 2, "items": 1, "by_text": 1, "by_picture": 0}
+    >>> parts = [{**found, "indices": [4]}, {**found, "indices": [1]}]
+    >>> summed(parts)["items"], summed(parts)["indices"]
+    (2, [1, 4])
+    """
+    counts = {
+        name: sum(part[name] for part in parts)
+        for name in parts[0]
+        if name != "indices"
+    }
+    named = sorted(index for part in parts for index in part["indices"])
+    return {**counts, "indices": named[:_NAMED]}
 
 
 def texts_of(question: Question) -> list[str]:

@@ -5,11 +5,13 @@ a key of all that it depends on. So what was answered is never asked again, by w
 the run was stopped, and a new judge grades old answers.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign import event_loops, progress
+from jaxalign.configs import to_dict
 from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
 from jaxalign.evaluation import run_files
@@ -33,7 +35,13 @@ from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
 
 
-__all__ = ["evaluate", "model_of", "sampling_of"]
+__all__ = ["Runner", "evaluate", "model_of", "sampling_of"]
+
+Asking = Callable[[Any, Sequence[JudgeRequest], str, Usage], Awaitable[list[Verdict]]]
+"""Has a model or a judge answer requests: (whom, requests, what for, usage)."""
+
+_SHARED = ("tasks", "limit", "conditions", "num_samples", "best_of", "agreement")
+"""Options beside the settings that decide what is asked: of all parts the same."""
 
 
 def evaluate(
@@ -70,7 +78,8 @@ def evaluate(
     grader = make_judge(config.judge, judge, load_image=pictures.load)
     run_files.begin(out, _identity(config, answers, grader))
     with Store(out / "store.db") as store:
-        runner = _Runner(config, answers, grader, store, pictures)
+        ask = functools.partial(_asked, store)
+        runner = Runner(config, answers, grader, pictures, ask, run_files.write)
         return [event_loops.run(runner.run(one, out)) for one in planned]
 
 
@@ -132,24 +141,41 @@ def _identity(config: EvalConfig, model: Judge, judge: Judge) -> dict[str, Any]:
         "judge_wording": None
         if own.judge_own is None
         else run_files.digest_of(own.judge_own),
+        **_of_part(config),
     }
 
 
-class _Runner:
-    """What the tasks of a run share."""
+def _of_part(config: EvalConfig) -> dict[str, Any]:
+    """Return what a part also says of itself; nothing of the whole."""
+    if config.shard is None:
+        return {}
+    shared = {name: getattr(config, name) for name in _SHARED}
+    part = {"part": config.shard, **shared}
+    return {"shard": part, run_files.OPTIONS: to_dict(config)}
+
+
+class Runner:
+    """What the tasks of a run share: who answers and grades, who asks, what writes.
+
+    Example::
+
+      runner = Runner(config, model, judge, pictures, ask, run_files.write)
+      report = await runner.run(planned, Path("out"))
+    """
 
     def __init__(
         self,
         config: EvalConfig,
         model: Any,
-        judge: Judge,
-        store: Store,
+        judge: Any,
         pictures: NamedPictures,
+        ask: Asking,
+        write: Callable[..., Any],
     ):
         self.config, self.model, self.judge = config, model, judge
-        self.store, self.pictures = store, pictures
+        self.pictures, self._ask, self._write = pictures, ask, write
 
-    async def run(self, one: Planned, out: Path) -> TaskReport:
+    async def run(self, one: Planned, out: Path) -> Any:
         """Have a task answered and graded, and write its files."""
         name = one.task.directory
         rows = {index: one.items.rows[index] for index in one.indices}
@@ -172,11 +198,11 @@ class _Runner:
             "bootstrap": {"seed": 0, "rounds": 2000},
             "tokens": {"answers": _plain(used), "judgements": _plain(spent)},
         }
+        if self.config.shard is not None:
+            settings["shard"] = self.config.shard
         more = _seen(self.config.adapter, name, questions)
         items = one.items
-        return run_files.write(
-            *(out, one.task, items, graded, questions, settings), more
-        )
+        return self._write(*(out, one.task, items, graded, questions, settings), more)
 
     async def _answers(
         self, task: Task, questions: Mapping[int, Sequence[Question]]
@@ -256,14 +282,15 @@ class _Runner:
             grades[index][one.name, one.sample] = _grade(one, verdict)
         return grades, used
 
-    async def _ask(
-        self, whom: Any, requests: Sequence[JudgeRequest], what: str, used: Usage
-    ) -> list[Verdict]:
-        """Return what was said to each request."""
-        count = len(requests)
-        return await ask_all(
-            whom, requests, self.store, count, what=what, unit="items", usage=used
-        )
+
+async def _asked(
+    store: Store, whom: Judge, requests: Sequence[JudgeRequest], what: str, used: Usage
+) -> list[Verdict]:
+    """Return what was said to each request, now or before."""
+    count = len(requests)
+    return await ask_all(
+        whom, requests, store, count, what=what, unit="items", usage=used
+    )
 
 
 def _parted(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign import progress
+from jaxalign import progress, shards
 from jaxalign.errors import UserError
 from jaxalign.evaluation import task_files
 from jaxalign.evaluation.config import EvalConfig
@@ -24,7 +24,7 @@ class Planned(NamedTuple):
     """One condition of one that was asked for."""
     items: Items
     indices: Sequence[int]
-    """Of the items that are asked: all, or a sample."""
+    """Of the items that are asked: all, a sample, or a part of either."""
     folder: Path
     """Where its data is."""
 
@@ -106,7 +106,8 @@ def _planned(task: Task, folder: Path, config: EvalConfig) -> Planned:
     if not len(items.rows):
         raise UserError(f"the task {task.name} has no items in {folder}")
     indices = _sample(len(items.rows), config.limit, config.seed)
-    return Planned(task, items, indices, folder)
+    index, count = shards.parse(config.shard) or shards.WHOLE
+    return Planned(task, items, indices[index::count], folder)
 
 
 def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:

@@ -10,6 +10,8 @@
 * ``metrics.json``: the figures; written last.
 
 ``OUT/settings.json`` is of the whole directory: who answers, who grades, in what words.
+Of a part (``--shard i/n``) it also says which it is, of what, and all its options; its
+``metrics.json`` have no figures.
 """
 
 import hashlib
@@ -28,6 +30,8 @@ from jaxalign.whole_file import whole, write_text, writing
 
 
 __all__ = [
+    "OPTIONS",
+    "SETTINGS",
     "TaskReport",
     "begin",
     "digest_of",
@@ -37,7 +41,9 @@ __all__ = [
     "write",
 ]
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
+OPTIONS = "options"
+"""Of the command that makes a part; others may go on with it."""
 _KEPT = "answers and verdicts are in the store, and the same command writes them"
 
 
@@ -73,10 +79,10 @@ def begin(out: Path, identity: Mapping[str, Any]) -> None:
       UserError: it is of another run; says what differs.
     """
     kept = json.loads(json.dumps(identity, default=dict))
-    path = out / _SETTINGS
+    path = out / SETTINGS
     if path.exists():
         before = settings_of(out)
-        names = sorted(before.keys() | kept.keys())
+        names = sorted((before.keys() | kept.keys()) - {OPTIONS})
         changed = [n for n in names if before.get(n) != kept.get(n)]
         if changed:
             raise UserError(
@@ -103,7 +109,7 @@ def settings_of(out: Path) -> dict[str, Any]:
       >>> settings_of(Path("nowhere"))
       {}
     """
-    path = out / _SETTINGS
+    path = out / SETTINGS
     if not path.exists():
         return {}
     try:
@@ -147,7 +153,7 @@ def write(
       items: all that the task has.
       graded: those that were asked.
       questions: by an item's index; empty where only grades were given.
-      settings: what the figures depend on.
+      settings: what the figures depend on; of a part, which has none, ``shard`` too.
       more: that ``metrics.json`` says beside the task's own figures.
     Raises:
       UserError: the disk is full, or a place cannot be written.
@@ -156,12 +162,13 @@ def write(
     answers = [row for one in graded for row in _answers(one)]
     grades = [row for one in graded for row in _grades(one)]
     shown = shown_items.rows(graded, questions)
+    figures = {} if "shard" in settings else plain(task.metrics(graded))
     metrics = {
         "task": task.name,
         **({"condition": task.condition} if task.condition else {}),
         "n": len(graded),
         "settings": dict(settings),
-        **plain(task.metrics(graded)),
+        **figures,
         **({"defects": dict(items.defects)} if items.defects else {}),
         **({"facts": plain(task.facts)} if task.facts else {}),
         **(more or {}),
