@@ -6,7 +6,7 @@ the run was stopped, and a new judge grades old answers.
 """
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from jaxalign.evaluation.task import (
 )
 from jaxalign.judging.asking import Usage, ask_all
 from jaxalign.judging.endpoint_model import Endpoint
-from jaxalign.judging.judge import Judge, JudgeRequest, Verdict
+from jaxalign.judging.judge import Expecting, Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
 
@@ -180,6 +180,8 @@ class Runner:
         name = one.task.directory
         rows = {index: one.items.rows[index] for index in one.indices}
         questions = {index: one.task.requests(row) for index, row in rows.items()}
+        if isinstance(self.model, Expecting):
+            self.model.expect(self._first_requests(one))
         answers, used = await self._answers(one.task, questions)
         gradings = {
             index: one.task.grade(row, answers[index]) for index, row in rows.items()
@@ -203,6 +205,19 @@ class Runner:
         more = _seen(self.config.adapter, name, questions)
         items = one.items
         return self._write(*(out, one.task, items, graded, questions, settings), more)
+
+    def _first_requests(self, one: Planned) -> Iterator[JudgeRequest]:
+        """Yield what all parts ask that goes on from no answer."""
+        logprobs = self.config.best_of == "likelihood"
+        for index in one.expected:
+            for question in one.task.requests(one.items.rows[index]):
+                if question.follows is not None:
+                    continue
+                how = sampling_of(one.task, question, self.config)
+                for sample in range(one.task.num_samples):
+                    yield request_of(
+                        *(question, sample, (), how, self.pictures), logprobs=logprobs
+                    )
 
     async def _answers(
         self, task: Task, questions: Mapping[int, Sequence[Question]]

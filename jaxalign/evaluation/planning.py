@@ -27,6 +27,8 @@ class Planned(NamedTuple):
     """Of the items that are asked: all, a sample, or a part of either."""
     folder: Path
     """Where its data is."""
+    expected: Sequence[int] = ()
+    """Of the items that all parts together ask."""
 
 
 def plan(config: EvalConfig) -> list[Planned]:
@@ -107,7 +109,7 @@ def _planned(task: Task, folder: Path, config: EvalConfig) -> Planned:
         raise UserError(f"the task {task.name} has no items in {folder}")
     indices = _sample(len(items.rows), config.limit, config.seed)
     index, count = shards.parse(config.shard) or shards.WHOLE
-    return Planned(task, items, indices[index::count], folder)
+    return Planned(task, items, indices[index::count], folder, indices)
 
 
 def _sample(count: int, limit: int | None, seed: int) -> Sequence[int]:

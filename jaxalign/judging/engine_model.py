@@ -100,7 +100,7 @@ class EngineModel:
         self._pictures = pictures
         self._made: text_model.TextModel | None = None
         self._engine: Engine | None = None
-        self._all: Sequence[_Group] = ()
+        self._expected: Iterable[JudgeRequest] = ()
         self._settings: dict[str, Any] = {
             "model": contents.fingerprint(model),
             "tokenizer": text_model.fingerprint(model),
@@ -120,12 +120,12 @@ class EngineModel:
         return self._settings
 
     def expect(self, requests: Iterable[JudgeRequest]) -> None:
-        """Say what will be asked in all, of which the store may know some.
+        """Say what will be asked in all, here and elsewhere, now and before.
 
-        The engine is then made for all of it, so that a run that goes on computes with
-        the same programs as one that was never stopped, and gives the same bits.
+        The engine is then made for all of it, so that a part of a run, or one that goes
+        on, computes with the same programs as the whole, and gives the same bits.
         """
-        self._all = _grouped(requests)
+        self._expected = requests  # looked at when there is something to ask
 
     async def grade(
         self, requests: Iterable[JudgeRequest]
@@ -209,9 +209,12 @@ class EngineModel:
         """Return an engine with room for requests, and for all that were expected."""
         requests = [request for _, request in fitting]
         wanted = sum(len(group.numbers) for group, _ in fitting)
-        for group in self._all if self._engine is None else ():
-            with contextlib.suppress(UserError):  # it is none that is ever asked
-                requests.append(self._request(group, made))
+        expected, self._expected = _grouped(self._expected), ()
+        if len(expected) > len(fitting):
+            wanted = max(wanted, sum(len(group.numbers) for group in expected))
+            for group in expected:
+                with contextlib.suppress(UserError):  # it is none that is ever asked
+                    requests.append(self._request(group, made))
         longest = max(len(r.tokens) + r.sampling.max_new_tokens for r in requests)
         if self._engine is None or self._engine.length < longest:
             self._engine = None  # its memory is free before the next one's is taken

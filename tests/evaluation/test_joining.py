@@ -19,6 +19,7 @@ from jaxalign.evaluation.compare import CompareConfig, compare
 from jaxalign.evaluation.config import EndpointConfig, EvalConfig, GenerationConfig
 from jaxalign.evaluation.harness import evaluate
 from jaxalign.evaluation.joining import join_evaluations
+from jaxalign.generation.engine import Engine
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.store import Store
 from tests import synthetic
@@ -269,8 +270,12 @@ def test_equal_items_that_were_answered_differently(folder) -> None:
     assert joined.store.differing == 1
 
 
-def test_a_model_in_this_process(tiny_llama, folder) -> None:
-    """Neither it nor the judge is needed where the parts are joined."""
+def test_a_model_in_this_process(tiny_llama, folder, monkeypatch) -> None:
+    """Neither it nor the judge is needed where the parts are joined.
+
+    Slots and their length are those of the whole, whose longest question is in one part
+    alone: so not one bit of the log-probabilities in the stores differs.
+    """
     words = "one two three four five six seven".split()
     rows = [
         {"prompt": f"Say {word} {'again ' * 9 * n}", "references": word}
@@ -279,18 +284,25 @@ def test_a_model_in_this_process(tiny_llama, folder) -> None:
     data = synthetic.write_jsonl(folder / "words.jsonl", rows)
     model = folder / "model"
     shutil.copytree(tiny_llama, model)
+    forms, make = [], Engine.__init__
+
+    def noted(self: Engine, *given: Any, **more: Any) -> None:
+        forms.append((more["slots"], more["length"]))
+        make(self, *given, **more)
+
+    monkeypatch.setattr(Engine, "__init__", noted)
 
     def made(name: str, **more: Any) -> Path:
         options = {"tasks": (str(data),), "model": str(model), "num_samples": 2}
         short = GenerationConfig(max_new_tokens=6)
-        out = str(folder / name)
         evaluate(
-            EvalConfig(out=out, generation=short, batch_slots=3, **options, **more)
+            EvalConfig(out=str(folder / name), generation=short, **options, **more)
         )
         return folder / name
 
     want = made("whole/out")
     parts = [made(f"p{n}", shard=f"{n}/3") for n in range(3)]
+    assert len(forms) == 4 and len({*forms}) == 1 and forms[0][0] == 2 * len(words)
     shutil.rmtree(model)
     join_evaluations(folder / "out", parts)
     check_same(folder / "out", want, ("words",))
