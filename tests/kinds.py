@@ -350,6 +350,19 @@ RULES: dict[str, dict[str, Rule]] = {
     "data/test_kept_pairs.py": {
         "test_a_kill_while_writing_leaves_nothing_broken": Rule("kill", ("7",)),
     },
+    # Parts of a file: in the short run texts alone, and nobody is killed.
+    "generation/test_shards.py": {
+        "test_a_killed_part_goes_on": Rule("kill"),
+        "test_parts_with_pictures": Rule("variants"),
+        "test_more_parts_than_prompts": Rule("variants"),
+    },
+    "feedback/test_shards.py": {
+        "test_a_killed_part_goes_on_by_the_command_that_join_says": Rule("kill"),
+    },
+    "evaluation/test_joining.py": {
+        "test_a_killed_part_goes_on_by_the_command_that_join_says": Rule("kill"),
+        "test_a_model_in_this_process": Rule("variants"),
+    },
     "generation/test_picture_files.py": {
         "test_lines_keep_pictures_and_a_stopped_run_goes_on": Rule("variants"),
     },
