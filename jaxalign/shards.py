@@ -19,22 +19,22 @@ _FORM = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 
 class Shard(NamedTuple):
-    """Part ``index``, from 0, of ``count``.
+    """Part ``part``, from 0, of ``parts``.
 
     >>> str(Shard(0, 3)), [*Shard(1, 3).rows(8)], len(Shard(8, 9).rows(8))
     ('0/3', [1, 4, 7], 0)
     """
 
-    index: int
-    count: int
+    part: int
+    parts: int
 
     def __str__(self) -> str:
         """Return it as people write it."""
-        return f"{self.index}/{self.count}"
+        return f"{self.part}/{self.parts}"
 
     def rows(self, total: int) -> range:
         """Return which of so many rows are in it."""
-        return range(self.index, total, self.count)
+        return range(self.part, total, self.parts)
 
 
 WHOLE = Shard(0, 1)
@@ -48,7 +48,7 @@ def parse(text: str | None) -> Shard | None:
       UserError: it is not of that form, or there is no such part.
 
     >>> parse("2/3"), parse(None)
-    (Shard(index=2, count=3), None)
+    (Shard(part=2, parts=3), None)
     """
     if text is None:
         return None
@@ -80,7 +80,7 @@ def check_parts(parts: Sequence[tuple[Shard, object]]) -> None:
     first, name = parts[0]
     named: dict[Shard, object] = {}
     for shard, other in parts:
-        if shard.count != first.count:
+        if shard.parts != first.parts:
             raise UserError(
                 f"{name} is part {first} and {other} part {shard}: expected the parts "
                 "of one whole"
@@ -92,13 +92,13 @@ def check_parts(parts: Sequence[tuple[Shard, object]]) -> None:
         named[shard] = other
     missing = [
         str(part)
-        for part in (Shard(index, first.count) for index in range(first.count))
+        for part in (Shard(number, first.parts) for number in range(first.parts))
         if part not in named
     ]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"{len(missing)} of {first.count} parts are missing: "
+            f"{len(missing)} of {first.parts} parts are missing: "
             f"{', '.join(missing[:5])}{more}. Give all of them; which is not made yet "
             "is made by the same command with that --shard"
         )

@@ -99,17 +99,17 @@ def begin(
       >>> begin(Path("out.jsonl"), None, {}, lines=8, again="jaxalign judge ...")
     """
     before = said_of(out)
-    is_part = before is not None and SHARD in before
+    told = None if before is None else before.get(SHARD)
     if shard is None:
-        if is_part:
+        if told is not None:
             raise UserError(
-                f"--out {out} is part {before[SHARD].get('part')} of something: give "
-                "another --out, or its --shard"
+                f"--out {out} is part {told['part']} of something: give another --out, "
+                "or its --shard"
             )
         return
     now = {**settings, SHARD: {"part": str(shard), "lines": lines}}
     now = json.loads(json.dumps(now))
-    if before is None or not is_part:
+    if before is None or told is None:
         if out.exists() or before is not None:
             raise UserError(
                 f"--out {out} is there and was made without --shard: give another "

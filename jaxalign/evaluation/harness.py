@@ -180,8 +180,7 @@ class Runner:
         name = one.task.directory
         rows = {index: one.items.rows[index] for index in one.indices}
         questions = {index: one.task.requests(row) for index, row in rows.items()}
-        if isinstance(self.model, Expecting):
-            self.model.expect(self._first_requests(one))
+        self._expect(one)
         answers, used = await self._answers(one.task, questions)
         gradings = {
             index: one.task.grade(row, answers[index]) for index, row in rows.items()
@@ -205,6 +204,11 @@ class Runner:
         more = _seen(self.config.adapter, name, questions)
         items = one.items
         return self._write(*(out, one.task, items, graded, questions, settings), more)
+
+    def _expect(self, one: Planned) -> None:
+        """Tell a model in this process what all parts ask."""
+        if isinstance(self.model, Expecting):
+            self.model.expect(self._first_requests(one))
 
     def _first_requests(self, one: Planned) -> Iterator[JudgeRequest]:
         """Yield what all parts ask that goes on from no answer."""

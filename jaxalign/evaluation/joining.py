@@ -249,12 +249,12 @@ def _recalled(one: Planned, part: _Part, config: EvalConfig) -> _Told:
     """Return what a part was told about its items."""
     index, count = part.shard
     mine = one._replace(indices=one.indices[index::count])
-    who = (_Said(part.identity[name]) for name in ("model", "judge"))
+    model, judge = (_Said(part.identity[name]) for name in ("model", "judge"))
     # What of an adapter's training set the items were in, the parts say themselves.
     config = dataclasses.replace(config, adapter=None)
     with Store(part.path / "store.db", create=False) as store:
         ask = functools.partial(_recall, store, part.path)
-        runner = Runner(config, *who, NamedPictures(), ask, _Told)
+        runner = Runner(config, model, judge, NamedPictures(), ask, _Told)
         return event_loops.run(runner.run(mine, part.path))
 
 

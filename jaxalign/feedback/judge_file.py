@@ -259,7 +259,7 @@ def _items(config: JudgeFileConfig, pictures: NamedPictures) -> Iterator[Item]:
     found = layouts.read(config.data, config.layout)
     for row, (columns, where) in enumerate(found):
         some = True
-        if row % shard.count == shard.index:
+        if row % shard.parts == shard.part:
             yield annotate.read_item(columns, where, aspects, base, pictures)
     if not some:
         raise UserError(
