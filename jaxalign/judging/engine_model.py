@@ -219,7 +219,6 @@ class EngineModel:
         if self._engine is None or self._engine.length < longest:
             self._engine = None  # its memory is free before the next one's is taken
             rows = self._mesh.rows
-            wanted = max(wanted, sum(len(group.numbers) for group in self._all))
             slots = min(self._batch_slots, wanted)
             self._engine = Engine(
                 made.model,
