@@ -23,6 +23,7 @@ __all__ = [
     "Model",
     "ModelInputs",
     "PreferenceBatch",
+    "RowShare",
     "RouterSums",
     "Variables",
 ]
@@ -64,6 +65,19 @@ class ImageInputs(NamedTuple):
     connector is trained."""
     features: Float[Array, "b u d"] | None = None
     """What the connector makes of those, in the place of both: where nothing is."""
+
+
+class RowShare(NamedTuple):
+    """Which of the equal parts of a batch's rows a process builds.
+
+    >>> RowShare().parts
+    (0,)
+    """
+
+    parts: tuple[int, ...] = (0,)
+    """From 0, ascending; they need not lie side by side."""
+    of: int = 1
+    """How many parts there are."""
 
 
 class ModelInputs(NamedTuple):

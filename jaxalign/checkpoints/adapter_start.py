@@ -144,7 +144,7 @@ def place(collections: Any, mesh: Mesh, family: Family) -> Any:
     """
     return {
         name: jax.tree.map(
-            jax.device_put,
+            sharding.put,
             tree,
             sharding.param_shardings(tree, mesh, family.sharding),
         )

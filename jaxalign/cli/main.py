@@ -1,10 +1,11 @@
 """The ``jaxalign`` command: finds the subcommand and reports errors."""
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxalign.errors import UserError, did_you_mean, naming_flags
 
@@ -49,9 +50,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"jaxalign {__version__}")
         return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with naming_flags():
+    with naming_flags(), _beside_others():
         code = _run(arguments, debug)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _beside_others() -> Iterator[None]:
+    """End at once with 42 where one of several processes has gone.
+
+    Python's own end would wait for it: https://docs.jax.dev/en/latest/fault_tolerance.html
+    """
+    try:
+        yield
+    except Exception as error:
+        multihost = sys.modules.get("jaxalign.parallel.multihost")
+        if multihost is None or not multihost.several():
+            raise
+        traceback.print_exc()
+        gone = type(error).__name__ == "JaxRuntimeError"
+        print(
+            "jaxalign: another process of this run has gone: start all of them again, "
+            "with the same command"
+            if gone
+            else "jaxalign: this process failed, and ends the others",
+            file=sys.stderr,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(42 if gone else 1)
 
 
 def _run(arguments: list[str], debug: bool) -> int:

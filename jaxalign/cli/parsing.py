@@ -16,6 +16,7 @@ from jaxalign.errors import UserError, did_you_mean
 
 
 __all__ = [
+    "add_distributed",
     "add_dry_run",
     "chosen_adapter",
     "chosen_name",
@@ -188,6 +189,17 @@ def add_dry_run(parser: jsonargparse.ArgumentParser) -> None:
         "--dry_run",
         action="store_true",
         help="say what the judge would be asked, and what that takes; ask nothing",
+    )
+
+
+def add_distributed(parser: jsonargparse.ArgumentParser) -> None:
+    """Add the flag of the commands that many hosts run; see :func:`parse_with`."""
+    parser.add_argument(
+        "--distributed",
+        default="auto",
+        help="auto finds the other processes of a TPU pod, GKE, Slurm or Open MPI; off "
+        "is one process; COORDINATOR:PORT,N,ID says where process 0 listens, how many "
+        "there are and which this is",
     )
 
 

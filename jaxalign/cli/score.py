@@ -11,10 +11,16 @@ __all__ = ["run"]
 def run(arguments: Sequence[str]) -> int:
     """Parse and score."""
     from jaxalign.evaluation.score import ScoreConfig, score
+    from jaxalign.parallel import multihost
 
     parts = {"objective": parsing.chosen_objective(arguments)}
     parser = parsing.make_parser("score", ScoreConfig, parts, description=__doc__ or "")
-    config = parsing.parse(parser, arguments, ScoreConfig, parts)
-    devices.set_up_jax()
-    print(f"scored: {score(config)}")
+    parsing.add_distributed(parser)
+    distributed, config = parsing.parse_with(
+        "distributed", parser, arguments, ScoreConfig, parts
+    )
+    devices.set_up_jax(distributed)
+    out = score(config)
+    if multihost.is_first():
+        print(f"scored: {out}")
     return 0

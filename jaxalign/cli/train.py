@@ -13,6 +13,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and train; 42 asks to be run again (after SIGTERM)."""
     from jaxalign import progress
     from jaxalign.objectives.objective import beta_of
+    from jaxalign.parallel import multihost
     from jaxalign.reports import run as run_report
     from jaxalign.training import config as config_lib
     from jaxalign.training.loop import TrainingDiverged
@@ -26,8 +27,11 @@ def run(arguments: Sequence[str]) -> int:
     parser = parsing.make_parser(
         "train", config_lib.TrainConfig, parts, description=__doc__ or ""
     )
-    config = parsing.parse(parser, arguments, config_lib.TrainConfig, parts)
-    devices.set_up_jax()
+    parsing.add_distributed(parser)
+    distributed, config = parsing.parse_with(
+        "distributed", parser, arguments, config_lib.TrainConfig, parts
+    )
+    devices.set_up_jax(distributed)
     preemption = Preemption()
     preemption.install()
     try:
@@ -38,6 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingDiverged as error:
         progress.say(f"jaxalign: error: {error}")
         return 1
+    if not multihost.is_first():
+        return 0
     run_report.write_report(
         out / "report.html",
         title=f"jaxalign: {config.objective.name} on {Path(config.model).name}",

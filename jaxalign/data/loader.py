@@ -13,7 +13,7 @@ from jaxalign.data import packing
 from jaxalign.data.image_rows import Seeing
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
-from jaxalign.types import PreferenceBatch
+from jaxalign.types import PreferenceBatch, RowShare
 
 
 __all__ = [
@@ -135,10 +135,10 @@ class StepSource:
 
     A batch has the leading axes [accumulation, rows]. An epoch ends with empty rows
     where its rows do not fill the last batch, so that every pair is seen once in each.
-    With several processes each one builds its own part of the rows.
+    With several processes each one builds its own share of the rows.
 
     Raises:
-      UserError: the rows cannot be split over the processes.
+      UserError: the rows cannot be split over the mesh of several processes.
     Example:
       >>> from jaxalign.data.chat import Branch, TokenizedPair
       >>> none = np.zeros((0, 0)), np.zeros(0, bool)  # scores of no segments
@@ -161,18 +161,19 @@ class StepSource:
         num_epochs: int | None = None,
         ref_logps: Sequence[np.ndarray] | None = None,
         token_weights: Sequence[np.ndarray] | None = None,
-        process: tuple[int, int] = (0, 1),
+        share: RowShare | None = None,
     ):
         self.data = data
         self.shape = shape
         self.plan = plan
         self.ref_logps = ref_logps
         self.token_weights = token_weights
-        self.process_index, self.process_count = process
-        if plan.rows % self.process_count:
+        self.share = share = share or RowShare()
+        if plan.rows % share.of:
             raise UserError(
-                f"{plan.rows} row(s) of a micro-batch cannot be split over "
-                f"{self.process_count} processes: give a multiple"
+                f"{plan.rows} row(s) of a micro-batch cannot be split into "
+                f"{share.of} parts, one for each of mesh.data × mesh.fsdp: give a "
+                "multiple"
             )
         self._ends: dict[int, int] = {}
         """Step at which each epoch planned so far ends."""
@@ -223,12 +224,12 @@ class StepSource:
 
     def __getitem__(self, step: Any) -> PreferenceBatch:
         rows = self.rows_of_step(int(step))
-        local = self.plan.rows // self.process_count
-        begin = self.process_index * local
+        size = self.plan.rows // self.share.of
+        mine = [part * size + n for part in self.share.parts for n in range(size)]
         batches = [
             packing.build_rows(
                 self.data.pairs,
-                rows[m * self.plan.rows :][begin : begin + local],
+                [rows[m * self.plan.rows + n] for n in mine],
                 self.shape,
                 ref_logps=self.ref_logps,
                 token_weights=self.token_weights,

@@ -1,5 +1,6 @@
 """Scoring records: what a policy and its reference give to every segment."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -42,11 +43,11 @@ from jaxalign.objectives.objective import (
 from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.objectives.policy import pair_logps
 from jaxalign.objectives.record import per_pair
-from jaxalign.parallel import sharding
+from jaxalign.parallel import multihost, sharding
 from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.training import encoding, kept_parts
 from jaxalign.training.checks import check_records, check_tokens
-from jaxalign.types import Model, PreferenceBatch, Variables
+from jaxalign.types import Model, PreferenceBatch, RowShare, Variables
 from jaxalign.whole_file import check_target, whole
 
 
@@ -174,7 +175,10 @@ def score(config: ScoreConfig) -> Path:
         )
         [data] = encoding.encoded([data], encoder, out.parent / "features")
     scorer = _load(config, mesh, kept_parts.scopes_to_load(kept))
-    with whole(out, "the checkpoint and the data are as they were") as file:
+    kept_whole = "the checkpoint and the data are as they were"
+    with (
+        whole(out, kept_whole) if multihost.is_first() else contextlib.nullcontext()
+    ) as file:
         for result in score_records(
             data,
             scorer,
@@ -184,8 +188,10 @@ def score(config: ScoreConfig) -> Path:
             row_length=config.row_length,
             row_patches=config.row_patches,
             put=functools.partial(sharding.put_batch, mesh=mesh),
+            share=sharding.share_of_rows(mesh),
         ):
-            file.write(json.dumps(result) + "\n")
+            if file is not None:
+                file.write(json.dumps(result) + "\n")
     return out
 
 
@@ -250,6 +256,7 @@ def score_records(
     row_length: int | None = None,
     row_patches: int | None = None,
     put: Any = lambda batch: batch,
+    share: RowShare | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of every pair, in the order of the data.
 
@@ -272,7 +279,11 @@ def score_records(
         row_patches=row_patches,
     )
     source = loader.StepSource(
-        data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
+        data,
+        shape,
+        loader.BatchPlan(batch_rows, 1, 0, shuffle=False),
+        num_epochs=1,
+        share=share,
     )
     run = functools.partial(
         _evaluate_jit,
@@ -283,15 +294,16 @@ def score_records(
     waiting: dict[int, dict[str, Any]] = {}
     ready = 0
     for step in progress.track(range(len(source)), len(source), "scoring rows"):
-        batch = jax.tree.map(lambda leaf: leaf[0], source[step])
-        values = jax.device_get(run(scorer.variables, scorer.ref_variables, put(batch)))
+        batch = put(jax.tree.map(lambda leaf: leaf[0], source[step]))
+        found = run(scorer.variables, scorer.ref_variables, batch)
+        values, response = multihost.gather((found, batch.completions.response))
         for r, row in enumerate(source.rows_of_step(step)):
             for slot, index in enumerate(row):
                 waiting[index] = _result(
                     data.pairs[index],
                     index=data.indices[index],
                     values={k: v[r] for k, v in values.items()},
-                    response=batch.completions.response[r],
+                    response=response[r],
                     slot=slot,
                     beta=beta_of(objective),
                     token_logps=token_logps,

@@ -8,11 +8,13 @@ from jaxalign.lazy import submodules
 if TYPE_CHECKING:
     from jaxalign.parallel import (
         mesh,
+        multihost,
         sharding,
     )
 
 __all__ = [
     "mesh",
+    "multihost",
     "sharding",
 ]
 

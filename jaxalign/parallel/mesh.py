@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxalign.configs import check_fields
 from jaxalign.errors import UserError
+from jaxalign.parallel import multihost
 
 
 __all__ = ["AXES", "BATCH_AXES", "MeshConfig", "make_mesh"]
@@ -63,6 +64,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       >>> dict(make_mesh(MeshConfig(data=1), jax.devices()[:1]).shape)
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
+    everywhere = devices is None
     devices = list(jax.devices() if devices is None else devices)
     if config.size > len(devices):
         raise UserError(
@@ -70,6 +72,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"needs {config.size} devices: got {len(devices)}. Lower --mesh.*, or for "
             "a trial on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count="
             f"{config.size}"
+        )
+    if everywhere and multihost.several() and config.size < len(devices):
+        raise UserError(
+            f"the mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} "
+            f"has {config.size} of the {len(devices)} devices of "
+            f"{jax.process_count()} processes, each of which takes part: raise "
+            "--mesh.* to all of them, or use --distributed off"
         )
     return jax.make_mesh(
         (config.data, config.fsdp, config.tensor),

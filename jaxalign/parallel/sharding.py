@@ -11,7 +11,9 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign import trees
 from jaxalign.errors import UserError
+from jaxalign.parallel import multihost
 from jaxalign.parallel.mesh import BATCH_AXES
+from jaxalign.types import RowShare
 from jaxalign.variables import check_params
 
 
@@ -19,8 +21,10 @@ __all__ = [
     "batch_sharding",
     "fitted",
     "param_shardings",
+    "put",
     "put_batch",
     "replicated",
+    "share_of_rows",
 ]
 
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -106,9 +110,50 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
 
 
-def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
-    """Send a batch of numpy arrays, this process's rows, to the devices.
+def share_of_rows(mesh: Mesh) -> RowShare:
+    """Return the rows of a batch that this process builds: those of its devices.
 
+    Processes whose devices hold parts of the same rows (``tensor`` across hosts) build
+    the same ones. One process builds all.
+
+    >>> one = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    >>> share_of_rows(one)
+    RowShare(parts=(0,), of=1)
+    """
+    if not multihost.several():
+        return RowShare()
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    where = batch_sharding(mesh).addressable_devices_indices_map((count,))
+    parts = {one.start or 0 for (one,) in where.values()}
+    return RowShare(tuple(sorted(parts)), count)
+
+
+def put(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
+    """Put an array, which every process holds or has a part of, on the devices.
+
+    >>> mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    >>> put(np.ones(2), replicated(mesh)).shape
+    (2,)
+    """
+    if not multihost.several():
+        return jax.device_put(leaf, where)
+    if isinstance(leaf, jax.Array):
+        if not leaf.is_fully_addressable:
+            return jax.jit(lambda x: x, out_shardings=where)(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf), where)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
+    """Send a batch of numpy arrays to the devices.
+
+    Args:
+      batch: the rows of this process, see :func:`share_of_rows`.
+      mesh: devices.
+      leading: axes before the rows.
     Raises:
       UserError: the rows do not divide over the mesh.
     Example:
@@ -119,7 +164,9 @@ def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
         return jax.tree.map(jax.device_put, batch)
     where = batch_sharding(mesh, leading)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    rows = np.shape(jax.tree.leaves(batch)[0])[leading] * jax.process_count()
+    share = share_of_rows(mesh)
+    local = np.shape(jax.tree.leaves(batch)[0])[leading]
+    rows = local * share.of // len(share.parts)
     if rows % shards:
         raise UserError(
             f"put_batch: got {rows} row(s), expected a multiple of data × fsdp = "
@@ -128,7 +175,17 @@ def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
             "up), or a smaller mesh"
         )
 
-    def put(leaf: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(where, leaf)
+    size = local // len(share.parts)
 
-    return jax.tree.map(put, batch)
+    def laid(leaf: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            place = share.parts.index((index[leading].start or 0) // size) * size
+            mine = slice(place, place + size)
+            return leaf[(*index[:leading], mine, *index[leading + 1 :])]
+
+        if share.of == 1:
+            return jax.make_array_from_process_local_data(where, leaf)
+        shape = (*leaf.shape[:leading], rows, *leaf.shape[leading + 1 :])
+        return jax.make_array_from_callback(shape, where, part)
+
+    return jax.tree.map(laid, batch)

@@ -22,7 +22,8 @@ from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 from jaxalign.models import decoder
 from jaxalign.models.quantised import Quantize
-from jaxalign.parallel import sharding
+from jaxalign.parallel import multihost, sharding
+from jaxalign.parallel.mesh import MeshConfig, make_mesh
 from jaxalign.stacks import SCOPES
 from jaxalign.training.inputs import RunInputs
 from jaxalign.training.kept_parts import encoded_scopes
@@ -172,12 +173,17 @@ def encoded_inputs(inputs: RunInputs, run: Path | None) -> RunInputs:
         )
     given = inputs.objects.checkpoint
     assert inputs.kernel is not None  # of a model of the library's
+    mesh = inputs.mesh
+    if multihost.several():
+        # The first that has the folder encodes them all, by itself; the others find
+        # them there.
+        mesh = make_mesh(MeshConfig(), jax.local_devices())
     encoder = Encoder(
         config.model,
         inputs.kept,
         config.dtype if given is None else given.dtype,
         config.quantize,
-        inputs.mesh,
+        mesh,
         config.batch_rows,
         {
             "attention_implementation": inputs.kernel.implementation,
@@ -196,12 +202,6 @@ def _fill(
     store: Filling, missing: Sequence[Waiting], encoder: Encoder, patcher: Patcher
 ) -> None:
     """Encode pictures, and keep those of each call before the next one's."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{len(missing)} picture(s) are not encoded yet, which one process does: "
-            "start the run with one first (it goes on from what that leaves in "
-            "--reference_cache), or use --image_features recompute"
-        )
     units = max(patcher.units(layout) for _, _, layout in missing)
     batches = list(_batches(missing, patcher, encoder.rows, units))
     eyes = encoder.load()

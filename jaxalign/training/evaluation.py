@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxalign.data import loader
 from jaxalign.objectives import objective
+from jaxalign.parallel import sharding
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import step as step_lib
 from jaxalign.training.config import TrainConfig
@@ -29,6 +31,7 @@ def make_evaluate(
     ref_logps: Sequence[np.ndarray] | None,
     token_weights: Sequence[np.ndarray] | None,
     put: Callable[[Any], Any],
+    mesh: Mesh,
     preemption: Preemption | None,
 ) -> Callable[[TrainState], dict[str, float]] | None:
     """Return what gives a state's ``eval_*`` values, None without held-out data.
@@ -43,11 +46,12 @@ def make_evaluate(
       ref_logps: of every held-out pair, if they are cached.
       token_weights: likewise.
       put: sends a host batch to the devices.
+      mesh: these.
       preemption: says when to stop.
     Example::
 
       evaluate = make_evaluate(config, data, frozen, loss_fn, ref_logps=None,
-                               token_weights=None, put=put, preemption=None)
+                               token_weights=None, put=put, mesh=mesh, preemption=None)
       evaluate(state)["eval_loss"]
     """
     if data.evaluation is None:
@@ -59,6 +63,7 @@ def make_evaluate(
         num_epochs=1,
         ref_logps=ref_logps,
         token_weights=token_weights,
+        share=sharding.share_of_rows(mesh),
     )
     eval_step = jax.jit(step_lib.make_eval_step(loss_fn))
 
@@ -66,7 +71,7 @@ def make_evaluate(
         total: Metrics | None = None
         for step in range(len(source)):
             batch = put(source[step])
-            if preemption is not None and preemption.requested:
+            if preemption is not None and preemption.reached():
                 return {}
             part = jax.device_get(eval_step(state.trainable, frozen, batch))
             total = part if total is None else metrics_lib.merge(total, part)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from jaxalign import progress, trees
@@ -24,6 +23,7 @@ from jaxalign.models import decoder
 from jaxalign.models.attention.choice import KernelChoice
 from jaxalign.models.config import DecoderConfig
 from jaxalign.objectives import objective
+from jaxalign.parallel import sharding
 from jaxalign.parallel.mesh import make_mesh
 from jaxalign.training import attention, kept_parts
 from jaxalign.training import optimizer as optimizer_lib
@@ -98,7 +98,7 @@ def read_inputs(config: TrainConfig, objects: RunObjects = NAMES_ONLY) -> RunInp
     prints = fingerprints(config, objects, [*found, *held_out])
     if data.shape.patches and data.train.patcher is not None:
         prints[runs.PICTURES] = data.train.patcher.settings
-    source = plan_steps(config, data)
+    source = plan_steps(config, data, mesh)
     hashes = None
     if config.out and not (Path(config.out) / seen.SEEN).is_file():
         hashes = seen.seen_of(progress.track(found, len(found), "hashing"))
@@ -190,7 +190,7 @@ def _kept(
     return kept
 
 
-def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
+def plan_steps(config: TrainConfig, data: RunData, mesh: Mesh) -> loader.StepSource:
     """Plan the batches of all steps and check that the schedule fits them."""
     plan = loader.BatchPlan(
         config.batch_rows, config.gradient_accumulation_steps, config.seed
@@ -201,7 +201,7 @@ def plan_steps(config: TrainConfig, data: RunData) -> loader.StepSource:
         plan,
         num_steps=config.max_steps,
         num_epochs=config.num_train_epochs,
-        process=(jax.process_index(), jax.process_count()),
+        share=sharding.share_of_rows(mesh),
     )
     optimizer_lib.make_schedule(config.optimizer, source.num_steps)
     return source

@@ -35,7 +35,8 @@ def same_but_for_its_end(config: TrainConfig, inputs: RunInputs) -> bool:
     ends = {name: getattr(config, name) for name in END}
     if before == config or _elsewhere(dataclasses.replace(before, **ends), config):
         return False
-    old, new = plan_steps(before, inputs.data).num_steps, inputs.source.num_steps
+    old = plan_steps(before, inputs.data, inputs.mesh).num_steps
+    new = inputs.source.num_steps
     if new < old:
         return False
     schedule = config.optimizer.schedule

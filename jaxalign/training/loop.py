@@ -11,6 +11,7 @@ import numpy as np
 from jaxalign import progress
 from jaxalign.checkpoints.state import SavedState
 from jaxalign.configs import to_dict
+from jaxalign.parallel import multihost
 from jaxalign.training import metrics as metrics_lib
 from jaxalign.training import step as step_lib
 from jaxalign.training.alarms import DisplacementAlarm
@@ -78,7 +79,9 @@ def fit(
         try:
             _fit(session, batches, account, interrupts, preemption)
         except KeyboardInterrupt:
-            if session.step > begun and session.step < session.source.num_steps:
+            # Several processes save together, or not at all: that is SIGTERM's.
+            some = begun < session.step < session.source.num_steps
+            if some and not multihost.several():
                 account.finish_pending()
                 account.flush()
                 _save(session, wait=True)
@@ -97,7 +100,7 @@ def _fit(
     last_step = session.source.num_steps
 
     def told_to_stop() -> bool:
-        return preemption is not None and preemption.requested
+        return preemption is not None and preemption.reached()
 
     if session.step == 0 and evaluate is not None:
         account.show_start(evaluate(session.state))
@@ -164,7 +167,7 @@ class _Account:
 
     def __enter__(self) -> "_Account":
         session, config = self.session, self.session.config
-        if session.run is not None:
+        if session.run is not None and multihost.is_first():
             sinks = metrics_lib.parse_report_to(config.report_to)
             options = to_dict(config)
             log = metrics_lib.open_log(session.run, sinks, options, session.step)

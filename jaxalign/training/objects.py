@@ -144,7 +144,7 @@ def partitioned(
         where = getattr(leaf, "sharding", None)
         if isinstance(where, NamedSharding) and where.mesh == mesh:
             return leaf
-        return jax.device_put(leaf, everywhere)
+        return sharding.put(leaf, everywhere)
 
     variables = jax.tree.map(put, dict(own_model.variables))
     mask = jax.tree.map(lambda _: False, variables)

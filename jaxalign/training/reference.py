@@ -17,7 +17,7 @@ from jaxalign.data.chat import TokenizedPair
 from jaxalign.data.pairs import PairDataset
 from jaxalign.objectives import objective, policy
 from jaxalign.objectives.record import WeightModels
-from jaxalign.parallel import sharding
+from jaxalign.parallel import multihost, sharding
 from jaxalign.training.config import TrainConfig
 from jaxalign.training.objects import OwnModel
 from jaxalign.types import Variables
@@ -250,20 +250,29 @@ def reference_logps(
             progress.say(f"reference: read from {path}")
             return stored
     source = loader.StepSource(
-        data, shape, loader.BatchPlan(batch_rows, 1, 0, shuffle=False), num_epochs=1
+        data,
+        shape,
+        loader.BatchPlan(batch_rows, 1, 0, shuffle=False),
+        num_epochs=1,
+        share=sharding.share_of_rows(mesh),
     )
     found: dict[int, np.ndarray] = {}
     steps = range(len(source))
     for step in progress.track(steps, len(source), "reference log-probabilities"):
         batch = jax.tree.map(lambda leaf: leaf[0], source[step])
         on_devices = sharding.put_batch(batch, mesh)
-        values = np.asarray(_score(variables, on_devices, model=checkpoint.model))
+        values, response = multihost.gather(
+            (
+                _score(variables, on_devices, model=checkpoint.model),
+                on_devices.completions.response,
+            )
+        )
         for r, row in enumerate(source.rows_of_step(step)):
             for slot, index in enumerate(row):
-                mine = batch.completions.response[r] // 2 == slot
-                found[index] = values[r][mine & (batch.completions.response[r] >= 0)]
+                mine = (response[r] // 2 == slot) & (response[r] >= 0)
+                found[index] = values[r][mine]
     logps = [found[index] for index in range(len(data.pairs))]
-    if path is not None:
+    if path is not None and multihost.is_first():
         reference_cache.write(path, key, logps)
     return logps
 

@@ -15,14 +15,18 @@ from jaxalign.checkpoints import runs
 from jaxalign.configs import to_dict, to_plain
 from jaxalign.data.patchers import processor
 from jaxalign.errors import UserError
+from jaxalign.parallel import multihost
 from jaxalign.training.config import TrainConfig, from_dict
 from jaxalign.whole_file import write_text
 
 
 __all__ = ["FREE", "claim", "keep_config", "read_config"]
 
-FREE = ("out", "report_to", "save_total_limit", "data_workers")
-"""The options that change no number of a run."""
+_MESH = ("mesh.data", "mesh.fsdp", "mesh.tensor")
+
+FREE = ("out", "report_to", "save_total_limit", "data_workers", *_MESH)
+"""The options that a run may go on with others of. They change no number of it, but
+for the mesh: sums are taken in another order there, which is said."""
 
 
 def read_config(run: str | Path) -> TrainConfig:
@@ -51,7 +55,9 @@ def claim(
     free: Collection[str] = FREE,
     before: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Iterator[Path]:
-    """Make or reopen the run directory and hold it against other processes.
+    """Make or reopen the run directory and hold it against other runs.
+
+    Of several processes the first does it for all.
 
     Args:
       config: the run's, a dataclass with ``out``.
@@ -68,6 +74,20 @@ def claim(
       ...     sorted(path.name for path in run.iterdir())
       ['.lock', 'config.yaml', 'sources.json']
     """
+    with contextlib.ExitStack() as stack:
+        held = _held(config, sources, name, free, before)
+        multihost.on_first(lambda: stack.enter_context(held))
+        yield Path(config.out)
+
+
+@contextlib.contextmanager
+def _held(
+    config: Any,
+    sources: dict[str, str],
+    name: str,
+    free: Collection[str],
+    before: Callable[[Path], dict[str, Any]] | None,
+) -> Iterator[None]:
     run = Path(config.out)
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run} is a file: give a directory")
@@ -106,7 +126,7 @@ def claim(
             # The config comes last: without it the directory is no run yet.
             write_text(run / runs.SOURCES, kept)
             keep_config(run, config, name)
-        yield run
+        yield
 
 
 def _filled(before: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -152,6 +172,13 @@ def _refuse_difference(
     free: Collection[str],
 ) -> None:
     old, new = _flat(before), _flat(now)
+    moved = [f"{x}: {old[x]} there, {new[x]} now" for x in _MESH if old[x] != new[x]]
+    if moved:
+        progress.say(
+            f"{run} goes on with another mesh ({'; '.join(moved)}): from here on its "
+            "numbers may differ in their last bits from those of a run without the "
+            "change"
+        )
     changed = [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
         for name in sorted({*old, *new})

@@ -25,7 +25,7 @@ from jaxalign.objectives import objective as objective_lib
 from jaxalign.objectives.options import ObjectiveConfig
 from jaxalign.objectives.own import LossOfPairs
 from jaxalign.objectives.record import Objective
-from jaxalign.parallel import sharding
+from jaxalign.parallel import multihost, sharding
 from jaxalign.training import (
     compilation,
     encoding,
@@ -150,7 +150,7 @@ def open_session(
       session = open_session(inputs, run=None, store=None)
       state = fit(session)
     """
-    if run is not None and inputs.seen is not None:
+    if run is not None and inputs.seen is not None and multihost.is_first():
         seen.write(run / seen.SEEN, inputs.seen)
     inputs = encoding.encoded_inputs(inputs, run)
     config, data, source = inputs.config, inputs.data, inputs.source
@@ -177,6 +177,7 @@ def open_session(
         policy.frozen,
         put(source[start]),
     )
+    multihost.barrier("compiled")
     evaluate = evaluation.make_evaluate(
         config,
         data,
@@ -185,6 +186,7 @@ def open_session(
         ref_logps=numbers.ref.evaluation,
         token_weights=numbers.weights.evaluation,
         put=put,
+        mesh=inputs.mesh,
         preemption=preemption,
     )
     return Session(
@@ -238,7 +240,8 @@ def _load(inputs: RunInputs, layout: StartLayout, start: Path | None) -> Startin
     if has_adapter and start is not None and not start.is_file():
         whole = trees.combine(policy.trainable, policy.frozen)
         own = {name: whole[name] for name in adapter.COLLECTIONS if name in whole}
-        if jax.process_index() == 0:
+        own = multihost.gather(own)
+        if multihost.is_first():
             adapter_files.write_start(own, start)
     shapes = decoder.param_shapes(layout.model)
     progress.say(

@@ -66,16 +66,16 @@ def init(
         return state
     everywhere = sharding.replicated(mesh)
     return TrainState(
-        step=jax.device_put(state.step, everywhere),
+        step=sharding.put(state.step, everywhere),
         trainable=trainable,
         opt_state=optax.tree_map_params(
             tx,
-            jax.device_put,
+            sharding.put,
             state.opt_state,
             jax.tree.map(lambda leaf: leaf.sharding, trainable),
-            transform_non_params=lambda leaf: jax.device_put(leaf, everywhere),
+            transform_non_params=lambda leaf: sharding.put(leaf, everywhere),
         ),
-        key=jax.device_put(key, everywhere),
+        key=sharding.put(key, everywhere),
     )
 
 

@@ -12,7 +12,7 @@ from jaxalign.data import loader, packing, pairs, records
 from jaxalign.data.loader import BatchPlan, StepSource
 from jaxalign.data.pairs import PairDataset
 from jaxalign.errors import UserError
-from jaxalign.types import PreferenceBatch
+from jaxalign.types import PreferenceBatch, RowShare
 from tests import synthetic
 
 
@@ -122,7 +122,8 @@ def test_two_processes_have_the_rows_of_one(
     plan = BatchPlan(4, 2, seed=1)
     whole = StepSource(data, shape, plan, num_epochs=2)
     parts = [
-        StepSource(data, shape, plan, num_epochs=2, process=(i, 2)) for i in range(2)
+        StepSource(data, shape, plan, num_epochs=2, share=RowShare((i,), 2))
+        for i in range(2)
     ]
     for step in range(len(whole)):
         first, second = (part[step] for part in parts)
@@ -133,11 +134,21 @@ def test_two_processes_have_the_rows_of_one(
         assert_same(joined, whole[step])
 
 
+def test_rows_of_a_process_need_not_lie_side_by_side(
+    data: PairDataset, shape: packing.BatchShape
+) -> None:
+    """As where a mesh follows the wires between chips, not the hosts they are in."""
+    plan = BatchPlan(4, 1, seed=1)
+    whole = StepSource(data, shape, plan, num_epochs=1)[0]
+    odd = StepSource(data, shape, plan, num_epochs=1, share=RowShare((1, 3), 4))[0]
+    assert_same(odd, jax.tree.map(lambda leaf: leaf[:, 1::2], whole))
+
+
 def test_rows_that_processes_cannot_share_are_refused(
     data: PairDataset, shape: packing.BatchShape
 ) -> None:
-    with pytest.raises(UserError, match=r"3 row\(s\) .* split over 2 processes: give"):
-        StepSource(data, shape, BatchPlan(3, 1, seed=0), process=(0, 2))
+    with pytest.raises(UserError, match=r"3 row\(s\) .* split into 2 parts, .*: give"):
+        StepSource(data, shape, BatchPlan(3, 1, seed=0), share=RowShare((0,), 2))
 
 
 def test_accumulation_only_regroups_the_rows(
