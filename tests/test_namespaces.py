@@ -41,7 +41,7 @@ PUBLIC = {
     "margins mix objective optimal_transport options pairwise policy record "
     "reference_free segment_choice sft stepwise table token_level token_weights "
     "unpaired",
-    "parallel": "mesh sharding",
+    "parallel": "mesh multihost sharding",
     "reports": "comparison evaluation page rounds run",
     "training": "config data_check describe evaluation loop metrics optimizer publish "
     "reference run run_directory setup start step",

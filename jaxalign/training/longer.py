@@ -52,8 +52,9 @@ def same_but_for_its_end(config: TrainConfig, inputs: RunInputs) -> bool:
 
 def _elsewhere(one: TrainConfig, other: TrainConfig) -> bool:
     """Tell whether two runs differ in something that changes their numbers."""
-    free = {name: getattr(other, name) for name in run_directory.FREE}
-    return dataclasses.replace(one, **free) != other
+    free = {name.partition(".")[0] for name in run_directory.FREE}
+    own = {name: getattr(other, name) for name in free}
+    return dataclasses.replace(one, **own) != other
 
 
 def _way_on(config: TrainConfig) -> str:

@@ -317,6 +317,19 @@ def test_another_run_s_directory_is_refused(files, undisturbed, tmp_path) -> Non
         train(from_dict(values))
 
 
+def test_a_run_goes_on_with_another_mesh_and_says_so(files, tmp_path, capfd) -> None:
+    rate = {"optimizer": {"learning_rate": 1e-3, "schedule": "constant"}}
+    short = options(files, tmp_path / "run", max_steps=1, eval_data=None, **rate)
+    train(from_dict(short))
+    train(from_dict({**short, "max_steps": 2, "mesh": {"data": 2}}))
+    assert "mesh.data: 1 there, 2 now" in capfd.readouterr().err
+    train(from_dict({**short, "max_steps": 2, "out": str(tmp_path / "one")}))
+    got, want = (
+        metrics_lib.read(tmp_path / n / "metrics.jsonl") for n in ("run", "one")
+    )
+    assert got[2]["loss"] == pytest.approx(want[2]["loss"], rel=1e-5)
+
+
 def test_the_cached_reference_is_used_and_a_stale_one_refused(files, tmp_path) -> None:
     values = options(files, tmp_path / "off", max_steps=2)
     cached = {**values, "out": str(tmp_path / "cached"), "reference": "cached"}
