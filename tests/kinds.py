@@ -52,6 +52,10 @@ RULES: dict[str, dict[str, Rule]] = {
             "variants", ("{}", "*vanilla*", "*mean1*", "*top_k*")
         ),
     },
+    # The same run on five exchanges is kept.
+    "evaluation/tasks/test_dream_observations.py": {
+        "test_who_has_read_the_answers_is_right_in_everything": Rule("slow"),
+    },
     # The board's figures of one model; by the fits alone, of all three.
     "evaluation/tasks/test_alpaca_eval.py": {
         "test_all_figures_of_annotations": Rule("variants", ("claude*",)),

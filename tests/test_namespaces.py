@@ -25,8 +25,8 @@ PUBLIC = {
     "reference_cache rendering rows sample seen spans tfds_builders tokenizer",
     "evaluation": "boards calibration choices compare config contamination delimited "
     "differences estimate figstep_pictures grader_agreement grading harness "
-    "inspect_log joining letters measures outcomes published results safety_grading "
-    "score shares statistics task task_files",
+    "inspect_log joining letters measures observation_agreement outcomes published "
+    "results safety_grading score shares statistics task task_files",
     "feedback": "annotate candidates config decompose disentangle disentangle_file "
     "distill distill_config distill_estimate distill_file distill_filters examining "
     "gate gate_metrics judge_file lessons pair_filters pair_statistics pairing rounds "

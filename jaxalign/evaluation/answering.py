@@ -109,10 +109,16 @@ def text_of(messages: Sequence[Mapping[str, Any]]) -> str:
 def with_pictures(
     request: JudgeRequest, images: Sequence[Picture], pictures: NamedPictures
 ) -> JudgeRequest:
-    """Return a request to the judge that shows pictures behind its last message."""
+    """Return a request to the judge that shows pictures behind its last message.
+
+    One that shows these very pictures already stays as it is; they are named, so that
+    they are found when it is sent.
+    """
     if not images:
         return request
     names = pictures.references(images)
+    if request.subject.images == names:
+        return request
     last = request.messages[-1]
     content = last["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -62,7 +62,8 @@ class EvalConfig:
       data_dir: where the tasks' files are, as their authors publish them, plain or
         .gz: in it, or in folders of the tasks' names.
       model: Hugging Face checkpoint: a directory, or an id on the hub,
-        ``owner/name`` or ``owner/name@revision``.
+        ``owner/name`` or ``owner/name@revision``. Not with tasks that measure the judge
+        (``dream_observations``).
       adapter: PEFT directory, exported hybrid or run directory on top of the model.
       endpoint: the model in its place, behind an endpoint.
       judge: who grades; default the rules, which compare with accepted answers.
@@ -164,11 +165,6 @@ class EvalConfig:
     def _check_model(self) -> None:
         if self.grades is not None:
             return
-        if self.endpoint.model is None and self.model is None:
-            raise UserError(
-                "there is no model: give --model CHECKPOINT, --endpoint.model NAME, or "
-                "--grades FILE"
-            )
         if self.endpoint.model is None:
             return
         for name in ("model", "adapter", "max_pixels", "quantize"):

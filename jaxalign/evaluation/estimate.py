@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from jaxalign.data.images import NamedPictures
 from jaxalign.evaluation.answering import answer_of, request_of, with_pictures
 from jaxalign.evaluation.config import EvalConfig
-from jaxalign.evaluation.harness import model_of, sampling_of
+from jaxalign.evaluation.harness import grade_of, model_of, sampling_of
 from jaxalign.evaluation.planning import Planned, plan
-from jaxalign.evaluation.task import Answer, Grade
+from jaxalign.evaluation.task import Answer, Grade, Grading
 from jaxalign.judging.budget import cost_of
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.endpoint_model import endpoint_settings
@@ -25,6 +25,7 @@ from jaxalign.judging.estimate import (
 )
 from jaxalign.judging.judge import (
     JudgeRequest,
+    Verdict,
     message_text,
     request_key,
 )
@@ -42,11 +43,24 @@ class _Known(NamedTuple):
     """What the store has, by key; None without a store."""
 
     store: Store | None
+    counted: set[str]
+    """Keys of what is asked already: what is equal is asked once."""
 
     def verdict(self, key: str):
         """Return a value of the store, None for none and for a failure."""
         found = None if self.store is None else self.store.verdict(key)
         return found if found is not None and found.failure is None else None
+
+    def estimate(self, request: JudgeRequest, key: str, reply: str) -> Estimate:
+        """Return what a request takes, 0 tokens if it is known or equal to another."""
+        if self.verdict(key) is not None:
+            return Estimate(1, 1, 0, 0, 0)
+        if key in self.counted:
+            return Estimate(1, 0, 1, 0, 0)
+        self.counted.add(key)
+        count = token_counter(None).tokens
+        sent = sum(count(message_text(m)) + _TOKENS_AROUND for m in request.messages)
+        return Estimate(1, 0, 0, sent, count(reply), len(request.subject.images))
 
 
 def lines_of_run(config: EvalConfig) -> list[str]:
@@ -65,9 +79,10 @@ def lines_of_run(config: EvalConfig) -> list[str]:
     try:
         lines = []
         asked = judged = Estimate(0, 0, 0, 0, 0)
-        settings = _settings(config, pictures), settings_of(config.judge)
-        for one in plan(config):
-            answers, grades = _of_task(one, config, pictures, _Known(store), *settings)
+        planned, known = plan(config), _Known(store, set())
+        settings = _settings(config, planned, pictures), settings_of(config.judge)
+        for one in planned:
+            answers, grades = _of_task(one, config, pictures, known, *settings)
             lines.append(
                 f"{one.task.directory}: {len(one.indices)} of {len(one.items.rows)} "
                 f"items, {answers.requests} answers ({answers.known} in the store), "
@@ -84,8 +99,12 @@ def lines_of_run(config: EvalConfig) -> list[str]:
             store.close()
 
 
-def _settings(config: EvalConfig, pictures: NamedPictures) -> Mapping[str, Any]:
+def _settings(
+    config: EvalConfig, planned: Sequence[Planned], pictures: NamedPictures
+) -> Mapping[str, Any]:
     """Return what answers depend on; that needs no key."""
+    if all(one.task.measures_judge for one in planned):
+        return {}
     if config.endpoint.model is not None:
         return endpoint_settings(config.endpoint)
     return model_of(config, pictures).settings
@@ -114,33 +133,42 @@ def _of_task(
                     pictures,
                     logprobs=config.best_of == "likelihood",
                 )
-                found = known.verdict(request_key(request, model))
-                answers = answers.plus(_one(request, found is not None, _ANSWER))
+                key = request_key(request, model)
+                found = known.verdict(key)
+                answers = answers.plus(known.estimate(request, key, _ANSWER))
                 said[question.name, sample] = (
                     Answer(_ANSWER) if found is None else answer_of(found)
                 )
-        for grading in one.task.grade(row, said):
-            if isinstance(grading.by, Grade):
-                continue
-            request = with_pictures(grading.by, grading.images, pictures)
-            seen = known.verdict(request_key(request, judge)) is not None
-            reply = _reply(request)
-            grades = grades.plus(_one(request, seen, reply))
+        first = one.task.grade(row, said)
+        found, judged = _judged(first, pictures, known, judge)
+        grades = grades.plus(judged)
+        if one.task.further is not None:
+            made = {(g.name, g.sample): grade_of(g, v) for g, v in found}
+            more = one.task.further(row, made)
+            grades = grades.plus(_judged(more, pictures, known, judge)[1])
     return answers, grades
 
 
-def _reply(request: JudgeRequest) -> str:
-    if request.task == "prose":
-        return _ANSWER
-    return str(assumed_reply(request.schema))
-
-
-def _one(request: JudgeRequest, known: bool, reply: str) -> Estimate:
-    if known:
-        return Estimate(1, 1, 0, 0, 0)
-    count = token_counter(None).tokens
-    sent = sum(count(message_text(m)) + _TOKENS_AROUND for m in request.messages)
-    return Estimate(1, 0, 0, sent, count(reply), len(request.subject.images))
+def _judged(
+    gradings: Sequence[Grading],
+    pictures: NamedPictures,
+    known: _Known,
+    judge: Mapping[str, Any],
+) -> tuple[list[tuple[Grading, Verdict]], Estimate]:
+    """Return the judge's verdicts, known or assumed, and what it is asked."""
+    found: list[tuple[Grading, Verdict]] = []
+    total = Estimate(0, 0, 0, 0, 0)
+    for one in gradings:
+        if isinstance(one.by, Grade):
+            continue
+        request = with_pictures(one.by, one.images, pictures)
+        key = request_key(request, judge)
+        # What a judge writes a list of is one thing, as in `jaxalign disentangle`.
+        assumed = assumed_reply(request.schema, items=1)
+        reply = _ANSWER if request.task == "prose" else str(assumed)
+        total = total.plus(known.estimate(request, key, reply))
+        found.append((one, known.verdict(key) or Verdict(assumed)))
+    return found, total
 
 
 def _lines(what: str, config: JudgeConfig | None, found: Estimate) -> list[str]:

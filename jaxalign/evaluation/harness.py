@@ -14,7 +14,7 @@ from jaxalign import event_loops, progress
 from jaxalign.configs import to_dict
 from jaxalign.data.images import NamedPictures
 from jaxalign.errors import UserError
-from jaxalign.evaluation import run_files
+from jaxalign.evaluation import run_files, shown_items
 from jaxalign.evaluation.answering import Asked, answer_of, request_of, with_pictures
 from jaxalign.evaluation.config import EvalConfig
 from jaxalign.evaluation.contamination import overlap_with_training
@@ -35,7 +35,7 @@ from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
 
 
-__all__ = ["Runner", "evaluate", "model_of", "sampling_of"]
+__all__ = ["Runner", "evaluate", "grade_of", "model_of", "sampling_of"]
 
 Asking = Callable[[Any, Sequence[JudgeRequest], str, Usage], Awaitable[list[Verdict]]]
 """Has a model or a judge answer requests: (whom, requests, what for, usage)."""
@@ -69,12 +69,15 @@ def evaluate(
       report.metrics["over_refusal"]["value"]
     """
     out = Path(config.out)
-    planned = plan(config)
+    given = {"model": model, "judge": judge}
+    planned = plan(config, objects=[n for n in given if given[n] is not None])
     pictures = NamedPictures()
     if config.grades is not None:
         (one,) = planned
         return [_of_grades(one, Path(config.grades), config, out)]
-    answers = model or model_of(config, pictures)
+    answers = None
+    if not all(one.task.measures_judge for one in planned):
+        answers = model or model_of(config, pictures)
     grader = make_judge(config.judge, judge, load_image=pictures.load)
     run_files.begin(out, _identity(config, answers, grader))
     with Store(out / "store.db") as store:
@@ -101,7 +104,7 @@ def model_of(config: EvalConfig, pictures: NamedPictures) -> Any:
     from jaxalign.judging.engine_model import EngineModel
 
     assert config.model is not None
-    kept = run_files.settings_of(Path(config.out)).get("model", {}).get("dtype")
+    kept = (run_files.settings_of(Path(config.out)).get("model") or {}).get("dtype")
     return EngineModel(
         config.model,
         pictures,
@@ -127,11 +130,11 @@ def sampling_of(task: Task, question: Question, config: EvalConfig) -> dict[str,
     return found | ({"seed": config.seed} if config.seed else {})
 
 
-def _identity(config: EvalConfig, model: Judge, judge: Judge) -> dict[str, Any]:
+def _identity(config: EvalConfig, model: Judge | None, judge: Judge) -> dict[str, Any]:
     """Return what may not differ between what one directory holds."""
     own = config.options
     return {
-        "model": dict(model.settings),
+        "model": None if model is None else dict(model.settings),
         "judge": dict(judge.settings),
         "generation": config.generation.given,
         "seed": config.seed,
@@ -185,15 +188,18 @@ class Runner:
         gradings = {
             index: one.task.grade(row, answers[index]) for index, row in rows.items()
         }
-        grades, spent = await self._grades(name, gradings, answers)
+        spent = Usage()
+        grades = await self._grades(name, gradings, answers, spent)
+        if (further := one.task.further) is not None:
+            more = {index: further(row, grades[index]) for index, row in rows.items()}
+            found = await self._grades(name, more, answers, spent)
+            grades = {index: {**grades[index], **found[index]} for index in rows}
         graded = [
             Graded(index, rows[index], answers[index], grades[index]) for index in rows
         ]
         settings = {
-            "model": dict(self.model.settings),
+            **self._drawn(one.task),
             "judge": dict(self.judge.settings),
-            "sampling": {**one.task.sampling, **self.config.generation.given},
-            "num_samples": one.task.num_samples,
             "limit": self.config.limit,
             "seed": self.config.seed,
             "bootstrap": {"seed": 0, "rounds": 2000},
@@ -201,8 +207,13 @@ class Runner:
         }
         if self.config.shard is not None:
             settings["shard"] = self.config.shard
-        more = _seen(self.config.adapter, name, questions)
-        items = one.items
+        adapter, items = self.config.adapter, one.items
+        if one.task.measures_judge:
+            adapter, questions = (
+                None,
+                {i: shown_items.as_questions(g) for i, g in gradings.items()},
+            )
+        more = _seen(adapter, name, questions)
         return self._write(*(out, one.task, items, graded, questions, settings), more)
 
     def _expect(self, one: Planned) -> None:
@@ -222,6 +233,16 @@ class Runner:
                     yield request_of(
                         *(question, sample, (), how, self.pictures), logprobs=logprobs
                     )
+
+    def _drawn(self, task: Task) -> dict[str, Any]:
+        """Return who answers and how; nothing where the judge is measured."""
+        if task.measures_judge:
+            return {}
+        return {
+            "model": dict(self.model.settings),
+            "sampling": {**task.sampling, **self.config.generation.given},
+            "num_samples": task.num_samples,
+        }
 
     async def _answers(
         self, task: Task, questions: Mapping[int, Sequence[Question]]
@@ -278,7 +299,8 @@ class Runner:
         name: str,
         gradings: Mapping[int, Sequence[Grading]],
         answers: Mapping[int, Mapping[tuple[str, int], Answer]],
-    ) -> tuple[dict[int, dict[tuple[str, int], Grade]], Usage]:
+        used: Usage,
+    ) -> dict[int, dict[tuple[str, int], Grade]]:
         """Have all answers graded; what was not answered is not."""
         grades: dict[int, dict[tuple[str, int], Grade]] = {i: {} for i in gradings}
         asked: list[tuple[int, Grading]] = []
@@ -295,11 +317,10 @@ class Runner:
                     grades[index][place] = Grade(None, "judge_failed")
                     asked.append((index, one))
                     requests.append(with_pictures(one.by, one.images, self.pictures))
-        used = Usage()
         found = await self._ask(self.judge, requests, f"{name}: grading", used)
         for (index, one), verdict in zip(asked, found, strict=True):
-            grades[index][one.name, one.sample] = _grade(one, verdict)
-        return grades, used
+            grades[index][one.name, one.sample] = grade_of(one, verdict)
+        return grades
 
 
 async def _asked(
@@ -348,7 +369,12 @@ def _seen(
     return {"seen": found}
 
 
-def _grade(grading: Grading, verdict: Verdict) -> Grade:
+def grade_of(grading: Grading, verdict: Verdict) -> Grade:
+    """Return the grade that a verdict is.
+
+    >>> grade_of(Grading("right", "q", 0, Grade("no")), Verdict({"grade": "yes"})).value
+    'yes'
+    """
     if verdict.failure is not None:
         return Grade(None, "judge_failed", verdict.raw)
     read = grading.read or (lambda value: Grade(value["grade"]))

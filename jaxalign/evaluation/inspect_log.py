@@ -123,7 +123,7 @@ def log_of(task: Results) -> dict[str, Any]:
 
 
 def _model(settings: Mapping[str, Any]) -> str:
-    model = settings.get("model")
+    model = settings.get("model") or settings.get("judge")
     if isinstance(model, Mapping):
         model = "+".join(str(model[k]) for k in ("model", "adapter") if model.get(k))
     return str(model or "unknown")
@@ -190,11 +190,17 @@ def _sample(
 def _score(row: Mapping[str, Any], answer: Mapping[str, Any] | None) -> dict[str, Any]:
     ok = row["status"] == "ok"
     return {
-        "value": row.get("grade") if ok else math.nan,
+        "value": _plain(row.get("grade")) if ok else math.nan,
         "answer": None if answer is None else answer.get("answer"),
         "explanation": row.get("raw"),
         "metadata": {"status": row["status"]},
     }
+
+
+def _plain(grade: Any) -> Any:
+    """Return a grade as the format has it: a list of objects as JSON."""
+    nested = isinstance(grade, list) and any(isinstance(x, Mapping) for x in grade)
+    return json.dumps(grade, ensure_ascii=False) if nested else grade
 
 
 def _scores(task: Results) -> list[dict[str, Any]]:

@@ -137,7 +137,9 @@ def join_evaluations(out: str | Path, parts: Sequence[str | Path]) -> JoinedEval
     found = _read_parts([Path(part) for part in parts])
     made = out.with_name(f".{out.name}.part")
     config = dataclasses.replace(found[0].config, shard=None, out=str(out))
-    planned = plan(config)
+    # Who a part asked may have been an object, which its options do not name.
+    asked = [name for name in ("model", "judge") if found[0].identity[name] is not None]
+    planned = plan(config, objects=asked)
     _check_ended(found, planned)
     with writing(out, _KEPT):
         shutil.rmtree(made, ignore_errors=True)

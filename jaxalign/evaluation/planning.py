@@ -1,7 +1,7 @@
 """What an evaluation is of: tasks in their conditions, and which of their items."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,18 +31,26 @@ class Planned(NamedTuple):
     """Of the items that all parts together ask."""
 
 
-def plan(config: EvalConfig) -> list[Planned]:
+def plan(config: EvalConfig, *, objects: Collection[str] = ()) -> list[Planned]:
     """Return what is to be done: each task in each condition, with its items.
 
     What belongs beside a task (``Task.beside``) follows it, if its files are there.
 
+    Args:
+      config: of the command.
+      objects: ``model`` and ``judge`` where they are given as such, not by options.
     Raises:
-      UserError: there is no such task, or its files are missing or not as published.
+      UserError: there is no such task, nobody to ask, or the files are missing or not
+        as published.
     Example::
 
       [one.task.directory for one in plan(config)]
     """
     asked = [task_files.resolve(name) for name in config.tasks]
+    if config.grades is None:
+        _check_model([task for task, _ in asked], config, "model" in objects)
+        if "judge" not in objects:
+            _check_judge([task for task, _ in asked], config)
     found = [
         planned
         for task, own in asked
@@ -56,6 +64,42 @@ def plan(config: EvalConfig) -> list[Planned]:
         return found
     beside = {name: one for one in found for name in one.task.beside}
     return [*found, *_beside(beside, set(names), config)]
+
+
+def _check_model(tasks: Sequence[Task], config: EvalConfig, given: bool) -> None:
+    """Refuse tasks whose model is missing, and a model that no task asks."""
+    there = given or config.model is not None or config.endpoint.model is not None
+    if not all(task.measures_judge for task in tasks):
+        if not there:
+            raise UserError(
+                "there is no model: give --model CHECKPOINT, --endpoint.model NAME, or "
+                "--grades FILE"
+            )
+        return
+    named = ("model", "adapter", "max_pixels", "quantize", "chat_template_kwargs")
+    named = (*named, "num_samples", "best_of", "prompts")
+    found = [name for name in named if getattr(config, name) is not None]
+    found += ["endpoint.model"] if config.endpoint.model is not None else []
+    found += [f"generation.{name}" for name in config.generation.given]
+    if found or given:
+        raise UserError(
+            f"--{(found or ['model'])[0]} has no effect: "
+            f"{', '.join(task.name for task in tasks)} asks no model, it is the judge "
+            "that is measured. Leave it out, and give who is to be measured as "
+            "--judge.*"
+        )
+
+
+def _check_judge(tasks: Sequence[Task], config: EvalConfig) -> None:
+    """Refuse a judge that cannot answer what it is measured by."""
+    measured = [task.name for task in tasks if task.measures_judge]
+    if measured and not config.judge.writes:
+        raise UserError(
+            f"{measured[0]} has the judge write what it observes, which judge.name "
+            f"{config.judge.name} does not: use judge.name openai (`jaxalign serve` is "
+            "such an endpoint), a checkpoint in this process (judge.name local, "
+            "judge.method json) or a function of your own (judge.name python)"
+        )
 
 
 def _beside(

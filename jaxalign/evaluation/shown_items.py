@@ -10,10 +10,11 @@ from typing import Any
 from jaxalign.data.picture import Picture
 from jaxalign.errors import UserError
 from jaxalign.evaluation.answering import text_of
-from jaxalign.evaluation.task import Graded, Question
+from jaxalign.evaluation.task import Graded, Grading, Question
+from jaxalign.judging.judge import JudgeRequest
 
 
-__all__ = ["rows", "thumbnail"]
+__all__ = ["as_questions", "rows", "thumbnail"]
 
 
 def rows(
@@ -50,6 +51,19 @@ def rows(
             }
         )
     return [row for row in found if len(row) > 2 or row["asked"]]
+
+
+def as_questions(gradings: Sequence[Grading]) -> list[Question]:
+    """Return what a judge is asked as the page shows what a model is.
+
+    >>> as_questions([])
+    []
+    """
+    return [
+        Question(one.name, one.by.messages, one.images)
+        for one in gradings
+        if isinstance(one.by, JudgeRequest)
+    ]
 
 
 def thumbnail(picture: Picture) -> str | None:

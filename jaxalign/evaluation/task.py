@@ -28,6 +28,7 @@ __all__ = [
     "Task",
     "TaskOptions",
     "drawn",
+    "no_questions",
 ]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -115,7 +116,8 @@ class Grading(NamedTuple):
     name: str
     """What stands under ``question`` in ``grades.jsonl``; unique with the sample."""
     question: str
-    """The question whose answer is graded. If that failed, so is this."""
+    """The question whose answer is graded. If that failed, so is this. Of a task that
+    asks no model, the name again."""
     sample: int
     by: Grade | JudgeRequest
     read: Callable[[Any], Grade] | None = None
@@ -139,6 +141,15 @@ class Graded:
     """By question and sample; empty where only grades were given."""
     grades: Mapping[tuple[str, int], Grade]
     """By a grading's name and sample."""
+
+
+def no_questions(item: Any) -> Sequence[Question]:
+    """Return no question: what a task asks a model that measures the judge.
+
+    >>> no_questions("an item")
+    ()
+    """
+    return ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,9 +197,12 @@ class Task:
       load: from the data directory (of a task's own file: the file's folder, unless one
         is given) to the items. Our tasks look where :mod:`.published` says. Raises
         UserError for a file that is missing or not as published.
-      requests: from an item to the questions.
+      requests: from an item to the questions; default :func:`no_questions`: it is the
+        judge that is measured, by what ``grade`` asks it, and no model is asked.
       grade: from an item and its answers, by (question, sample), to what is said of
         them. Called when all questions of the item are settled.
+      further: from an item and its grades to what is asked then, such as a check of
+        what the judge saw; default nothing. Its gradings have names of their own.
       metrics: from the graded items to the figures: nested dicts whose leaves are
         :class:`.statistics.Figure`, numbers or texts. Pure.
       num_samples: answers of each question.
@@ -221,9 +235,12 @@ class Task:
 
     name: str
     load: Callable[[Path], Items | Sequence[Any]]
-    requests: Callable[[Any], Sequence[Question]]
+    requests: Callable[[Any], Sequence[Question]] = no_questions
     grade: Callable[[Any, Mapping[tuple[str, int], Answer]], Sequence[Grading]]
     metrics: Callable[[Sequence[Graded]], Mapping[str, Any]]
+    further: (
+        Callable[[Any, Mapping[tuple[str, int], Grade]], Sequence[Grading]] | None
+    ) = None
     num_samples: int = 1
     sampling: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"temperature": 0.0, "max_new_tokens": 512}
@@ -233,6 +250,15 @@ class Task:
     beside: tuple[str, ...] = ()
     read_grades: "Callable[[Path, Items], Sequence[Graded]] | None" = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def measures_judge(self) -> bool:
+        """Whether no model is asked.
+
+        >>> Task(name="mine", load=list, grade=list, metrics=dict).measures_judge
+        True
+        """
+        return self.requests is no_questions
 
     @property
     def directory(self) -> str:

@@ -77,11 +77,11 @@ def write(out: str | Path) -> Path:
 
 
 def _models(tasks: Sequence[Results]) -> str:
-    """Return who answered, as the settings say it."""
+    """Return who answered, or which judge was measured, as the settings say it."""
     names = []
     for task in tasks:
         settings = task.metrics.get("settings") or {}
-        model = settings.get("model")
+        model = settings.get("model") or settings.get("judge")
         if isinstance(model, Mapping):
             model = " + ".join(
                 str(model[key]) for key in ("model", "adapter") if model.get(key)

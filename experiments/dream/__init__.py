@@ -1,0 +1,1 @@
+"""The parts of ``experiments/dream.py`` and ``experiments/dream_mechanism.py``."""
