@@ -24,11 +24,15 @@ model, pictures and judgements in between, what they are meant to do, and that t
 catches the shortcut of refusing everything (arm ``refusals alone``, trained on nothing
 else). It says nothing of how well a real judge observes.
 
-All arms of a seed take equally many updates: what an arm leaves out, its other stages
-get. Prints OUT/results.md: means over the seeds with their standard errors, how many
-of the seeds the claims hold in, and what the gate said. Each arm and seed is a
-directory; the same command goes on after a stop. Choose with ``--arms`` and
-``--seeds``; ``--quick`` has a tenth of everything and shows nothing but that it runs.
+The supervised stage is short, so that something is left to the rounds: after 24 updates
+of it a trial named none of 24 marked pictures of unseen symbols and refused none of
+their 24 twins. All arms of a seed take equally many updates: what an arm leaves out,
+its other stages get.
+
+Prints OUT/results.md: means over the seeds with their standard errors, in how many of
+the seeds the claims hold, and what the gate said. Each arm and seed is a directory; the
+same command goes on after a stop. Choose with ``--arms`` and ``--seeds``; ``--quick``
+has a tenth of everything and shows nothing but that it runs.
 """
 
 import argparse
@@ -48,7 +52,7 @@ from jaxalign.whole_file import write_text
 
 WHOLE = Sizes(taught=60, rounds=12, gate=20, held_out=100)
 QUICK = Sizes(taught=4, rounds=2, gate=2, held_out=3)
-STEPS = {True: Steps(2, 2, 2), False: Steps(careless=40, supervised=32, preference=16)}
+STEPS = {True: Steps(2, 2, 2), False: Steps(careless=40, supervised=12, preference=16)}
 
 Result = dict[str, Any]
 
@@ -63,10 +67,15 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--supervised", type=int, help="updates of that stage; another OUT for each"
+    )
     parser.add_argument("--quick", action="store_true", help="only to see it run")
     args = parser.parse_args()
     devices.set_up_jax()
     out, steps = Path(args.out), STEPS[args.quick]
+    if args.supervised is not None:
+        steps = steps._replace(supervised=args.supervised)
     sizes = QUICK if args.quick else WHOLE
     files = marked.write(out / "pictures", Path(args.packages), sizes)
     start = mechanism.careless(
