@@ -68,7 +68,7 @@ def _beside_others() -> Iterator[None]:
         if multihost is None or not multihost.several():
             raise
         traceback.print_exc()
-        gone = type(error).__name__ == "JaxRuntimeError"
+        gone = multihost.is_loss(error)
         print(
             "jaxalign: another process of this run has gone: start all of them again, "
             "with the same command"

@@ -23,6 +23,7 @@ __all__ = [
     "gather",
     "initialise",
     "is_first",
+    "is_loss",
     "on_first",
     "several",
 ]
@@ -169,6 +170,22 @@ def on_first(work: Callable[[], T]) -> T | None:
     if said := agreed(failure):
         raise UserError(said)
     return made
+
+
+def is_loss(error: Exception) -> bool:
+    """Return whether an error says that another process has gone.
+
+    JAX has no class for it: whatever the runtime raises counts, but for memory that
+    does not suffice, and errors of the exchange between CPUs, which may come as others.
+
+    >>> is_loss(ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"))
+    True
+    >>> is_loss(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    False
+    """
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return False
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
 
 
 def agreed(text: str) -> str:
