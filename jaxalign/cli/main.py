@@ -68,17 +68,9 @@ def _beside_others() -> Iterator[None]:
         if multihost is None or not multihost.several():
             raise
         traceback.print_exc()
-        gone = multihost.is_loss(error)
-        print(
-            "jaxalign: another process of this run has gone: start all of them again, "
-            "with the same command"
-            if gone
-            else "jaxalign: this process failed, and ends the others",
-            file=sys.stderr,
-        )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(42 if gone else 1)
+        if multihost.is_loss(error):
+            multihost.leave("another process of this run has gone", 42)
+        multihost.leave("this process failed, and ends the others", 1)
 
 
 def _run(arguments: list[str], debug: bool) -> int:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import progress
@@ -26,10 +25,10 @@ from jaxalign.checkpoints.renderer import (
 )
 from jaxalign.configs import check_fields
 from jaxalign.data import layouts, loader, pairs, records
-from jaxalign.data.chat import Branch, TokenizedPair
 from jaxalign.data.columns import check_template_kwargs
 from jaxalign.data.kept_features import ImageFeatures
 from jaxalign.errors import UserError
+from jaxalign.evaluation import scored_pair
 from jaxalign.models.quantised import Quantize
 from jaxalign.objectives import logps
 from jaxalign.objectives.dpo2d import DPO2DConfig
@@ -299,7 +298,7 @@ def score_records(
         values, response = multihost.gather((found, batch.completions.response))
         for r, row in enumerate(source.rows_of_step(step)):
             for slot, index in enumerate(row):
-                waiting[index] = _result(
+                waiting[index] = scored_pair.result(
                     data.pairs[index],
                     index=data.indices[index],
                     values={k: v[r] for k, v in values.items()},
@@ -350,62 +349,3 @@ def _evaluate(
 
 # By the models' values: a second score in one process compiles nothing.
 _evaluate_jit = jax.jit(_evaluate, static_argnames=("models", "objective", "aspects"))
-
-
-def _result(
-    pair: TokenizedPair,
-    *,
-    index: int,
-    values: dict[str, np.ndarray],
-    response: np.ndarray,
-    slot: int,
-    beta: float,
-    token_logps: bool,
-) -> dict[str, Any]:
-    rewards = beta * (values["logps"][slot] - values["ref_logps"][slot])
-    result: dict[str, Any] = {
-        "index": index,
-        "loss": float(values["loss"][slot]),
-        "rewards": {
-            "chosen": float(rewards[0]),
-            "rejected": float(rewards[1]),
-            "margin": float(rewards[0] - rewards[1]),
-        },
-    }
-    for side, (name, branch) in enumerate(
-        (("chosen", pair.chosen), ("rejected", pair.rejected))
-    ):
-        result[name] = {
-            "tokens": branch.num_completion_tokens,
-            "logp": float(values["logps"][slot, side]),
-            "ref_logp": float(values["ref_logps"][slot, side]),
-            "segments": _segments(branch, values, (slot, side), beta),
-        }
-        if token_logps:
-            mine = response == 2 * slot + side
-            result[name]["token_ids"] = branch.tokens[branch.places].tolist()
-            for field in ("token_logps", "ref_token_logps"):
-                result[name][field] = values[field][mine].tolist()
-    return result
-
-
-def _segments(
-    branch: Branch, values: dict[str, np.ndarray], at: tuple[int, int], beta: float
-) -> list[dict[str, Any]]:
-    policy, reference = (
-        values[name][at] for name in ("segment_logps", "ref_segment_logps")
-    )
-    return [
-        {
-            "start": start,
-            "end": end,
-            **({"turn": turn} if turn else {}),
-            "tokens": int(values["segment_tokens"][at][s]),
-            "logp": float(policy[s]),
-            "ref_logp": float(reference[s]),
-            "reward": float(beta * (policy[s] - reference[s])),
-            "weight": float(values["weights"][at][s]),
-            "selected": bool(values["selected"][at][s]),
-        }
-        for s, (start, end, turn) in enumerate(branch.offsets)
-    ]

@@ -6,6 +6,7 @@ here returns at once. https://docs.jax.dev/en/latest/multi_process.html
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from jaxalign import progress
 from jaxalign.errors import UserError
+from jaxalign.parallel import lifeline
 
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "initialise",
     "is_first",
     "is_loss",
+    "leave",
     "on_first",
     "several",
 ]
@@ -80,6 +83,46 @@ def initialise(distributed: str = "auto") -> None:
     progress.console.quiet = not is_first()
     # On CPUs the first exchange has half a minute for all to arrive, and now they do.
     barrier("joined")
+    _hold(options.get("coordinator_address", "").rpartition(":")[0])
+
+
+def _hold(host: str) -> None:
+    """Have this process end when another dies, whatever either does at that time.
+
+    Args:
+      host: where the first process is reached; default it finds that out.
+    """
+    if not several():
+        return
+    if is_first():
+        listener = lifeline.Listener(host or lifeline.own_address())
+        agreed(listener.place)
+        lines = listener.accept(jax.process_count() - 1)
+    else:
+        lines = lifeline.connect(agreed(""))
+    lifeline.watch(lines, _leave)
+
+
+def _leave() -> None:
+    leave("another process of this run has gone", 42)
+
+
+def leave(why: str, status: int) -> None:
+    """End this process at once, as Python's own end would wait for the others.
+
+    Args:
+      why: said on standard error.
+      status: 42 where all are to be started again.
+    Example::
+
+      multihost.leave("another process of this run has gone", 42)
+    """
+    print(f"jaxalign: {why}", file=sys.stderr)
+    if status == 42:
+        print("jaxalign: give the same command again, everywhere", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -177,7 +177,6 @@ def open_session(
         policy.frozen,
         put(source[start]),
     )
-    multihost.barrier("compiled")
     evaluate = evaluation.make_evaluate(
         config,
         data,
@@ -381,4 +380,5 @@ def _compiled(
         ahead = compilation.compile_ahead(train_step, state, frozen, batch)
     step_fn = ahead.result(state, frozen, batch)
     progress.say(f"compiled in {time.monotonic() - began:.1f} s")
+    multihost.barrier("compiled")
     return step_fn

@@ -94,11 +94,12 @@ def weights(run: Path) -> list[np.ndarray]:
     return [*map(np.asarray, jax.tree.leaves(open_run(run).variables["lora"]))]
 
 
-def wait_for_step(run: Path, step: int, started: list[Any]) -> None:
+def wait_for_step(run: Path, step: int, started: list[Any], logs: Path) -> None:
     """Wait until a run's log has a step; for other processes, not for a result."""
     log = run / "metrics.jsonl"
     while not log.exists() or len(log.read_bytes().splitlines()) <= step:
-        assert all(process.poll() is None for process in started)
+        ended = [process.poll() is not None for process in started]
+        assert not any(ended), hosts.log_of(logs, ended.index(True))
         time.sleep(0.02)
 
 
@@ -141,7 +142,7 @@ def test_one_host_is_told_to_end_and_all_save_and_go_on(
     run, logs = tmp_path / "run", tmp_path / "logs"
     # More steps than it can make before the signal: the end is not reached first.
     started = hosts.start(command(files, run), logs, processes=2, devices=2)
-    wait_for_step(run, 1, started)
+    wait_for_step(run, 1, started, logs)
     started[1].send_signal(signal.SIGTERM)
     assert hosts.end(started) == [42, 42], hosts.log_of(logs)
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir())
@@ -157,7 +158,7 @@ def test_a_host_dies_the_others_end_at_once_and_two_go_on_for_four(
 ) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
     started = hosts.start(command(files, run), logs, processes=4, devices=1)
-    wait_for_step(run, 3, started)
+    wait_for_step(run, 3, started, logs)
     began = time.monotonic()
     started[2].kill()
     ends = hosts.end(started)
@@ -175,7 +176,7 @@ def test_the_first_host_dies_and_the_others_end(
 ) -> None:
     run, logs = tmp_path / "run", tmp_path / "logs"
     started = hosts.start(command(files, run), logs, processes=2, devices=2)
-    wait_for_step(run, 3, started)
+    wait_for_step(run, 3, started, logs)
     started[0].kill()
     # JAX ends it, unless Python hears of the broken line before.
     dead, other = hosts.end(started)
