@@ -106,6 +106,6 @@ def test_a_command_says_its_options(name: str, config) -> None:
     assert words[:2] == ["jaxalign", name]
     arguments = words[2:]
     if name == "eval":
-        arguments = evaluating._with_lists(evaluating._with_judge(arguments))
+        arguments = evaluating._with_lists(parsing.with_judge(arguments))
     parser = parsing.make_parser(name, type(config), description="")
     assert parsing.parse(parser, arguments, type(config)) == config

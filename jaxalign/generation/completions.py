@@ -100,7 +100,7 @@ def check_drawn(options: Sampling) -> None:
     Raises:
       UserError: the temperature is 0, and tokens are to be left out too.
     Example:
-      >>> check_drawn(Sampling(temperature=0))
+      >>> check_drawn(Sampling(temperature=0.0))
     """
     for name, neutral in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
         if options.temperature == 0 and getattr(options, name) != neutral:

@@ -124,7 +124,7 @@ def share_of_rows(mesh: Mesh) -> RowShare:
         return RowShare()
     count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     where = batch_sharding(mesh).addressable_devices_indices_map((count,))
-    parts = {one.start or 0 for (one,) in where.values()}
+    parts = {index[0].start or 0 for index in where.values() if index}
     return RowShare(tuple(sorted(parts)), count)
 
 
@@ -140,7 +140,7 @@ def put(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
     if isinstance(leaf, jax.Array):
         if not leaf.is_fully_addressable:
             return jax.jit(lambda x: x, out_shardings=where)(leaf)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = put(jax.random.key_data(leaf), where)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
@@ -178,7 +178,7 @@ def put_batch(batch: Any, mesh: Mesh | None, leading: int = 0) -> Any:
     size = local // len(share.parts)
 
     def laid(leaf: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             place = share.parts.index((index[leading].start or 0) // size) * size
             mine = slice(place, place + size)
             return leaf[(*index[:leading], mine, *index[leading + 1 :])]
