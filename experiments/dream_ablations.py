@@ -24,9 +24,10 @@ model, pictures and judgements in between, what they are meant to do, and that t
 catches the shortcut of refusing everything (arm ``refusals alone``, trained on nothing
 else). It says nothing of how well a real judge observes.
 
-The supervised stage is short, so that something is left to the rounds: after 24 updates
-of it a trial named none of 24 marked pictures of unseen symbols and refused none of
-their 24 twins. All arms of a seed take equally many updates: what an arm leaves out,
+The supervised stage is short, so that something is left to the rounds. It may be too
+short: after 12 updates a trial (``full``, seed 0) named none of 200 marked pictures and
+refused 105 of their 200 twins, and the gate rejected both rounds; after 24 another
+named none of 24 and refused none of 24. The table is still to be made. All arms of a seed take equally many updates: what an arm leaves out,
 its other stages get.
 
 Prints OUT/results.md: means over the seeds with their standard errors, in how many of
