@@ -27,8 +27,8 @@ else). It says nothing of how well a real judge observes.
 The supervised stage is short, so that something is left to the rounds. It may be too
 short: after 12 updates a trial (``full``, seed 0) named none of 200 marked pictures and
 refused 105 of their 200 twins, and the gate rejected both rounds; after 24 another
-named none of 24 and refused none of 24. The table is still to be made. All arms of a seed take equally many updates: what an arm leaves out,
-its other stages get.
+named none of 24 and refused none of 24. The table is still to be made. All arms of a
+seed take equally many updates: what an arm leaves out, its other stages get.
 
 Prints OUT/results.md: means over the seeds with their standard errors, in how many of
 the seeds the claims hold, and what the gate said. Each arm and seed is a directory; the

@@ -26,9 +26,9 @@ and OUT/report.html. Give the same command again to go on after a stop. Reckoned
 the processor time of its parts, it takes two quiet cores 45 minutes, of which alignment
 20; ``--quick``, with few symbols and updates, less than four in all.
 
-**The whole plan does not do yet what it is for**: a trial with 400 updates of the second
-stage named 2 of the first 375 held-out drawings. A row holds three conversations, so
-that each of 550 symbols was seen but twice.
+**The whole plan does not do yet what it is for**: a trial with 400 updates of the
+second stage named 2 of the first 375 held-out drawings. A row holds three
+conversations, so that each of 550 symbols was seen but twice.
 """
 
 import argparse
