@@ -174,6 +174,11 @@ class EvalConfig:
                 )
 
     @property
+    def checkpoint(self) -> str | None:
+        """The model in this process; None where an endpoint answers."""
+        return None if self.endpoint.model is not None else self.model
+
+    @property
     def options(self) -> TaskOptions:
         """What tasks read of all this."""
         return TaskOptions(

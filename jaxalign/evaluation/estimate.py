@@ -105,7 +105,7 @@ def _settings(
     """Return what answers depend on; that needs no key."""
     if all(one.task.measures_judge for one in planned):
         return {}
-    if config.endpoint.model is not None:
+    if config.checkpoint is None:  # without a key
         return endpoint_settings(config.endpoint)
     return model_of(config, pictures).settings
 

@@ -29,7 +29,7 @@ from jaxalign.evaluation.task import (
     Task,
 )
 from jaxalign.judging.asking import Usage, ask_all
-from jaxalign.judging.endpoint_model import Endpoint
+from jaxalign.judging.endpoint_model import answering_model
 from jaxalign.judging.judge import Expecting, Judge, JudgeRequest, Verdict
 from jaxalign.judging.make import Function, make_judge
 from jaxalign.judging.store import Store
@@ -98,25 +98,8 @@ def model_of(config: EvalConfig, pictures: NamedPictures) -> Any:
 
       model_of(EvalConfig(tasks=("xstest",), out="o", model="smollm2"), pictures)
     """
-    if config.endpoint.model is not None:
-        return Endpoint(config.endpoint, pictures)
-    # The engine takes a second to import, which an endpoint does not need.
-    from jaxalign.judging.engine_model import EngineModel
-
-    assert config.model is not None
     kept = (run_files.settings_of(Path(config.out)).get("model") or {}).get("dtype")
-    return EngineModel(
-        config.model,
-        pictures,
-        adapter=config.adapter,
-        dtype=config.dtype,
-        kept_dtype=kept,
-        quantize=config.quantize,
-        max_pixels=config.max_pixels,
-        chat_template_kwargs=config.chat_template_kwargs,
-        batch_slots=config.batch_slots,
-        mesh=config.mesh,
-    )
+    return answering_model(config, config.checkpoint, pictures, kept_dtype=kept)
 
 
 def sampling_of(task: Task, question: Question, config: EvalConfig) -> dict[str, Any]:

@@ -179,8 +179,3 @@ class DistillConfig(Distilling):
     def dropped_path(self) -> Path:
         """Where the prompts are that nobody learns from."""
         return Path(f"{self.out}.dropped.jsonl")
-
-    @property
-    def settings_path(self) -> Path:
-        """Where it is said what OUT was made with."""
-        return Path(f"{self.out}.settings.json")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jaxalign import event_loops
 from jaxalign.checkpoints.renderer import open_renderer
 from jaxalign.configs import to_dict
-from jaxalign.data import rows
+from jaxalign.data import rows, shard_files
 from jaxalign.data.images import NamedPictures
 from jaxalign.data.record_images import as_json
 from jaxalign.errors import UserError
@@ -36,7 +36,7 @@ from jaxalign.feedback.lessons import (
 from jaxalign.generation.context import read_contexts
 from jaxalign.judging import make
 from jaxalign.judging.asking import Usage
-from jaxalign.judging.endpoint_model import Endpoint, endpoint_settings
+from jaxalign.judging.endpoint_model import answering_model, endpoint_settings
 from jaxalign.judging.judge import Judge
 from jaxalign.judging.make import Function
 from jaxalign.judging.store import Store
@@ -190,23 +190,9 @@ def teacher_of(config: DistillConfig, pictures: NamedPictures) -> Any:
 
       teacher_of(config, NamedPictures()).settings
     """
-    if config.teacher is None:
-        return Endpoint(config.endpoint, pictures)
-    from jaxalign.judging.engine_model import EngineModel
-
-    kept = (_kept(config) or {}).get("teacher", {}).get("dtype")
-    return EngineModel(
-        config.teacher,
-        pictures,
-        adapter=config.adapter,
-        dtype=config.dtype,
-        kept_dtype=kept,
-        quantize=config.quantize,
-        max_pixels=config.max_pixels,
-        chat_template_kwargs=config.chat_template_kwargs,
-        batch_slots=config.batch_slots,
-        mesh=config.mesh,
-    )
+    kept = shard_files.said_of(Path(config.out)) or {}
+    dtype = kept.get("teacher", {}).get("dtype")
+    return answering_model(config, config.teacher, pictures, kept_dtype=dtype)
 
 
 def teacher_settings(
@@ -228,15 +214,6 @@ def teacher_settings(
     return teacher_of(config, pictures).settings
 
 
-def _kept(config: DistillConfig) -> dict[str, Any] | None:
-    """Return what OUT was begun with, if it was."""
-    try:
-        found = json.loads(config.settings_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _begin(
     config: DistillConfig, teacher: Mapping[str, Any], judge: Mapping[str, Any]
 ) -> None:
@@ -252,20 +229,20 @@ def _begin(
     settings |= {"teacher": dict(teacher), "judge": dict(judge)}
     settings["votes"] = config.judge.votes
     settings = json.loads(json.dumps(settings, default=dict))
-    before, out = _kept(config), Path(config.out)
+    out = Path(config.out)
+    before, path = shard_files.said_of(out), shard_files.settings_of(out)
     if out.exists() and before != settings:
         names = "it was not made by jaxalign distill"
         if before is not None:
-            keys = sorted(before.keys() | settings.keys())
-            changed = [k for k in keys if before.get(k) != settings.get(k)]
+            changed = shard_files.differing(before, settings)
             names = f"it was made with other settings: {', '.join(changed)}"
         raise UserError(
             f"--out {out} is there already: {names}. Give another --out (with --store "
             f"{config.store_path} nothing is asked for twice), or remove {out.name}"
         )
-    with writing(config.settings_path, "nothing was asked for"):
+    with writing(path, "nothing was asked for"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(config.settings_path, json.dumps(settings, indent=2))
+        write_text(path, json.dumps(settings, indent=2))
 
 
 def _write(config: DistillConfig, learnt: Sequence[Learnt]) -> None:

@@ -12,7 +12,12 @@ from jaxalign.judging.judge import JudgeRequest, Verdict
 from jaxalign.judging.make import make_judge
 
 
-__all__ = ["Endpoint", "EndpointConfig", "endpoint_settings"]
+__all__ = [
+    "Endpoint",
+    "EndpointConfig",
+    "answering_model",
+    "endpoint_settings",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,47 @@ def endpoint_settings(config: EndpointConfig) -> dict[str, Any]:
     if config.chat_template_kwargs:
         found["chat_template_kwargs"] = config.chat_template_kwargs
     return found
+
+
+def answering_model(
+    options: Any,
+    checkpoint: str | None,
+    pictures: NamedPictures,
+    *,
+    kept_dtype: str | None = None,
+) -> Any:
+    """Return who answers, in this process or behind an endpoint; nothing is loaded yet.
+
+    Args:
+      options: of a command: ``endpoint``, and for a checkpoint ``adapter``, ``dtype``,
+        ``quantize``, ``max_pixels``, ``chat_template_kwargs``, ``batch_slots`` and
+        ``mesh``.
+      checkpoint: None for the endpoint.
+      pictures: of the prompts.
+      kept_dtype: that earlier answers were made in, where there are some.
+    Raises:
+      UserError: there is no such checkpoint, or the endpoint cannot be.
+    Example::
+
+      answering_model(config, "smollm2", NamedPictures()).settings
+    """
+    if checkpoint is None:
+        return Endpoint(options.endpoint, pictures)
+    # The engine takes a second to import, which an endpoint does not need.
+    from jaxalign.judging.engine_model import EngineModel
+
+    return EngineModel(
+        checkpoint,
+        pictures,
+        adapter=options.adapter,
+        dtype=options.dtype,
+        kept_dtype=kept_dtype,
+        quantize=options.quantize,
+        max_pixels=options.max_pixels,
+        chat_template_kwargs=options.chat_template_kwargs,
+        batch_slots=options.batch_slots,
+        mesh=options.mesh,
+    )
 
 
 class Endpoint:
