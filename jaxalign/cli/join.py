@@ -6,12 +6,11 @@ comes out is what the command makes without ``--shard``.
 """
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxalign.cli import parsing
 from jaxalign.errors import UserError
 
 
@@ -34,15 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "parts", metavar="PART", nargs="+", help="made with --shard i/n"
     )
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            options, strange = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError:
-        raise UserError(_USAGE) from None
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_USAGE) from None
+    options, strange = parsing.parse_words(parser, arguments, _USAGE)
     if strange:
         raise UserError(f"unknown option {strange[0]}: {_USAGE}")
     if any(Path(part).is_dir() for part in options.parts):

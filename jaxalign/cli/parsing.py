@@ -26,6 +26,7 @@ __all__ = [
     "make_parser",
     "parse",
     "parse_with",
+    "parse_words",
     "with_judge",
 ]
 
@@ -181,6 +182,31 @@ def _parse(
     values = parsed.as_dict()
     values.pop("config", None)
     return values
+
+
+def parse_words(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], usage: str
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse a command that takes words rather than options.
+
+    Args:
+      parser: with ``exit_on_error=False``.
+      arguments: of the command.
+      usage: what is expected, for the message.
+    Returns:
+      The words, and what the parser does not know.
+    Raises:
+      UserError: words are missing or too many.
+    """
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        raise UserError(usage) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(usage) from None
 
 
 def add_dry_run(parser: jsonargparse.ArgumentParser) -> None:

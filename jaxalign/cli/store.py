@@ -1,10 +1,9 @@
 """``jaxalign store``: look into a store of judgements, and take them out."""
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 
+from jaxalign.cli import parsing
 from jaxalign.errors import UserError
 
 
@@ -25,15 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     export = commands.add_parser("export", help="write every judgement as JSON Lines")
     export.add_argument("store", help="the --store of jaxalign judge")
     export.add_argument("out", help="file to write")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            options, strange = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError:
-        raise UserError(_USAGE) from None
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_USAGE) from None
+    options, strange = parsing.parse_words(parser, arguments, _USAGE)
     if strange or options.command is None:
         raise UserError(_USAGE)
     with Store(options.store, create=False) as store:

@@ -26,7 +26,6 @@ from jaxalign.judging.estimate import (
 from jaxalign.judging.judge import (
     JudgeRequest,
     Verdict,
-    message_text,
     request_key,
 )
 from jaxalign.judging.make import settings_of
@@ -36,7 +35,6 @@ from jaxalign.judging.store import Store
 __all__ = ["lines_of_run"]
 
 _ANSWER = "An answer of a sentence, as models give them to such questions."
-_TOKENS_AROUND = 4
 
 
 class _Known(NamedTuple):
@@ -58,9 +56,9 @@ class _Known(NamedTuple):
         if key in self.counted:
             return Estimate(1, 0, 1, 0, 0)
         self.counted.add(key)
-        count = token_counter(None).tokens
-        sent = sum(count(message_text(m)) + _TOKENS_AROUND for m in request.messages)
-        return Estimate(1, 0, 0, sent, count(reply), len(request.subject.images))
+        counter, shown = token_counter(None), len(request.subject.images)
+        sent = counter.sent(request.messages)
+        return Estimate(1, 0, 0, sent, counter.tokens(reply), shown)
 
 
 def lines_of_run(config: EvalConfig) -> list[str]:

@@ -93,13 +93,9 @@ def _check_model(tasks: Sequence[Task], config: EvalConfig, given: bool) -> None
 def _check_judge(tasks: Sequence[Task], config: EvalConfig) -> None:
     """Refuse a judge that cannot answer what it is measured by."""
     measured = [task.name for task in tasks if task.measures_judge]
-    if measured and not config.judge.writes:
-        raise UserError(
-            f"{measured[0]} has the judge write what it observes, which judge.name "
-            f"{config.judge.name} does not: use judge.name openai (`jaxalign serve` is "
-            "such an endpoint), a checkpoint in this process (judge.name local, "
-            "judge.method json) or a function of your own (judge.name python)"
-        )
+    if measured:
+        who = f"{measured[0]} has the judge write what it observes"
+        config.judge.check_writes(who)
 
 
 def _beside(

@@ -180,13 +180,9 @@ class RLAIFConfig:
                 "reference of every round: got adapter.name none"
             )
         decomposer, judge = self.decomposer.name, self.judge.name
-        if decomposer in ("claims", "risks") and not self.judge.writes:
-            raise UserError(
-                f"decomposer.name {decomposer} has the judge write texts, which "
-                f"judge.name {judge} does not: use judge.name openai (`jaxalign serve` "
-                "is such an endpoint), a checkpoint in this process (judge.name local, "
-                "judge.method json) or a function of your own (judge.name python)"
-            )
+        if decomposer in ("claims", "risks"):
+            who = f"decomposer.name {decomposer} has the judge write texts"
+            self.judge.check_writes(who)
         if judge == "rules" and decomposer != "hops":
             raise UserError(
                 "judge.name rules compares with accepted answers, which only "

@@ -86,13 +86,7 @@ class DisentangleConfig:
         layouts.check_name(self.layout)
         shards.parse(self.shard)
         judge = self.judge
-        if not judge.writes:
-            raise UserError(
-                "disentangling has the judge write what it observes, which judge.name "
-                f"{judge.name} does not: use judge.name openai (`jaxalign serve` is "
-                "such an endpoint), a checkpoint in this process (judge.name local, "
-                "judge.method json) or a function of your own (judge.name python)"
-            )
+        judge.check_writes("disentangling has the judge write what it observes")
         if judge.aspects is not None:
             raise UserError(
                 "judge.aspects does nothing here, where no segment is scored: leave it "

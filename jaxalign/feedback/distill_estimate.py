@@ -21,15 +21,13 @@ from jaxalign.judging.estimate import (
     lines_of,
     token_counter,
 )
-from jaxalign.judging.judge import JudgeRequest, Verdict, message_text, request_key
+from jaxalign.judging.judge import JudgeRequest, Verdict, request_key
 from jaxalign.judging.store import Store
 
 
 __all__ = ["DistillEstimate", "estimate_distilling", "lines_of_distilling"]
 
 _SENTENCE = "This is one of the sentences that an answer is made of. "
-_AROUND = 4
-"""Tokens that chat formats put around a message."""
 
 
 class DistillEstimate(NamedTuple):
@@ -141,9 +139,7 @@ def _answers(
                 text = answer.text if answer.reason is None else ""
                 yield _FirstAnswer(lesson, text, Estimate(1, 1, 0, 0, 0))
                 continue
-            sent = sum(
-                counter.tokens(message_text(m)) + _AROUND for m in request.messages
-            )
+            sent = counter.sent(request.messages)
             shown = len(request.subject.images)
             took = Estimate(1, 0, 0, sent, config.max_new_tokens, shown)
             yield _FirstAnswer(lesson, assumed, took)

@@ -6,7 +6,6 @@ prompt is answered without the context, and if its row has a ``completion``, tha
 answer and the teacher is not asked.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jaxalign.feedback.disentangle import Observed, PromptRisks
 from jaxalign.generation.completions import Sampling
 from jaxalign.generation.context import (
     observations_text,
-    read_contexts,
+    read_observed,
     with_context,
 )
 from jaxalign.judging.graders import prose_request
@@ -195,11 +194,8 @@ def read_observations(path: str | Path, prompts: Sequence[Prompt]) -> list[Promp
 
       read_observations("observations.jsonl", records.read_prompts("prompts.jsonl"))
     """
-    read_contexts(path, prompts)  # whose lines these are, and that they can be told
-    text = Path(path).read_text(encoding="utf-8-sig").strip()
     found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        row = json.loads(line)
+    for number, row in enumerate(read_observed(path, prompts), 1):
         try:
             seen = tuple(
                 Observed(

@@ -16,7 +16,13 @@ from jaxalign.data.records import Message, Prompt
 from jaxalign.errors import UserError
 
 
-__all__ = ["fingerprint", "observations_text", "read_contexts", "with_context"]
+__all__ = [
+    "fingerprint",
+    "observations_text",
+    "read_contexts",
+    "read_observed",
+    "with_context",
+]
 
 _BEFORE = """\
 Somebody looked at what the user sends and found what may do harm in it:
@@ -45,18 +51,33 @@ def read_contexts(path: str | Path, prompts: Sequence[Prompt]) -> list[str | Non
       ['Answer in one word.']
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--context {path} cannot be read: {error}. Give a text file, or the "
-            "observations that jaxalign disentangle wrote (.jsonl)"
-        ) from None
-    if not text:
-        raise UserError(f"--context {path} is empty: leave it out, or write into it")
-    if path.suffix != ".jsonl":
-        return [text] * len(prompts)
-    lines = text.split("\n")
+    if path.suffix == ".jsonl":
+        return [text for _, text in _observed(path, prompts)]
+    return [_text_of(path)] * len(prompts)
+
+
+def read_observed(
+    path: str | Path, prompts: Sequence[Prompt]
+) -> list[Mapping[str, Any]]:
+    """Read a file of observations, whose lines are these prompts'.
+
+    Args:
+      path: of what ``jaxalign disentangle`` wrote.
+      prompts: of the data, in its order.
+    Raises:
+      UserError: it cannot be read, or belongs to other prompts.
+    Example::
+
+      read_observed("observations.jsonl", prompts)[0]["observations"]
+    """
+    return [row for row, _ in _observed(Path(path), prompts)]
+
+
+def _observed(
+    path: Path, prompts: Sequence[Prompt]
+) -> list[tuple[Mapping[str, Any], str | None]]:
+    """Return the lines of a file of observations, each with its text."""
+    lines = _text_of(path).split("\n")
     if len(lines) != len(prompts):
         raise UserError(
             f"--context {path} has {len(lines)} lines for {len(prompts)} prompts: give "
@@ -66,6 +87,19 @@ def read_contexts(path: str | Path, prompts: Sequence[Prompt]) -> list[str | Non
         _of_line(line, prompt, f"--context {path}:{number}")
         for number, (line, prompt) in enumerate(zip(lines, prompts, strict=True), 1)
     ]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--context {path} cannot be read: {error}. Give a text file, or the "
+            "observations that jaxalign disentangle wrote (.jsonl)"
+        ) from None
+    if not text:
+        raise UserError(f"--context {path} is empty: leave it out, or write into it")
+    return text
 
 
 def observations_text(observations: Sequence[Mapping[str, Any]]) -> str | None:
@@ -126,8 +160,10 @@ def fingerprint(contexts: Sequence[str | None]) -> str:
     return hashlib.sha256(json.dumps(list(contexts)).encode()).hexdigest()
 
 
-def _of_line(line: str, prompt: Prompt, where: str) -> str | None:
-    """Return the text of a line of observations.
+def _of_line(
+    line: str, prompt: Prompt, where: str
+) -> tuple[Mapping[str, Any], str | None]:
+    """Return a line of observations, and its text.
 
     Raises:
       UserError: it is none, or of another prompt.
@@ -150,4 +186,4 @@ def _of_line(line: str, prompt: Prompt, where: str) -> str | None:
             f"{where} is of another prompt than {prompt.where}: give the observations "
             "that jaxalign disentangle made of this very --data"
         )
-    return made
+    return row, made

@@ -255,6 +255,22 @@ class JudgeConfig:
         json = self.name == "local" and self.local_method == "json"
         return json or self.name in ("openai", "python")
 
+    def check_writes(self, who: str) -> None:
+        """Refuse a judge that does not, where somebody has it write.
+
+        Args:
+          who: does, and what is written, for the message.
+        Raises:
+          UserError: :attr:`writes` is false.
+        """
+        if not self.writes:
+            raise UserError(
+                f"{who}, which judge.name {self.name} does not: use judge.name openai "
+                "(`jaxalign serve` is such an endpoint), a checkpoint in this process "
+                "(judge.name local, judge.method json) or a function of your own "
+                "(judge.name python)"
+            )
+
     @property
     def own_wording(self) -> Path | None:
         """The directory of wording of one's own."""

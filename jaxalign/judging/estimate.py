@@ -55,6 +55,16 @@ class TokenCounter(NamedTuple):
     tokens: Callable[[str], int]
     """Of a text."""
 
+    def sent(self, messages: Iterable[Mapping[str, Any]]) -> int:
+        """Count the tokens of a conversation's texts, with what stands around them.
+
+        >>> TokenCounter("words", lambda text: len(text.split())).sent(
+        ...     [{"role": "user", "content": "2 + 2?"}]
+        ... )
+        7
+        """
+        return sum(self.tokens(message_text(one)) + _AROUND for one in messages)
+
 
 class Estimate(NamedTuple):
     """What judging would take; sums, see :func:`estimate`."""
@@ -129,7 +139,7 @@ def estimate(
       (1, 0)
     """
     counter = counter or token_counter(_tokenizer_of(config))
-    messages = functools.lru_cache(maxsize=256)(counter.tokens)
+    counter = counter._replace(tokens=functools.lru_cache(maxsize=256)(counter.tokens))
     found = Estimate(0, 0, 0, 0, 0)
     seen: set[str] = set()
     for some, known in _looked_up(config, requests, store):
@@ -143,10 +153,10 @@ def estimate(
             asked = request.messages
             if config.response_format != "json_schema":
                 asked = prompts.with_schema(asked, request.schema)
-            sent = sum(messages(message_text(m)) + _AROUND for m in asked)
-            reply = json.dumps(assumed_reply(request.schema))
+            sent = counter.sent(asked)
+            reply = counter.tokens(json.dumps(assumed_reply(request.schema)))
             shown = len(request.subject.images)
-            found = found.plus(Estimate(1, 0, 0, sent, messages(reply), shown))
+            found = found.plus(Estimate(1, 0, 0, sent, reply, shown))
     return found
 
 

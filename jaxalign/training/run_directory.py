@@ -172,18 +172,12 @@ def _refuse_difference(
     free: Collection[str],
 ) -> None:
     old, new = _flat(before), _flat(now)
-    moved = [f"{x}: {old[x]} there, {new[x]} now" for x in _MESH if old[x] != new[x]]
-    if moved:
-        progress.say(
-            f"{run} goes on with another mesh ({'; '.join(moved)}): from here on its "
-            "numbers may differ in their last bits from those of a run without the "
-            "change"
-        )
-    changed = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
+    differing = {
+        name: f"{name}: {old.get(name)!r} there, {new.get(name)!r} now"
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name) and name not in free
-    ]
+        if old.get(name) != new.get(name)
+    }
+    changed = [said for name, said in differing.items() if name not in free]
     if changed:
         raise UserError(
             f"{run} holds a run with another config ({'; '.join(changed[:8])}). Use "
@@ -198,6 +192,12 @@ def _refuse_difference(
                 f"the {name} has changed since {run} was begun, so the run cannot go "
                 "on exactly. Restore it, or begin anew with another --out"
             )
+    if moved := [differing[name] for name in _MESH if name in differing]:
+        progress.say(
+            f"{run} goes on with another mesh ({'; '.join(moved)}): from here on its "
+            "numbers may differ in their last bits from those of a run without the "
+            "change"
+        )
 
 
 def _compare_pictures(run: Path, before: str, now: str) -> None:
