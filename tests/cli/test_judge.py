@@ -7,7 +7,6 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from jaxalign.cli.main import main
 from jaxalign.judging.store import Store
 from tests import synthetic
+from tests.judging import stops
 from tests.judging.stub_server import FAILURES, OUTSIDE, Stub, content, serving
 
 
@@ -107,17 +107,6 @@ def behave(question: str, before: int, _: Any) -> str:
     return FAILURES[number // 10 % len(FAILURES)]
 
 
-def limited_to(file_bytes: int | None) -> str:
-    """The command as a program, whose files may not grow beyond this.
-
-    The limit is set by the program itself: `preexec_fn` would fork this process, and
-    JAX, which has threads, warns of that.
-    """
-    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes},) * 2); "
-    first = "" if file_bytes is None else f"import resource; {limit}"
-    return f"{first}from jaxalign.cli.main import main; main()"
-
-
 def test_two_kills_and_a_full_disk_lose_nothing(tmp_path, key) -> None:
     """30 % of the calls fail, in all the ways there are."""
     records = [pair(n) for n in range(80)]
@@ -125,20 +114,15 @@ def test_two_kills_and_a_full_disk_lose_nothing(tmp_path, key) -> None:
     store, out = tmp_path / "store.db", tmp_path / "judged.jsonl"
     printed: list[str] = []
     done: dict[tuple[str, str], int] = {}
-    stops: list[float] = []
+    ends: list[float] = []
 
     def command(limit: int | None = None) -> subprocess.Popen[str]:
         flags = options(data, stub, **{"judge.timeout": 1})
-        return subprocess.Popen(
-            [sys.executable, "-c", limited_to(limit), "judge", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return stops.start("judge", *flags, file_bytes=limit)
 
     def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         texts = process.communicate(timeout=300)
-        stops.append(time.time())
+        ends.append(time.time())
         printed.extend(texts)
         return process.returncode, *texts
 
@@ -183,7 +167,7 @@ def test_two_kills_and_a_full_disk_lose_nothing(tmp_path, key) -> None:
                 assert json.dumps(call.body["messages"][:2]) == question
             for call, following in zip(seen, seen[1:], strict=False):
                 # A new process does not know what the last one was told to wait.
-                stopped = any(call.instant < t < following.instant for t in stops)
+                stopped = any(call.instant < t < following.instant for t in ends)
                 if call.behaviour == "429 after" and not stopped:
                     assert following.instant - call.instant >= 0.99
     assert re.findall(r"\d+", said.splitlines()[-1]) == ["3"]
@@ -300,7 +284,7 @@ def test_an_output_that_does_not_fit_is_not_there(tmp_path, key) -> None:
         other = tmp_path / "other.jsonl"
         flags = options(data, stub, out=other)
         ended = subprocess.run(
-            [sys.executable, "-c", limited_to(100_000), "judge", *flags],
+            stops.program("judge", *flags, file_bytes=100_000),
             capture_output=True,
             text=True,
         )

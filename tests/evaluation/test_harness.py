@@ -3,10 +3,7 @@
 import json
 import math
 import random
-import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from jaxalign.evaluation.config import EvalConfig
 from jaxalign.evaluation.harness import evaluate
 from jaxalign.evaluation.tasks.chinese_simplevqa import CONDITIONS
 from tests.evaluation import vqa_rows
+from tests.judging import stops
 from tests.judging.stub_server import Stub, serving
 
 
@@ -215,16 +213,13 @@ def command(
     stub: Stub, folder: Path, out: Path, file_bytes: int | None = None
 ) -> list[str]:
     """Return the command, of a process that can write files of so many bytes."""
-    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes},) * 2); "
-    first = "" if file_bytes is None else f"import resource; {limit}"
-    code = f"{first}from jaxalign.cli.main import main; main()"
-    return [
-        *(sys.executable, "-c", code, "eval"),
+    flags = [
         *("--tasks", "chinese_simplevqa", "--data_dir", str(folder)),
         *("--out", str(out), "--endpoint.base_url", stub.url, "--endpoint.model", "m"),
         *("--judge.base_url", stub.url, "--judge.model", "judge"),
         *("--judge.key_variable", "JUDGE_KEY", "--endpoint.key_variable", "MODEL_KEY"),
     ]
+    return stops.program("eval", *flags, file_bytes=file_bytes)
 
 
 @pytest.mark.kill
@@ -243,12 +238,12 @@ def test_failures_and_kills_lose_nothing_and_ask_nothing_twice(
     out = tmp_path / "out"
     with serving(behave, 0.05, vqa_rows.say) as stub:
         for share in (0.2, 0.7):
-            process = subprocess.Popen(command(stub, tmp_path, out))
-            while sum(stub.answered.values()) < share * 4 * len(rows):
-                assert process.poll() is None
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            least = share * 4 * len(rows)
+            stops.kill_when(
+                subprocess.Popen(command(stub, tmp_path, out)),
+                lambda least=least: sum(stub.answered.values()) >= least,
+                300,
+            )
         size = (out / "store.db").stat().st_size
         full = subprocess.run(
             command(stub, tmp_path, out, size), capture_output=True, text=True

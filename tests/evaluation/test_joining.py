@@ -4,10 +4,7 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.store import Store
 from tests import synthetic
 from tests.evaluation import vqa_rows
+from tests.judging import stops
 from tests.judging.stub_server import Stub, serving
 
 
@@ -157,13 +155,8 @@ def test_a_killed_part_goes_on_by_the_command_that_join_says(folder) -> None:
             *("--judge.base_url", stub.url, "--judge.model", "judge"),
             *("--endpoint.concurrency", "1"),
         ]
-        command_line = [sys.executable, "-m", "jaxalign.cli.main", *given]
-        with subprocess.Popen(command_line) as process:
-            while sum(stub.answered.values()) < there + 3:
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process = subprocess.Popen(stops.program(*given))
+        stops.kill_when(process, lambda: sum(stub.answered.values()) >= there + 3, 300)
         parts = [first, folder / "p1"]
         with pytest.raises(UserError, match="part 1/2, has not ended") as told:
             join_evaluations(folder / "out", parts)

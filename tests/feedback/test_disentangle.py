@@ -3,11 +3,7 @@
 import base64
 import hashlib
 import json
-import signal
-import sqlite3
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +17,7 @@ from jaxalign.feedback.disentangle_file import DisentangleConfig
 from jaxalign.judging.config import JudgeConfig
 from tests import synthetic, vision_models
 from tests.data.patchers import published
+from tests.judging import stops
 from tests.judging.stub_server import FAILURES, Stub, serving
 
 
@@ -267,16 +264,8 @@ def test_kills_and_a_full_disk_lose_nothing(scene: Scene) -> None:
     synthetic.write_jsonl(scene.data, many)
 
     def command(limit: int | None = None) -> subprocess.Popen[str]:
-        small = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2); "
-        first = "" if limit is None else f"import resource; {small}"
-        code = f"{first}from jaxalign.cli.main import main; main()"
         options = flags(scene, stub, **{"judge.timeout": 1})
-        return subprocess.Popen(
-            [sys.executable, "-c", code, "disentangle", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return stops.start("disentangle", *options, file_bytes=limit)
 
     lost = 0
 
@@ -288,14 +277,10 @@ def test_kills_and_a_full_disk_lose_nothing(scene: Scene) -> None:
 
     with serving(behave, latency=0.01, say=simple) as stub:
         for enough in (15, 90):
-            process = command()
-            deadline = time.monotonic() + 120
-            while sum(stub.answered.values()) < enough:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=60)
-            assert process.returncode == -signal.SIGKILL and not scene.out.exists()
+            stops.kill_when(
+                command(), lambda least=enough: sum(stub.answered.values()) >= least
+            )
+            assert not scene.out.exists()
             check_what_was_lost()
         full = command(limit=4096)
         said = full.communicate(timeout=120)[1]
@@ -318,11 +303,7 @@ def test_kills_and_a_full_disk_lose_nothing(scene: Scene) -> None:
 
 def judged_in(out: Path) -> int:
     """Return how many replies the store has."""
-    connection = sqlite3.connect(f"{out}.store.db")
-    query = "SELECT count(*) FROM verdicts WHERE state = 'judged'"
-    (found,) = connection.execute(query).fetchone()
-    connection.close()
-    return int(found)
+    return stops.replies_in(Path(f"{out}.store.db"))
 
 
 def simple(body: dict[str, Any]) -> str:

@@ -4,11 +4,7 @@ import base64
 import hashlib
 import json
 import re
-import signal
-import sqlite3
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +17,7 @@ from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.endpoint_model import EndpointConfig
 from tests import synthetic
 from tests.data.patchers import published
+from tests.judging import stops
 from tests.judging.stub_server import FAILURES, OUTSIDE, Stub, serving
 
 
@@ -330,17 +327,9 @@ def test_kills_and_a_full_disk_lose_nothing(scene: Scene) -> None:
     synthetic.write_jsonl(scene.data, many)
 
     def command(limit: int | None = None, **more: Any) -> subprocess.Popen[str]:
-        small = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2); "
-        first = "" if limit is None else f"import resource; {small}"
-        code = f"{first}from jaxalign.cli.main import main; main()"
         times = {"judge.timeout": 1, "endpoint.timeout": 1}
         options = flags(scene, stub, **times, **more)
-        return subprocess.Popen(
-            [sys.executable, "-c", code, "distill", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return stops.start("distill", *options, file_bytes=limit)
 
     lost = 0
 
@@ -357,14 +346,12 @@ def test_kills_and_a_full_disk_lose_nothing(scene: Scene) -> None:
         # 12 · 6 passes over words, 12 · 4 over both and 4 over the pictures are 124;
         # then 36 are confirmed, 60 answered and 36 handled.
         for enough in (60, 190):
-            process = command()
-            deadline = time.monotonic() + 240
-            while sum(stub.answered.values()) < enough:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=60)
-            assert process.returncode == -signal.SIGKILL and not scene.out.exists()
+            stops.kill_when(
+                command(),
+                lambda least=enough: sum(stub.answered.values()) >= least,
+                240,
+            )
+            assert not scene.out.exists()
             check_what_was_lost()
         full = command(limit=4096)
         errors = full.communicate(timeout=120)[1]
@@ -387,11 +374,7 @@ def test_kills_and_a_full_disk_lose_nothing(scene: Scene) -> None:
 
 def judged_in(out: Path) -> int:
     """Return how many replies the store has."""
-    connection = sqlite3.connect(f"{out}.store.db")
-    query = "SELECT count(*) FROM verdicts WHERE state = 'judged'"
-    (found,) = connection.execute(query).fetchone()
-    connection.close()
-    return int(found)
+    return stops.replies_in(Path(f"{out}.store.db"))
 
 
 def test_broken_inputs_are_refused_before_anything_is_sent(

@@ -7,11 +7,8 @@ half of the first round's are, and the second round's refuse everything.
 import base64
 import json
 import os
-import signal
-import sqlite3
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +22,7 @@ from jaxalign.data import records
 from tests import synthetic, vision_models
 from tests.data.patchers import published
 from tests.feedback.test_disentangle import behave
+from tests.judging import stops
 from tests.judging.stub_server import Stub, serving
 from tests.pages import Page
 
@@ -210,15 +208,6 @@ def command(setting: Setting, stub: Stub) -> list[str]:
     return ["rlaif", "--config", str(setting.config), *flags]
 
 
-def judged_in(out: Path) -> int:
-    """Return how many replies the store has."""
-    connection = sqlite3.connect(out / "store.db")
-    query = "SELECT count(*) FROM verdicts WHERE state = 'judged'"
-    (found,) = connection.execute(query).fetchone()
-    connection.close()
-    return int(found)
-
-
 def kill_when(
     setting: Setting, stub: Stub, enough: Callable[[], bool]
 ) -> tuple[int, int]:
@@ -230,15 +219,8 @@ def kill_when(
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         text=True,
     )
-    deadline = time.monotonic() + 300
-    while not enough():
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    return sum(stub.answered.values()), judged_in(setting.out)
+    stops.kill_when(process, enough, 300)
+    return sum(stub.answered.values()), stops.replies_in(setting.out / "store.db")
 
 
 def test_a_round_is_accepted_and_one_that_refuses_is_not(
@@ -261,7 +243,7 @@ def test_a_round_is_accepted_and_one_that_refuses_is_not(
         with pytest.raises(SystemExit) as stopped:
             main(command(setting, stub))
         assert not stopped.value.code, capsys.readouterr().err[-2000:]
-        assert sum(stub.answered.values()) - judged_in(out) == lost
+        assert sum(stub.answered.values()) - stops.replies_in(out / "store.db") == lost
         check_what_every_request_shows(setting, stub)
         total = stub.total
         with pytest.raises(SystemExit) as stopped:

@@ -3,10 +3,7 @@
 import json
 import re
 import shlex
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from jaxalign.feedback.judge_file import JudgeFileConfig, judge_file
 from jaxalign.judging.config import JudgeConfig
 from jaxalign.judging.store import Store
 from tests import synthetic
+from tests.judging import stops
 from tests.judging.stub_server import Stub, serving
 
 
@@ -197,13 +195,8 @@ def test_a_killed_part_goes_on_by_the_command_that_join_says(data, tmp_path) -> 
         assert run("judge", *flags(stub, data, made[1], shard="1/2", **more)) == 0
         there = stub.total
         given = flags(stub, data, made[0], shard="0/2", **more)
-        command = [sys.executable, "-m", "jaxalign.cli.main", "judge", *given]
-        with subprocess.Popen(command) as process:
-            while sum(stub.answered.values()) < there + 3:
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process = subprocess.Popen(stops.program("judge", *given))
+        stops.kill_when(process, lambda: sum(stub.answered.values()) >= there + 3, 300)
         out = tmp_path / "out.jsonl"
         with pytest.raises(UserError, match="part 0/2, has 0 of 5 lines") as told:
             join_files(out, made)
